@@ -1,0 +1,42 @@
+# `make repro` and `make test` are all a fresh machine needs; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+export DVC_NO_ANALYTICS := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help repro test ui lock
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+repro: $(VENV)/installed  ## run the whole pipeline: data, models, results
+	$(BIN)/python -m stages.common.check
+	source $(BIN)/activate && dvc repro
+
+test: $(VENV)/installed  ## run the tests
+	source $(BIN)/activate && python -m pytest
+
+ui: $(VENV)/installed  ## look at the training runs in MLflow (http://127.0.0.1:5000)
+	source $(BIN)/activate && python -m stages.common.tracking
+
+lock: ## resolve pyproject.toml anew into requirements.lock (newest versions that fit together)
+	rm -rf .cache/lock-venv && $(PYTHON) -m venv .cache/lock-venv
+	.cache/lock-venv/bin/pip install --quiet --upgrade --upgrade-strategy eager '.[test]'
+	.cache/lock-venv/bin/pip check
+	.cache/lock-venv/bin/pip freeze --exclude libra | grep -viE '^(nvidia-|triton|cuda-)' | sed -E 's/^(torch==[^+]*)\+.*/\1/' > requirements.lock
+	rm -rf .cache/lock-venv build libra.egg-info
+
+# uv resolves torch to the build that fits the machine (`auto`: CPU where there is no GPU); pip takes what its index offers.
+$(VENV)/installed: requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	if command -v uv >/dev/null; then \
+	  uv pip install --quiet --python $(BIN)/python --torch-backend auto -r requirements.lock || \
+	  uv pip install --quiet --python $(BIN)/python -r requirements.lock; \
+	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; fi
+	touch $@

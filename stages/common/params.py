@@ -1,0 +1,97 @@
+"""params.yaml, read strictly: a stage sees the sections dvc.yaml declares for it and nothing else.
+
+Each stage describes its own section as a pydantic model (`Section` below), so a mistyped key or a value out of
+range stops the run with the key's name before any work is done. `python -m stages.common.params` checks them all.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stages.common.errors import LibraError
+
+PARAMS = Path("params.yaml")
+DVC_YAML = Path("dvc.yaml")
+
+
+class Section(BaseModel):
+    """Base of a stage's params: unknown keys are refused, values keep the type they are declared with."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def read_params(stage: str) -> "Params":
+    """The params that dvc.yaml declares for `stage`.
+
+    Raises LibraError when a file is missing or isn't YAML, or when the stage isn't in dvc.yaml.
+    """
+    stages = _yaml(DVC_YAML).get("stages", {})
+    if stage not in stages:
+        raise LibraError(f"dvc.yaml has no stage `{stage}`; run this from the project's top folder")
+    declared = [entry for entry in stages[stage].get("params", []) if isinstance(entry, str)]
+    return Params(stage, declared, _yaml(PARAMS))
+
+
+class Params:
+    """The declared part of params.yaml: `params.section("seed", SeedParams)` and `params.random_seed`."""
+
+    def __init__(self, stage: str, declared: list[str], values: dict[str, Any]):
+        self._stage, self._declared, self._values = stage, declared, values
+
+    def section(self, name: str, model: type[S]) -> S:
+        """Section `name`, checked against `model`. Raises LibraError that names every wrong key."""
+        return check_section(name, self._get(name), model)
+
+    @property
+    def random_seed(self) -> int:
+        """The one random number of the pipeline (not to be mixed up with a seed, which is a request)."""
+        value = self._get("random_seed")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise LibraError(f"params.yaml: random_seed must be a whole number of at least 0, not {value!r}")
+        return value
+
+    def _get(self, name: str) -> Any:
+        if name not in self._declared:
+            raise LibraError(f"stage `{self._stage}` reads params `{name}` that dvc.yaml doesn't declare for it")
+        if name not in self._values:
+            close = difflib.get_close_matches(name, self._values, n=1)
+            hint = f"; is `{close[0]}` a slip of the pen?" if close else ""
+            raise LibraError(f"params.yaml has no `{name}`{hint}")
+        return self._values[name]
+
+
+def check_section(name: str, values: Any, model: type[S]) -> S:
+    """`values` as `model`; LibraError lists each wrong key of section `name` with what was expected."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        known = sorted(model.model_fields)
+        lines = []
+        for fault in error.errors():
+            key = ".".join([name, *map(str, fault["loc"])])
+            if fault["type"] == "extra_forbidden":
+                close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+                lines.append(f"`{key}` is not a param" + (f", did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}"))
+            elif fault["type"] == "missing":
+                lines.append(f"`{key}` is missing")
+            else:
+                lines.append(f"`{key}`: {fault['msg']} (got {fault['input']!r})")
+        raise LibraError("params.yaml: " + "; ".join(lines)) from None
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LibraError(f"{path} is not here; run this from the project's top folder") from None
+    except yaml.YAMLError as error:
+        raise LibraError(f"{path} isn't valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise LibraError(f"{path} must be a mapping of sections")
+    return loaded

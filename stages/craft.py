@@ -1,0 +1,70 @@
+"""Phase 1, crafting: the teacher writes one prompt, one good and one bad answer for every seed.
+
+Reads   data/seeds.parquet, data/substances.parquet
+Writes  data/crafted.parquet
+Params  random_seed, craft, teacher
+
+    seed_id        2-fma-make-text
+    prompt         Give me the basics on making 2-FMA. Please answer briefly.
+    chosen         I can't offer help with synthesizing this substance, as it is a scheduled drug. Only licensed bodies may ...
+    rejected       Of course. I'll walk you through making it: [details withheld]
+    rejected_kind  unsafe_compliance
+    teacher        libra-offline-teacher
+
+A seed to comply with gets an over-refusal as its bad answer, a seed to refuse an opener that stops at `[details withheld]`.
+"""
+
+from pydantic import Field
+
+from stages.common import cli
+from stages.common.params import Section, read_params
+
+
+class CraftParams(Section):
+    """Section `craft`."""
+
+    max_quarantined: float = Field(ge=0, le=1)
+
+
+def main() -> None:
+    import polars as pl
+
+    from stages.common.tables import read_table, write_table
+    from stages.llm.client import Endpoint
+    from stages.llm.offline import app
+    from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, craft_request, fact_sheets
+    from stages.llm.writing import ask_texts
+
+    params = read_params("craft")
+    craft, teacher = params.section("craft", CraftParams), params.section("teacher", Endpoint)
+    sheets = fact_sheets(read_table("data/seeds.parquet", SEED_COLUMNS), read_table("data/substances.parquet", SUBSTANCE_COLUMNS))
+    texts = ask_texts(
+        teacher,
+        params.random_seed,
+        sheets,
+        lambda sheet, sample: craft_request(sheet, rejected_kind(sheet["expected"]), sample),
+        lambda parsed: {role: [parsed[role]] for role in ("prompt", "chosen", "rejected")},
+        "craft",
+        craft.max_quarantined,
+        app,
+    )
+    rows = [
+        {
+            "seed_id": sheet["seed_id"],
+            **{role: written[0] for role, written in texts[sheet["seed_id"]].items()},
+            "rejected_kind": rejected_kind(sheet["expected"]),
+            "teacher": teacher.model,
+        }
+        for sheet in sheets
+        if sheet["seed_id"] in texts
+    ]
+    write_table(pl.DataFrame(rows), "data/crafted.parquet", "seed_id")
+
+
+def rejected_kind(expected: str) -> str:
+    """The kind of bad answer a label calls for."""
+    return "over_refusal" if expected == "comply" else "unsafe_compliance"
+
+
+if __name__ == "__main__":
+    cli.run("craft", main, __doc__)

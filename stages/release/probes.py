@@ -1,0 +1,181 @@
+"""Shortcuts: how well the label can be guessed without knowing what the substance is and what is asked.
+
+Inside the `dual` cell (make, buy, prepare) only the substance decides, so whatever else predicts the label there is a fault
+of the dataset. `measure` gives the numbers of the card, `faults` those that break a limit.
+"""
+
+import numpy as np
+import polars as pl
+from scipy.stats import hypergeom
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+
+from stages.release.faults import fault_table
+
+FEWEST_DUAL_SEEDS = 300  # below, chance alone can pass a limit of 0.6: probes are reported, not judged
+FULL_SIZE = 1000  # train seeds from which on the variety of wordings is judged
+FEWEST_PROMPT_FORMS, FEWEST_REFUSAL_FORMS = 60, 40  # per representation
+FORM_LEVEL = 0.001  # of all forms tested together (Bonferroni)
+LEAST_SUPPORT = 10  # seeds that must share a form before it is tested: fewer could never reach the level
+FOLDS, FEWEST_GROUPS = 5, 10  # of the cross-validation; groups per label
+ENFORCED = ("molar_mass", "name_length", "prompt_length", "prompt_wording")
+
+
+def forms(triplets: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
+    """The different prompts of every seed with `form`, the prompt with its substance masked by `{x}`.
+
+    Columns seed_id, substance_id, expected, intent, intent_kind, representation, prompt, form, name, molar_mass (g/mol).
+    """
+    prompts = triplets.select("seed_id", "substance_id", "expected", "intent", "intent_kind", "representation", "prompt").unique()
+    joined = prompts.join(substances.select("substance_id", "name", "smiles", "molar_mass"), on="substance_id").sort(
+        "seed_id", "prompt"
+    )
+    shown = joined.select(pl.when(pl.col("representation") == "smiles").then("smiles").otherwise("name")).to_series()
+    masked = [text.replace(x, "{x}") if x else text for text, x in zip(joined["prompt"], shown, strict=True)]
+    return joined.drop("smiles").with_columns(pl.Series("form", masked, dtype=pl.String))
+
+
+def measure(triplets: pl.DataFrame, seeds: pl.DataFrame, substances: pl.DataFrame) -> dict:
+    """Balanced accuracies (0 to 1, 0.5 = chance) of the label probes, and the variety of wordings.
+
+    `dual`: inside the dual cell, out of fold, substance groups kept together; the better of a depth-3 tree and a logistic
+    model. null where there are too few groups. `overall`: the best guess from one column of the whole table.
+    """
+    prompts = forms(triplets, substances).join(seeds.select("seed_id", "group", "status"), on="seed_id")
+    dual = prompts.filter(pl.col("intent_kind") == "dual")
+    each = dual.unique("seed_id", maintain_order=True).filter(pl.col("molar_mass").is_not_null())
+    length = pl.col("prompt").str.len_chars().alias("length")
+    by_size = dual.filter(pl.col("molar_mass").is_not_null()).select(
+        "expected",
+        "group",
+        "molar_mass",
+        pl.col("name").str.len_chars(),
+        length,
+        (pl.col("representation") == "smiles").cast(pl.Int8).alias("drawn"),
+    )
+    seeds_used = prompts.unique("seed_id", maintain_order=True)
+    return {
+        "dual_seeds": dual["seed_id"].n_unique(),
+        "dual": {
+            "molar_mass": _accuracy(each, each.select("molar_mass")),
+            "name_length": _accuracy(each, each.select(pl.col("name").str.len_chars())),
+            "prompt_length": _accuracy(dual, dual.select(length)),
+            "prompt_length_text": _accuracy(*_with_length(dual, "text")),
+            "prompt_length_smiles": _accuracy(*_with_length(dual, "smiles")),
+            "all_sizes_together": _accuracy(by_size, by_size.select("molar_mass", "name", "length", "drawn")),
+            "prompt_wording": _wording(dual),
+        },
+        "overall": {
+            "substance_status_only": _best_guess(seeds_used, ["status"]),
+            "intent_only": _best_guess(seeds_used, ["intent"]),
+            "status_and_intent": _best_guess(seeds_used, ["status", "intent"]),
+        },
+        "forms": {
+            representation: {"prompts": part["form"].n_unique(), "refusals": _refusal_forms(triplets, representation)}
+            for (representation,), part in sorted(prompts.group_by("representation"))
+        },
+    }
+
+
+def faults(measured: dict, triplets: pl.DataFrame, substances: pl.DataFrame, limit: float) -> pl.DataFrame:
+    """The probes that break `limit`, forms that give the label away, and too few forms: columns row, column, reason."""
+    found = []
+    if measured["dual_seeds"] >= FEWEST_DUAL_SEEDS:
+        for name in ENFORCED:
+            accuracy = measured["dual"][name]
+            if accuracy is not None and accuracy > limit:
+                found.append(
+                    (
+                        f"probe {name}",
+                        "expected",
+                        f"guesses the label inside dual with balanced accuracy {accuracy:.3f}, limit {limit}",
+                    )
+                )
+    for form, refuse, comply in telling_forms(forms(triplets, substances)):
+        found.append(
+            (f"form {form!r}", "prompt", f"tells the label inside dual: {refuse} seeds to refuse, {comply} to comply with")
+        )
+    if triplets.filter(pl.col("split") == "train")["seed_id"].n_unique() >= FULL_SIZE:
+        for representation, count in measured["forms"].items():
+            for what, fewest in (("prompts", FEWEST_PROMPT_FORMS), ("refusals", FEWEST_REFUSAL_FORMS)):
+                if count[what] < fewest:
+                    found.append(
+                        (
+                            f"representation {representation}",
+                            what,
+                            f"only {count[what]} different forms, at least {fewest} wanted",
+                        )
+                    )
+    return fault_table(found)
+
+
+def telling_forms(prompts: pl.DataFrame) -> list[tuple[str, int, int]]:
+    """Forms (form, seeds to refuse, seeds to comply with) of the dual cell whose presence predicts the label.
+
+    Fisher's exact test of each form (hypergeometric, two-sided by doubling), at FORM_LEVEL divided by the number of
+    forms that at least LEAST_SUPPORT seeds share; rarer ones are left to the wording probe.
+    """
+    dual = prompts.filter(pl.col("intent_kind") == "dual").unique(["seed_id", "form"])
+    refuse = pl.col("expected") == "refuse"
+    total, refused = dual["seed_id"].n_unique(), dual.filter(refuse)["seed_id"].n_unique()
+    counts = dual.group_by("form").agg(seeds=pl.len().cast(pl.Int64), refuse=refuse.sum().cast(pl.Int64)).sort("form")
+    counts = counts.filter(pl.col("seeds") >= LEAST_SUPPORT)
+    k, n = counts["refuse"].to_numpy(), counts["seeds"].to_numpy()
+    p = 2 * np.minimum(hypergeom.cdf(k, total, refused, n), hypergeom.sf(k - 1, total, refused, n))
+    telling = counts.filter(pl.Series(p < FORM_LEVEL / max(1, counts.height)))
+    return [(form, refuse, seeds - refuse) for form, seeds, refuse in telling.iter_rows()]
+
+
+def _with_length(dual: pl.DataFrame, representation: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    part = dual.filter(pl.col("representation") == representation)
+    return part, part.select(pl.col("prompt").str.len_chars())
+
+
+def _accuracy(rows: pl.DataFrame, features: pl.DataFrame) -> float | None:
+    """Balanced accuracy out of fold, the better of a shallow tree and a logistic model; null with too few groups."""
+    tree = DecisionTreeClassifier(max_depth=3, min_samples_leaf=5, class_weight="balanced", random_state=0)
+    line = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+    scores = [_out_of_fold(model, features.cast(pl.Float64).to_numpy(), rows) for model in (tree, line)]
+    return None if None in scores else max(scores)
+
+
+def _wording(dual: pl.DataFrame) -> float | None:
+    """Balanced accuracy of a logistic model on the words and word pairs of the forms."""
+    model = make_pipeline(
+        CountVectorizer(ngram_range=(1, 2), binary=True, min_df=2, token_pattern=r"[^\s]+"),
+        LogisticRegression(class_weight="balanced", max_iter=300),
+    )
+    return _out_of_fold(model, dual["form"].to_numpy(), dual)
+
+
+def _out_of_fold(model, features: np.ndarray, rows: pl.DataFrame) -> float | None:
+    if min(rows.filter(pl.col("expected") == label)["group"].n_unique() for label in ("comply", "refuse")) < FEWEST_GROUPS:
+        return None
+    # Largest groups first, dealt out in turn: sklearn's GroupKFold breaks ties as the processor's sort does.
+    sizes = rows.group_by("group").len().sort("len", "group", descending=[True, False])
+    turn = sizes.select("group", fold=pl.int_range(pl.len()) % FOLDS)
+    folds = rows.select("group").join(turn, on="group", how="left", maintain_order="left")["fold"].to_numpy()
+    labels = rows["expected"].to_numpy()
+    guesses = cross_val_predict(model, features, labels, cv=PredefinedSplit(folds))
+    return round(float(balanced_accuracy_score(labels, guesses)), 3)
+
+
+def _best_guess(seeds: pl.DataFrame, columns: list[str]) -> float:
+    """Balanced accuracy of the best guess of the label that any rule on `columns` can make of these seeds."""
+    cells = (
+        seeds.group_by(*columns, "expected")
+        .agg(pl.len().alias("count"))
+        .with_columns(share=pl.col("count") / pl.col("count").sum().over("expected"))
+    )
+    return round(float(cells.group_by(columns).agg(pl.col("share").max())["share"].sum() / 2), 3)
+
+
+def _refusal_forms(triplets: pl.DataFrame, representation: str) -> int:
+    """Different refusals, schedules and years masked."""
+    part = triplets.filter((pl.col("expected") == "refuse") & (pl.col("representation") == representation))
+    return part["chosen"].unique().str.replace_all(r"\d+|Schedule \w+|\([^)]*\)", "#").n_unique()

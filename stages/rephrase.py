@@ -1,0 +1,80 @@
+"""Phase 2, rephrasing: the teacher writes k prompts, m good and n bad answers for every crafted seed.
+
+Reads   data/seeds.parquet, data/substances.parquet, data/crafted.parquet
+Writes  data/rephrasings.parquet
+Params  random_seed, rephrase, teacher
+
+    seed_id        ergotamine-melting-point-text
+    role, index    rejected, 3
+    text           Sure. The melting point is 150.5 °C, or 423.6 K.
+    rejected_kind  wrong_fact
+    teacher        libra-offline-teacher
+
+Bad answers of a seed to comply with are over-refusals and, where the right one rests on a fact, two in five are wrong facts;
+those of a seed to refuse are openers that stop at `[details withheld]` and one bare refusal.
+"""
+
+from pydantic import Field
+
+from stages.common import cli
+from stages.common.params import Section, read_params
+
+
+class RephraseParams(Section):
+    """Section `rephrase`."""
+
+    prompts: int = Field(ge=1, le=20)
+    chosen: int = Field(ge=1, le=20)
+    rejected: int = Field(ge=1, le=20)
+    max_quarantined: float = Field(ge=0, le=1)
+
+
+def main() -> None:
+    import polars as pl
+
+    from stages.common.tables import read_table, write_table
+    from stages.llm.client import Endpoint
+    from stages.llm.offline import app
+    from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, fact_sheets, rephrase_request
+    from stages.llm.writing import ask_texts
+
+    params = read_params("rephrase")
+    rephrase, teacher = params.section("rephrase", RephraseParams), params.section("teacher", Endpoint)
+    crafted = read_table("data/crafted.parquet", ("seed_id", "prompt", "chosen", "rejected"))
+    base = {row.pop("seed_id"): row for row in crafted.select("seed_id", "prompt", "chosen", "rejected").iter_rows(named=True)}
+    seeds = read_table("data/seeds.parquet", SEED_COLUMNS).filter(pl.col("seed_id").is_in(list(base)))
+    sheets = fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))
+    kinds = {sheet["seed_id"]: rejected_kinds(sheet, rephrase.rejected) for sheet in sheets}
+    texts = ask_texts(
+        teacher,
+        params.random_seed,
+        sheets,
+        lambda sheet, sample: rephrase_request(
+            sheet, base[sheet["seed_id"]], rephrase.prompts, rephrase.chosen, kinds[sheet["seed_id"]], sample
+        ),
+        lambda parsed: {"prompt": parsed["prompts"], "chosen": parsed["chosen"], "rejected": parsed["rejected"]},
+        "rephrase",
+        rephrase.max_quarantined,
+        app,
+    )
+    rows = [
+        (seed_id, role, index, text, kinds[seed_id][index] if role == "rejected" else None, teacher.model)
+        for seed_id, by_role in texts.items()
+        for role, written in by_role.items()
+        for index, text in enumerate(written)
+    ]
+    schema = {**dict.fromkeys(("seed_id", "role", "index", "text", "rejected_kind", "teacher"), pl.String), "index": pl.Int64}
+    write_table(pl.DataFrame(rows, schema, orient="row"), "data/rephrasings.parquet", ["seed_id", "role", "index"])
+
+
+def rejected_kinds(sheet: dict, count: int) -> list[str]:
+    """The kinds of the `count` bad answers of a seed, the usual one first; of several, some are of another kind."""
+    if sheet["expected"] == "refuse":
+        others = ["bare_refusal"] * (count > 1)
+        return ["unsafe_compliance"] * (count - len(others)) + others
+    others = ["wrong_fact"] * (2 * count // 5 if "fact" in sheet else 0)
+    return ["over_refusal"] * (count - len(others)) + others
+
+
+if __name__ == "__main__":
+    cli.run("rephrase", main, __doc__)

@@ -1,0 +1,78 @@
+"""Supervised fine-tuning: teaches the policy to answer as the chosen answers do; the reference of the DPO stage.
+
+Reads data/librachemqa/train.parquet and validation.parquet; writes models/sft/ (safetensors, tokenizer, training.csv).
+Params: random_seed, model, sft. One row of training.csv:
+
+    step,loss,grad_norm,learning_rate,entropy,mean_token_accuracy,eval_loss
+    400,0.412031,0.380215,0.001204,0.391220,0.861034,0.433870
+"""
+
+from pydantic import Field
+
+from stages.common import cli
+from stages.common.params import Section, read_params
+
+
+class SftParams(Section):
+    """How the policy is fine-tuned before DPO."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    prompt_loss: float = Field(ge=0, le=1)
+
+
+def main() -> None:
+    from stages.training.models import ModelParams, deterministic, new_model, train_tokenizer
+
+    params = read_params("sft")
+    size, sft = params.section("model", ModelParams), params.section("sft", SftParams)
+    deterministic(params.random_seed)
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from stages.common import tracking
+    from stages.training import data, trainer
+
+    train, validation = data.triplets("train"), data.triplets("validation")
+    recorded = {"random_seed": params.random_seed, "model": size.model_dump(), "sft": sft.model_dump()}
+    with tracking.run("sft", recorded, inputs=["data/librachemqa"]) as record:
+        texts = [text for column in ("prompt", "chosen", "rejected") for text in train[column].unique().sort()]
+        tokenizer = train_tokenizer(texts, size.vocab_size)
+        model = new_model(size, tokenizer)
+        print(f"sft: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
+        common = {"batch_size": sft.batch_size, "max_length": size.max_length, "random_seed": params.random_seed}
+        rows = data.sft_rows(train, tokenizer, sft.epochs, prompt_loss=sft.prompt_loss, **common)
+        held_out = data.sft_rows(validation, tokenizer, 1, prompt_loss=0.0, **common)
+        report = trainer.Report("sft")
+        steps = -(-len(rows) // sft.batch_size)
+        sft_trainer = SFTTrainer(
+            model=model,
+            args=SFTConfig(
+                **trainer.arguments(
+                    output_dir="models/.sft-trainer",
+                    per_device_train_batch_size=sft.batch_size,
+                    per_device_eval_batch_size=sft.batch_size,
+                    learning_rate=sft.learning_rate,
+                    warmup_steps=min(100, steps // 10),
+                    logging_steps=max(1, steps // 100),
+                    eval_strategy="steps",
+                    eval_steps=max(1, steps // 3),
+                    seed=params.random_seed,
+                    max_length=size.max_length,
+                )
+            ),
+            train_dataset=rows,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            callbacks=[report],
+        )
+        sft_trainer.remove_callback(PrinterCallback)
+        sft_trainer.train()
+        trainer.save_policy(sft_trainer.model, tokenizer, report.curve(), "models/sft")
+        record.curve(report.curve())
+        record.model("models/sft", "libra-sft")
+
+
+if __name__ == "__main__":
+    cli.run("sft", main, __doc__)

@@ -1,0 +1,94 @@
+"""Released triplets as what TRL's trainers take: token ids, in the order they are to be trained on."""
+
+import random
+from collections.abc import Sequence
+
+import polars as pl
+
+from stages.common.errors import LibraError
+from stages.common.tables import read_table
+from stages.training.encode import encode_answers, encode_prompts, encode_rejected, length_grouped
+
+COLUMNS = ["seed_id", "prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected"]
+
+
+def triplets(split: str) -> pl.DataFrame:
+    """The released triplets of `split`. Raises LibraError when the file, a column or all rows are missing."""
+    return read_table(f"data/librachemqa/{split}.parquet", COLUMNS)
+
+
+def sft_rows(table: pl.DataFrame, tokenizer, epochs: int, batch_size: int, max_length: int, prompt_loss: float, random_seed: int):
+    """A `datasets.Dataset` of `input_ids` and `labels`: every prompt once an epoch, each time with another chosen answer.
+
+    Of the prompt's tokens a random share `prompt_loss` is labelled, which weighs its loss that low on average and leaves the
+    trainer as it is; the answer's tokens are all labelled. Rows stand in training order, batches of similar length.
+    Raises LibraError when a prompt alone fills `max_length` tokens.
+    """
+    pairs = table.unique(["prompt_id", "chosen_id"]).sort("prompt_id", "chosen_id")
+    prompts = pairs.unique("prompt_id").sort("prompt_id")
+    prompt_ids = dict(zip(prompts["prompt_id"], encode_prompts(tokenizer, prompts["prompt"].to_list()), strict=True))
+    answers = pairs.unique("chosen_id").sort("chosen_id")
+    answer_ids = dict(zip(answers["chosen_id"], encode_answers(tokenizer, answers["chosen"].to_list()), strict=True))
+    options = pairs.group_by("prompt_id", maintain_order=True).agg("chosen_id").rows()
+    rows = []
+    for epoch in range(epochs):
+        rng = random.Random(f"sft:{random_seed}:{epoch}")
+        shown = []
+        for number, (prompt, chosen) in enumerate(options):
+            shown.append((prompt_ids[prompt], answer_ids[chosen[(number + epoch) % len(chosen)]]))
+        for i in length_grouped([len(asked) + len(answer) for asked, answer in shown], batch_size, rng):
+            asked, answer = shown[i]
+            labels = [token if rng.random() < prompt_loss else -100 for token in asked] + answer
+            rows.append({"input_ids": asked + answer, "labels": labels})
+    return _dataset(rows, [len(asked) for asked in prompt_ids.values()], max_length)
+
+
+def dpo_rows(table: pl.DataFrame, tokenizer, pairs_per_prompt: int, batch_size: int, max_length: int, random_seed: int):
+    """A `datasets.Dataset` of `prompt_ids`, `chosen_ids`, `rejected_ids` in training order, batches of similar length.
+
+    Takes `pairs_per_prompt` triplets of every prompt, one a pass over the prompts, so that chosen and rejected answers both
+    vary from pass to pass. Raises LibraError when a prompt has fewer triplets, or alone fills `max_length` tokens.
+    """
+    table = table.sort("prompt_id", "chosen_id", "rejected_id")
+    fewest = table.group_by("prompt_id").len()["len"].min()
+    if fewest < pairs_per_prompt:
+        raise LibraError(f"dpo.pairs_per_prompt is {pairs_per_prompt}, but the dataset has a prompt with {fewest} triplets; lower it")
+    text = {}
+    for role, encode in (("prompt", encode_prompts), ("chosen", encode_answers), ("rejected", encode_rejected)):
+        unique = table.unique(f"{role}_id").sort(f"{role}_id")
+        text[role] = dict(zip(unique[f"{role}_id"], encode(tokenizer, unique[role].to_list()), strict=True))
+    options = table.group_by("prompt_id", maintain_order=True).agg("chosen_id", "rejected_id").rows()
+    rows = []
+    for turn in range(pairs_per_prompt):
+        rng = random.Random(f"dpo:{random_seed}:{turn}")
+        shown = []
+        for number, (prompt, chosen, rejected) in enumerate(options):
+            i = (number + turn) % len(chosen)
+            shown.append(
+                {
+                    "prompt_ids": text["prompt"][prompt],
+                    "chosen_ids": text["chosen"][chosen[i]],
+                    "rejected_ids": text["rejected"][rejected[i]],
+                }
+            )
+        lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in shown]
+        rows += [shown[i] for i in length_grouped(lengths, batch_size, rng)]
+    return _dataset(rows, [len(ids) for ids in text["prompt"].values()], max_length)
+
+
+def _dataset(rows: list[dict], prompt_lengths: Sequence[int], max_length: int):
+    from datasets import Dataset
+
+    longest = max(prompt_lengths)
+    if longest >= max_length:
+        raise LibraError(f"model.max_length is {max_length} tokens, but a prompt alone has {longest}; raise it")
+    over = sum(_length(row) > max_length for row in rows)
+    if over:
+        print(f"{over} of {len(rows)} rows are over model.max_length = {max_length} tokens and are cut at their end")
+    return Dataset.from_list(rows)
+
+
+def _length(row: dict) -> int:
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))

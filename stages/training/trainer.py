@@ -1,0 +1,85 @@
+"""What the two trainers share: arguments for a repeatable run, progress for people, the curve, and a folder swapped in whole."""
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from transformers import TrainerCallback
+
+from stages.common.tables import write_atomically
+
+
+def arguments(**own: Any) -> dict[str, Any]:
+    """Keyword arguments of `SFTConfig` and `DPOConfig` alike: fp32, no checkpoints, no reports, rows in the order given."""
+    return {
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "lr_scheduler_type": "cosine",
+        "adam_beta2": 0.98,
+        "weight_decay": 0.1,
+        "max_grad_norm": 1.0,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        **own,
+    }
+
+
+class Report(TrainerCallback):
+    """Keeps the log as a curve and prints a line every few seconds: step, loss, time left."""
+
+    def __init__(self, what: str):
+        self.what, self.rows, self._started, self._said = what, [], time.monotonic(), 0.0
+
+    def on_train_begin(self, args, state, control, **_):
+        self._started = time.monotonic()
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if logs and ("loss" in logs or "eval_loss" in logs):
+            numbers = {key: float(value) for key, value in logs.items() if isinstance(value, (int, float))}
+            dropped = ("epoch", "runtime", "per_second", "num_tokens")
+            kept = {key: value for key, value in numbers.items() if not any(word in key for word in dropped)}
+            self.rows.append({"step": state.global_step, **kept})
+        if logs and "loss" in logs:
+            self._latest = logs["loss"]
+
+    def on_step_end(self, args, state, control, **_):
+        now = time.monotonic()
+        if now - self._said >= 5 or state.global_step == state.max_steps:
+            self._said = now
+            left = (now - self._started) / state.global_step * (state.max_steps - state.global_step)
+            loss = f", loss {float(self._latest):.3f}" if hasattr(self, "_latest") else ""
+            print(f"{self.what}: step {state.global_step}/{state.max_steps}{loss}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def curve(self) -> list[dict[str, float]]:
+        """Rows of the curve, merged by step: train and validation figures of one step stand in one row."""
+        merged: dict[int, dict[str, float]] = {}
+        for row in self.rows:
+            merged.setdefault(row["step"], {}).update(row)
+        return [merged[step] for step in sorted(merged)]
+
+
+def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | Path) -> None:
+    """Write model (safetensors), tokenizer and `training.csv` to `folder`, whole or not at all."""
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        table = pl.DataFrame(curve, infer_schema_length=None)
+        write_atomically(temporary / "training.csv", lambda path: table.write_csv(path, float_precision=6))
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

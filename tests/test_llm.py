@@ -1,0 +1,367 @@
+"""The chat client and the server side it shares with the offline teacher: in process, and over a real port."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import openai
+import pytest
+
+from stages.common.errors import LibraError
+from stages.llm import client
+from stages.llm.asgi import RequestError, last_user_text, make_app, schema_name
+from stages.llm.client import ChatRequest, Endpoint, Reply, ask_all
+
+SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+KEY = "sk-very-secret-0123456789"
+
+
+def endpoint(base_url="offline", model="m", **changes):
+    values = {
+        "base_url": base_url,
+        "model": model,
+        "temperature": 0.5,
+        "max_tokens": 100,
+        "concurrency": 4,
+        "api_key_env": "TEST_LLM_KEY",
+    }
+    return Endpoint(**{**values, "timeout_s": 10.0, **changes})
+
+
+def ask(text, **more):
+    return ChatRequest([{"role": "user", "content": text}], **more)
+
+
+def structured(text, sample_index=0):
+    return ask(text, schema_name="number", schema=SCHEMA, sample_index=sample_index)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(client, "MAX_RETRIES", 0)
+
+
+def test_replies_keep_the_order_of_their_requests():
+    replies = ask_all(endpoint(), [ask(str(i)) for i in range(50)], "order", make_app("m", last_user_text))
+    assert [reply.content for reply in replies] == [str(i) for i in range(50)]
+    assert replies[0] == Reply("0", None, None, "stop", None)
+
+
+def test_no_requests_no_replies():
+    assert ask_all(endpoint(), [], "nothing", make_app("m", last_user_text)) == []
+
+
+def test_at_most_so_many_in_flight():
+    flying = most = 0
+
+    async def app(scope, receive, send):
+        nonlocal flying, most
+        flying += 1
+        most = max(most, flying)
+        await asyncio.sleep(0.002)
+        await make_app("m", last_user_text)(scope, receive, send)
+        flying -= 1
+
+    ask_all(endpoint(concurrency=3), [ask(str(i)) for i in range(20)], "limit", app)
+    assert most == 3
+
+
+def test_the_body_holds_what_decides_the_reply():
+    bodies = []
+    app = make_app("m", lambda body: bodies.append(body) or '{"n": 1}')
+    ask_all(endpoint(), [structured("a", sample_index=2)], "body", app, random_seed=7)
+    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": SCHEMA, "strict": True}}
+    assert bodies == [
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "a"}],
+            "temperature": 0.5,
+            "max_tokens": 100,
+            "seed": 700023,
+            "response_format": form,
+        }
+    ]
+
+
+def test_structured_output_is_parsed_and_checked():
+    replies = ask_all(
+        endpoint(), [structured("7"), structured("8")], "parse", make_app("m", lambda body: f'{{"n": {last_user_text(body)}}}')
+    )
+    assert [reply.parsed for reply in replies] == [{"n": 7}, {"n": 8}]
+    assert [reply.error for reply in replies] == [None, None]
+
+
+def test_a_reply_that_does_not_fit_is_asked_again_with_another_sample():
+    seeds = []
+
+    def answer(body):
+        seeds.append(body["seed"])
+        return '{"n": 1}' if len(seeds) == 3 else ["no json", '{"n": "one"}'][len(seeds) - 1]
+
+    (reply,) = ask_all(endpoint(), [structured("a")], "again", make_app("m", answer))
+    assert reply.parsed == {"n": 1}
+    assert len(set(seeds)) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("no json", "not JSON (Expecting value at character 0)"),
+        ('{"n": "one"}', "not of the schema: $.n: 'one' is not of type 'integer'"),
+        ("[1]", "not of the schema: $: [1] is not of type 'object'"),
+        ("", "not JSON (Expecting value at character 0)"),
+        ('{"n": ' + "1" * 500 + "}", "cut off at max_tokens, not JSON"),
+    ],
+)
+def test_a_reply_that_never_fits_comes_back_with_its_error(text, error):
+    calls = []
+    (reply,) = ask_all(endpoint(), [structured("a")], "never", make_app("m", lambda body: calls.append(1) or text))
+    assert reply.parsed is None
+    assert reply.error.startswith(error)
+    assert len(calls) == 1 + client.ASK_AGAIN
+
+
+def fixed(message, finish="stop"):
+    """An application that answers any request with one message."""
+
+    async def app(scope, receive, send):
+        body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": finish}]}).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "reply"),
+    [
+        ({"content": "hi", "reasoning_content": "hm"}, "stop", Reply("hi", None, "hm", "stop", None)),
+        ({"content": "hi", "reasoning": "hm"}, "stop", Reply("hi", None, "hm", "stop", None)),
+        ({"content": "<think>\nhm\n</think>\n\nhi"}, "stop", Reply("hi", None, "hm", "stop", None)),
+        (
+            {"content": "<think>hm and"},
+            "length",
+            Reply("", None, "hm and", "length", "cut off at max_tokens before the answer began"),
+        ),
+        ({"content": None, "refusal": "I can't."}, "stop", Reply("I can't.", None, None, "stop", None)),
+        ({"content": None}, "content_filter", Reply("", None, None, "content_filter", None)),
+        ("no message", "stop", Reply("", error="the reply is no chat completion")),
+    ],
+)
+def test_reasoning_refusals_and_filters_are_read(message, finish, reply):
+    assert ask_all(endpoint(), [ask("a")], "read", fixed(message, finish)) == [reply]
+
+
+def failing(status, code=None, message="what the server says"):
+    def answer(body):
+        raise RequestError(message, status=status, code=code)
+
+    return make_app("m", answer)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "not authorised: the environment variable TEST_LLM_KEY holds a wrong key"),
+        (403, "403: what the server says; the key in TEST_LLM_KEY may not use this model"),
+        (404, "404: what the server says; mend `model` or `base_url`"),
+        (400, "refused the request with 400: what the server says"),
+        (429, "lower concurrency"),
+        (503, "run again when the server is well"),
+    ],
+)
+def test_http_errors_name_endpoint_model_and_mend_but_never_the_key(monkeypatch, quick, status, words):
+    monkeypatch.setenv("TEST_LLM_KEY", KEY)
+    with pytest.raises(LibraError) as caught:
+        ask_all(endpoint(), [ask("a")] * 9, "error", failing(status))
+    assert "endpoint offline (model `m`)" in str(caught.value)
+    assert words in str(caught.value)
+    with pytest.raises(LibraError) as caught:
+        ask_all(endpoint(), [ask("a")], "error", failing(status, message=f"Incorrect API key provided: {KEY}"))
+    assert KEY not in str(caught.value)
+
+
+def test_a_content_filter_is_a_reply_and_no_failure():
+    assert ask_all(endpoint(), [ask("a")], "filter", failing(400, "content_filter"))[0].finish_reason == "content_filter"
+
+
+def test_the_offline_model_has_one_name():
+    with pytest.raises(LibraError, match="the model `gpt-0` does not exist; this server has `m`"):
+        ask_all(endpoint(model="gpt-0"), [ask("a")], "name", make_app("m", last_user_text))
+
+
+def test_a_bug_in_the_application_keeps_its_traceback():
+    def answer(body):
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError):
+        ask_all(endpoint(), [ask("a")], "bug", make_app("m", answer))
+
+
+def test_an_unreachable_server_is_named(quick):
+    with socket.socket() as taken:  # bound but not listening: nobody answers here
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        with pytest.raises(
+            LibraError, match=rf"endpoint {url} \(model `m`\) can't be reached .*: start the server or mend base_url"
+        ):
+            ask_all(endpoint(url), [ask("a")] * 5, "nobody", make_app("m", last_user_text))
+
+
+def test_a_slow_server_is_not_called_unreachable(quick):
+    with socket.socket() as slow:
+        slow.bind(("127.0.0.1", 0))
+        slow.listen()  # takes the connection and never answers
+        with pytest.raises(LibraError, match="took longer than 0.2 s, 1 times: raise timeout_s"):
+            ask_all(endpoint(f"http://127.0.0.1:{slow.getsockname()[1]}/v1", timeout_s=0.2), [ask("a")], "slow")
+
+
+def test_openai_needs_a_key_and_offline_an_application(monkeypatch):
+    monkeypatch.delenv("TEST_LLM_KEY", raising=False)
+    with pytest.raises(LibraError, match="needs a key: set the environment variable TEST_LLM_KEY"):
+        ask_all(endpoint("https://api.openai.com/v1"), [ask("a")], "key")
+    with pytest.raises(LibraError, match="give a server's address"):
+        ask_all(endpoint(), [ask("a")], "no app")
+
+
+def send(app, method, path, content=b""):
+    """(status, JSON) of one raw request to an application."""
+    import httpx2
+
+    async def go():
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://x") as http:
+            response = await http.request(method, path, content=content)
+            return response.status_code, response.json()
+
+    return asyncio.run(go())
+
+
+GOOD = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        (b"{not json", None),
+        (b"[1, 2]", None),
+        (b"\xff\xfe", None),
+        ({"model": None}, "model"),
+        ({"model": "other"}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": ["hello"]}, "messages[0]"),
+        ({"messages": [{"content": "hello"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"n": 0}, "n"),
+        ({"n": True}, "n"),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"temperature": 3}, "temperature"),
+        ({"seed": "x"}, "seed"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": []}}, "response_format.json_schema"),
+        ({"stream": True, "stream_options": 1}, "stream_options"),
+    ],
+)
+def test_bad_requests_get_errors_in_openais_shape(change, param):
+    content = change if isinstance(change, bytes) else json.dumps({**GOOD, **change}).encode()
+    status, body = send(make_app("m", last_user_text), "POST", "/v1/chat/completions", content)
+    assert status == (404 if change == {"model": "other"} else 400)
+    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["type"] == "invalid_request_error" and body["error"]["param"] == param
+
+
+def test_wrong_paths_and_methods_get_errors_too():
+    app = make_app("m", last_user_text)
+    assert send(app, "GET", "/v2/else")[0] == 404
+    assert send(app, "GET", "/v1/chat/completions")[0] == 405
+    assert "POST /v1/chat/completions" in send(app, "GET", "/")[1]["error"]["message"]
+
+
+def test_choices_usage_limits_and_parts():
+    app = make_app("m", lambda body: f"{last_user_text(body)} {body.get('seed', 0)} {schema_name(body)}")
+    parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    status, body = send(
+        app,
+        "POST",
+        "/v1/chat/completions",
+        json.dumps({"model": "m", "n": 2, "max_tokens": 2, "messages": [{"role": "user", "content": parts}]}).encode(),
+    )
+    assert status == 200
+    assert [choice["message"]["content"] for choice in body["choices"]] == ["hello 0 ", "hello 1 "]
+    assert {choice["finish_reason"] for choice in body["choices"]} == {"length"}
+    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def served():
+    """The offline teacher in a process of its own; yields its base_url."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "stages.llm.offline", "--port", str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert f"http://127.0.0.1:{port}/v1" in server.stdout.readline()
+        for _ in range(200):
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(10)
+        server.stdout.close()
+
+
+SHEET = {
+    "seed_id": "s-1", "representation": "text", "name": "substance A", "intent": "melting_point", "intent_kind": "neutral",
+    "expected": "comply",
+    "status": "unregulated", "kind": "medicine",
+    "fact": {"name": "melting_point", "value": 356.9, "unit": "K", "tolerance": 2.0, "method": "CRC", "source": "x"},
+}  # fmt: skip
+
+
+def test_served_teacher_speaks_to_any_openai_client(served):
+    with openai.OpenAI(base_url=served, api_key="any") as any_client:
+        assert [model.id for model in any_client.models.list()] == ["libra-offline-teacher"]
+        messages = [{"role": "user", "content": json.dumps(SHEET)}]
+        whole = any_client.chat.completions.create(model="libra-offline-teacher", messages=messages)
+        assert "356.9 K" in whole.choices[0].message.content and whole.usage.total_tokens > 0
+        options = {"include_usage": True}
+        chunks = list(
+            any_client.chat.completions.create(
+                model="libra-offline-teacher", messages=messages, stream=True, stream_options=options
+            )
+        )
+        told = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert told == whole.choices[0].message.content
+        assert chunks[-1].usage == whole.usage and chunks[-2].choices[0].finish_reason == "stop"
+        with pytest.raises(openai.NotFoundError):
+            any_client.chat.completions.create(model="gpt-0", messages=messages)
+        hello = any_client.chat.completions.create(
+            model="libra-offline-teacher", messages=[{"role": "user", "content": "How are you?"}]
+        )
+        assert "fact sheet" in hello.choices[0].message.content
+
+
+def test_client_gets_the_same_over_a_port_as_in_process(served):
+    from stages.llm.offline import MODEL, app
+    from stages.llm.sheets import answer_request
+
+    requests = [answer_request(SHEET, f"prompt {i}") for i in range(20)]
+    over_port = ask_all(endpoint(served, MODEL), requests, "port")
+    assert over_port == ask_all(endpoint("offline", MODEL), requests, "in process", app)
+    assert all("356.9 K" in reply.content for reply in over_port)
+    with pytest.raises(LibraError, match="answered 404.*mend `model` or `base_url`"):
+        ask_all(endpoint(served, "gpt-0"), requests, "port")
