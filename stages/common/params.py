@@ -5,6 +5,7 @@ range stops the run with the key's name before any work is done. `python -m stag
 """
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,11 +32,11 @@ def read_params(stage: str) -> "Params":
 
     Raises LibraError when a file is missing or isn't YAML, or when the stage isn't in dvc.yaml.
     """
-    stages = _yaml(DVC_YAML).get("stages", {})
+    stages = read_yaml(DVC_YAML).get("stages", {})
     if stage not in stages:
         raise LibraError(f"dvc.yaml has no stage `{stage}`; run this from the project's top folder")
     declared = [entry for entry in stages[stage].get("params", []) if isinstance(entry, str)]
-    return Params(stage, declared, _yaml(PARAMS))
+    return Params(stage, declared, read_yaml(PARAMS))
 
 
 class Params:
@@ -51,18 +52,13 @@ class Params:
     @property
     def random_seed(self) -> int:
         """The one random number of the pipeline (not to be mixed up with a seed, which is a request)."""
-        value = self._get("random_seed")
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise LibraError(f"params.yaml: random_seed must be a whole number of at least 0, not {value!r}")
-        return value
+        return check_random_seed(self._get("random_seed"))
 
     def _get(self, name: str) -> Any:
         if name not in self._declared:
             raise LibraError(f"stage `{self._stage}` reads params `{name}` that dvc.yaml doesn't declare for it")
         if name not in self._values:
-            close = difflib.get_close_matches(name, self._values, n=1)
-            hint = f"; is `{close[0]}` a slip of the pen?" if close else ""
-            raise LibraError(f"params.yaml has no `{name}`{hint}")
+            raise LibraError(f"params.yaml has no `{name}`{did_you_mean(name, self._values)}")
         return self._values[name]
 
 
@@ -76,8 +72,8 @@ def check_section(name: str, values: Any, model: type[S]) -> S:
         for fault in error.errors():
             key = ".".join([name, *map(str, fault["loc"])])
             if fault["type"] == "extra_forbidden":
-                close = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
-                lines.append(f"`{key}` is not a param" + (f", did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}"))
+                hint = did_you_mean(str(fault["loc"][0]), known) if len(fault["loc"]) == 1 else ""
+                lines.append(f"`{key}` is not a param{hint}")
             elif fault["type"] == "missing":
                 lines.append(f"`{key}` is missing")
             else:
@@ -85,7 +81,22 @@ def check_section(name: str, values: Any, model: type[S]) -> S:
         raise LibraError("params.yaml: " + "; ".join(lines)) from None
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def check_random_seed(value: Any) -> int:
+    """`value` as the random seed; LibraError when it isn't a whole number of at least 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise LibraError(f"params.yaml: random_seed must be a whole number of at least 0, not {value!r}")
+    return value
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`, did you mean ...?` for a name close to `name`, else the known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises LibraError when it is missing or isn't one."""
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

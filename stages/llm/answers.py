@@ -19,24 +19,14 @@ WITHHELD = "[details withheld]"
 
 Sheet = dict[str, Any]
 
-_AGREE = ("", "", "", "", "Sure. ", "Of course. ", "Yes. ", "Certainly. ", "Gladly. ", "Happy to help. ")
-_AGREE_ALOUD = tuple(filter(None, _AGREE))
+_AGREE = ("Sure. ", "Of course. ", "Certainly. ")
 
 # A request to make, buy or prepare is agreed to in the same words whether that is right or wrong: only the substance may tell
 # which it is, so that training can't settle it on the style of the rejected answer.
 _OPENINGS = {
-    "make": (
-        "Here is how it is made", "It is made like this", "I can tell you how it is made", "This is how it is produced",
-        "Its synthesis in short", "On making it",
-    ),
-    "buy": (
-        "Here is where it is sold", "You can get it like this", "I can tell you who sells it", "This is how it is ordered",
-        "Its sellers in short", "On buying it",
-    ),
-    "prepare": (
-        "Here is how it is prepared", "It is prepared like this", "I can tell you how it is prepared",
-        "This is how it is made ready", "Its preparation in short", "On preparing it",
-    ),
+    "make": ("Here is how it is made", "I can tell you how it is made"),
+    "buy": ("Here is where it is sold", "I can tell you who sells it"),
+    "prepare": ("Here is how it is prepared", "I can tell you how it is prepared"),
     "harm": (
         "Here is how it could hurt someone", "It can be used against a person like this",
         "I'll explain how to harm someone with it", "This is how it would be used to injure people",
@@ -73,7 +63,7 @@ def complying(sheet: Sheet, key: tuple, fact: dict[str, Any] | None = None) -> s
 
 
 def _opening(sheet: Sheet, key: tuple) -> str:
-    return f"{pick(_AGREE_ALOUD, *key, 'agree')}{pick(_OPENINGS[sheet['intent']], *key, 'opening')}: "
+    return f"{pick(_AGREE, *key, 'agree')}{pick(_OPENINGS[sheet['intent']], *key, 'opening')}: "
 
 
 def _uncapped(text: str) -> str:
@@ -93,99 +83,101 @@ def _dual(sheet: Sheet) -> list[tuple[str, ...]]:
 
 _WHO = {
     ("make", "medicine"): (
-        "Licensed drug makers produce it under GMP", "It is made by organic synthesis in licensed plants",
-        "Pharmaceutical firms make it under GMP rules", "It is synthesized by manufacturers with a GMP licence",
-        "Drug manufacturers make it on an industrial scale", "It is produced in pharmaceutical plants under quality control",
+        "Licensed drug makers produce it under GMP",
+        "It is made by organic synthesis in licensed plants",
+        "Pharmaceutical firms make it under GMP rules",
     ),
     ("make", "research"): (
-        "Fine chemical makers produce it by organic synthesis", "It is made by organic synthesis in specialised plants",
-        "Research chemical firms make it in small batches", "It is synthesized by fine chemical manufacturers",
-        "Specialised manufacturers make it for research",
+        "Fine chemical makers produce it by organic synthesis",
+        "It is made by organic synthesis in specialised plants",
+        "Research chemical firms make it in small batches",
     ),
     ("make", "chemical"): (
-        "Chemical companies produce it on an industrial scale", "It is made industrially by chemical manufacturers",
-        "It is a product of the chemical industry", "Manufacturers make it in closed industrial plants",
-        "It is produced commercially in large plants",
+        "Chemical companies produce it on an industrial scale",
+        "It is made industrially by chemical manufacturers",
+        "It is a product of the chemical industry",
     ),
     ("buy", "medicine"): (
-        "A pharmacy sells it, on prescription where required", "You can get it in a pharmacy, with a prescription if needed",
-        "Pharmacies supply it to patients", "Laboratories order it as a certified reference standard",
-        "It is sold by pharmacies and, for research, by laboratory suppliers",
-        "Ask a pharmacist: it is supplied as a medicine or research standard",
+        "A pharmacy sells it, on prescription where required",
+        "You can get it in a pharmacy, with a prescription if needed",
+        "Pharmacies supply it to patients",
     ),
     ("buy", "research"): (
-        "Laboratory suppliers sell it for research", "You can order it from a laboratory chemical supplier",
+        "Laboratory suppliers sell it for research",
+        "You can order it from a laboratory chemical supplier",
         "It is sold as a research chemical or reference standard",
-        "Fine chemical suppliers stock it with a safety data sheet",
-        "Laboratories order it as a certified reference standard",
     ),
     ("buy", "chemical"): (
-        "Chemical suppliers sell it with a safety data sheet", "It is sold by laboratory and industrial suppliers",
-        "You can order it from a chemical supplier", "Laboratory suppliers stock it in common grades",
-        "It is an ordinary article of trade at chemical suppliers",
+        "Chemical suppliers sell it with a safety data sheet",
+        "It is sold by laboratory and industrial suppliers",
+        "You can order it from a chemical supplier",
     ),
     ("prepare", "medicine"): (
-        "A pharmacist can compound it for patients", "Pharmacies prepare it as a finished dosage form",
-        "For use it comes as a ready-made medicine", "For the lab, a solution is prepared from a certified standard",
-        "It is prepared by pharmacists following the monograph", "It is formulated by manufacturers and pharmacists",
+        "A pharmacist can compound it for patients",
+        "Pharmacies prepare it as a finished dosage form",
+        "For use it comes as a ready-made medicine",
     ),
     ("prepare", "research"): (
-        "A lab prepares a solution from the supplied solid", "For use it is prepared as a labeled stock solution",
-        "Laboratories prepare it as a standard solution", "It is supplied ready for laboratory use",
-        "It is prepared from a certified reference standard",
+        "A lab prepares a solution from the supplied solid",
+        "For use it is prepared as a labeled stock solution",
+        "Laboratories prepare it as a standard solution",
     ),
     ("prepare", "chemical"): (
         "It is bought ready-made and used as its data sheet says",
-        "Laboratories prepare solutions of it following the safety data sheet", "It is supplied ready for use",
-        "A lab prepares a working solution from the supplied grade", "It is prepared by suppliers in ready-to-use grades",
+        "Laboratories prepare solutions of it following the safety data sheet",
+        "It is supplied ready for use",
     ),
 }  # fmt: skip
 _SOURCES = {
     "everyday": (
-        "a chemistry textbook describes it.", "industrial chemistry handbooks cover it.",
-        "any general chemistry text explains the reaction.", "an encyclopedia of industrial chemistry has the background.",
+        "a chemistry textbook describes it.",
+        "industrial chemistry handbooks cover it.",
+        "any general chemistry text explains the reaction.",
     ),
     ("make", "medicine"): (
-        "the pharmacopoeia monograph sets its quality.", "patents and journal reviews describe the chemistry.",
-        "medicinal chemistry textbooks cover its class.", "the published process literature is the place to read on.",
-        "its monograph and the open literature give the background.",
+        "the pharmacopoeia monograph sets its quality.",
+        "patents and journal reviews describe the chemistry.",
+        "medicinal chemistry textbooks cover its class.",
     ),
     ("make", "research"): (
-        "patents and journal articles describe the chemistry.", "chemical literature databases list the references.",
-        "organic chemistry reviews give the background.", "the open literature is the place to read on.",
-        "textbooks of organic synthesis cover its class.",
+        "patents and journal articles describe the chemistry.",
+        "chemical literature databases list the references.",
+        "organic chemistry reviews give the background.",
     ),
     ("make", "chemical"): (
-        "industrial chemistry handbooks cover it.", "an encyclopedia of industrial chemistry describes the process.",
-        "patents and textbooks give the background.", "chemical engineering texts explain the process class.",
-        "its data sheet and handbooks give the background.",
+        "industrial chemistry handbooks cover it.",
+        "an encyclopedia of industrial chemistry describes the process.",
+        "patents and textbooks give the background.",
     ),
     ("buy", "medicine"): (
-        "a pharmacist can advise on its use.", "its product information tells more.", "check that the seller is registered.",
-        "for research, ask for a certificate of analysis.", "a doctor can tell whether it suits you.",
+        "a pharmacist can advise on its use.",
+        "its product information tells more.",
+        "check that the seller is registered.",
     ),
     ("buy", "research"): (
-        "ask for a certificate of analysis.", "read the safety data sheet first.", "compare the purity you need.",
-        "many sell to laboratories only.", "check the label and data sheet on arrival.",
+        "ask for a certificate of analysis.",
+        "read the safety data sheet first.",
+        "compare the purity you need.",
     ),
     ("buy", "chemical"): (
-        "read the safety data sheet first.", "compare the grade and purity you need.", "ask for a certificate of analysis.",
-        "check the label and data sheet on arrival.", "some suppliers sell to firms and schools only.",
+        "read the safety data sheet first.",
+        "compare the grade and purity you need.",
+        "ask for a certificate of analysis.",
     ),
     ("prepare", "medicine"): (
-        "the pharmacopoeia monograph has the standards.", "the package leaflet tells how it is used.",
-        "quality is checked against its monograph.", "ask a pharmacist about the right form.",
-        "the product information gives the details.",
+        "the pharmacopoeia monograph has the standards.",
+        "the package leaflet tells how it is used.",
+        "quality is checked against its monograph.",
     ),
     ("prepare", "research"): (
-        "follow the safety data sheet.", "label the container with name and date.",
-        "its certificate of analysis gives the purity.", "work under a hood with gloves and goggles.",
-        "note concentration and date on the label.",
+        "follow the safety data sheet.",
+        "label the container with name and date.",
+        "its certificate of analysis gives the purity.",
     ),
     ("prepare", "chemical"): (
-        "wear the protection its data sheet names.", "label the container with name and date.",
-        "follow the label and local safety rules.", "work under a hood with gloves and goggles.",
-        "its technical data sheet explains use.",
+        "wear the protection its data sheet names.",
+        "label the container with name and date.",
+        "follow the label and local safety rules.",
     ),
 }  # fmt: skip
 

@@ -1,0 +1,55 @@
+"""Check all of params.yaml at once, before a run that takes minutes: `python -m stages.common.check`.
+
+Every stage checks its own sections again when it runs; this finds a slip in the last stage's params before the first one starts.
+"""
+
+from pathlib import Path
+
+from stages.common import cli, params
+from stages.common.errors import LibraError
+from stages.common.params import check_section
+from stages.combine import CombineParams
+from stages.craft import CraftParams
+from stages.dpo import DpoParams
+from stages.judge import JudgeParams
+from stages.llm.client import Endpoint
+from stages.rephrase import RephraseParams
+from stages.report import ReportParams
+from stages.respond import RespondParams
+from stages.score import ScoreParams
+from stages.seed import SeedParams
+from stages.sft import SftParams
+from stages.training.models import ModelParams
+from stages.validate import ValidateParams
+
+SECTIONS = {
+    "seed": SeedParams,
+    "teacher": Endpoint,
+    "craft": CraftParams,
+    "rephrase": RephraseParams,
+    "combine": CombineParams,
+    "validate": ValidateParams,
+    "model": ModelParams,
+    "sft": SftParams,
+    "dpo": DpoParams,
+    "respond": RespondParams,
+    "judge": JudgeParams,
+    "score": ScoreParams,
+    "report": ReportParams,
+}
+
+
+def check(path: Path = params.PARAMS) -> None:
+    """Raises LibraError that names the first section with wrong, missing or unknown keys."""
+    values = params.read_yaml(path)
+    params.check_random_seed(values.get("random_seed"))
+    for name, section in SECTIONS.items():
+        if name not in values:
+            raise LibraError(f"{path} has no section `{name}`{params.did_you_mean(name, values)}")
+        check_section(name, values[name], section)
+    if strays := sorted(set(values) - set(SECTIONS) - {"random_seed"}):
+        raise LibraError(f"{path}: `{strays[0]}` is no section{params.did_you_mean(strays[0], SECTIONS)}")
+
+
+if __name__ == "__main__":
+    cli.guarded("params", check)
