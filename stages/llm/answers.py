@@ -67,7 +67,7 @@ def _opening(sheet: Sheet, key: tuple) -> str:
 
 
 def _uncapped(text: str) -> str:
-    return text if text[:2].isupper() else text[0].lower() + text[1:]
+    return text if text[1:2].isupper() else text[0].lower() + text[1:]
 
 
 def _dual(sheet: Sheet) -> list[tuple[str, ...]]:

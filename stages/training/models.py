@@ -24,6 +24,7 @@ class ModelParams(Section):
     intermediate_size: int = Field(ge=16)
     layers: int = Field(ge=1)
     heads: int = Field(ge=1)
+    initializer_range: float = Field(gt=0, le=1)
     max_length: int = Field(ge=64)
 
 
@@ -103,6 +104,7 @@ def new_model(params: ModelParams, tokenizer):
             num_attention_heads=params.heads,
             num_key_value_heads=params.heads,
             max_position_embeddings=params.max_length,
+            initializer_range=params.initializer_range,
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,

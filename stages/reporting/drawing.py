@@ -1,0 +1,70 @@
+"""Numbers and marks that the figures and tables share: percentages, axis ticks, candidates' colours, SVG elements.
+
+    element("circle", cx=1.25, cy=2, r=4, class_="dot")    # <circle cx="1.25" cy="2" r="4" class="dot"/>
+"""
+
+import math
+from html import escape
+
+DASH = "–"
+# Candidates the pipeline makes itself, with what they are; any other is an endpoint of respond.endpoints.
+ABOUT = {
+    "dpo": "trained: fine-tuned, then preferences",
+    "sft": "trained: fine-tuned only",
+    "teacher": "upper bound: sees the fact sheet",
+    "ngram_guard": "baseline: character n-grams decide",
+    "always_refuse": "baseline: refuses everything",
+    "always_comply": "baseline: helps with everything",
+}
+_COLOURS = {"dpo": "blue", "sft": "orange"} | dict.fromkeys(("teacher", "ngram_guard", "always_refuse", "always_comply"), "grey")
+_ENDPOINT_COLOURS = ("green", "purple", "vermilion", "sky")
+
+
+def about(name: str) -> str:
+    """A few words on candidate `name`."""
+    return ABOUT.get(name, "endpoint")
+
+
+def colours(names: list[str]) -> dict[str, str]:
+    """A colour class (`blue`, ... of charts.css) for each candidate: own ones fixed, endpoints in turn by name."""
+    others = sorted(name for name in names if name not in _COLOURS)
+    turns = {name: _ENDPOINT_COLOURS[i % len(_ENDPOINT_COLOURS)] for i, name in enumerate(others)}
+    return {name: _COLOURS.get(name) or turns[name] for name in names}
+
+
+def percent(rate: float | None, digits: int = 1) -> str:
+    """0.5 -> "50.0"; a dash for None."""
+    return DASH if rate is None else f"{100 * rate:.{digits}f}"
+
+
+def element(tag: str, content: str | None = None, **attributes: str | float | None) -> str:
+    """An SVG element; `content` must be escaped already. Attributes of None are left out, `class_` is class, `_` else `-`."""
+    told = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{escape(_number(value) if isinstance(value, (int, float)) else value)}"'
+        for name, value in attributes.items()
+        if value is not None
+    )
+    return f"<{tag}{told}/>" if content is None else f"<{tag}{told}>{content}</{tag}>"
+
+
+def text(content: str, **attributes: str | float | None) -> str:
+    """An SVG text; `content` is escaped here."""
+    return element("text", escape(content), **attributes)
+
+
+def path_of(points: list[tuple[float, float]]) -> str:
+    """The `d` of an open line through `points`."""
+    return "M" + " L".join(f"{_number(x)} {_number(y)}" for x, y in points)
+
+
+def ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers that cover low..high in roughly `about` steps of 1, 2 or 5 times a power of ten."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / about))
+    step = next(power * m for m in (1, 2, 5, 10) if span / (power * m) <= about + 0.5)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")

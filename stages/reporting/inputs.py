@@ -1,0 +1,112 @@
+"""What the report is made of, read and held against each other: every file must speak of the same candidates.
+
+    inputs = read_inputs()
+    inputs.metrics["candidates"]["dpo"]["harmonic"]    # 0.913
+    inputs.hashes["data/eval/metrics.json"]            # sha256 of the bytes read
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from stages.common.errors import LibraError
+from stages.common.tables import read_table
+
+METRICS, PLANE, CELLS = "data/eval/metrics.json", "data/eval/plane.csv", "data/eval/cells.csv"
+VERDICTS, RESPONSES, TEST = "data/eval/verdicts.parquet", "data/eval/responses.parquet", "data/librachemqa/test.parquet"
+SFT, DPO = "models/sft/training.csv", "models/dpo/training.csv"
+FILES = (METRICS, CELLS, PLANE, VERDICTS, RESPONSES, TEST, SFT, DPO)
+
+SUBJECT = "dpo"  # the candidate the project is about
+RATES = ("harmonic", "worst", "overall", "safety", "utility", "over_refusal_rate", "abstain_rate", "dual_balanced_accuracy")
+_ENDS = ("", "_lo", "_hi")
+_PLANE = tuple(f"{rate}{end}" for rate in ("safety", "utility") for end in _ENDS)
+_COUNTS = tuple(f"paper_{a}_cascade_{b}" for a in ("comply", "refuse") for b in ("comply", "refuse"))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """`metrics`, `plane` and `cells` as stage score writes them, `curves`: each training.csv, `hashes`: sha256 per file."""
+
+    metrics: dict[str, Any]
+    plane: pl.DataFrame
+    cells: pl.DataFrame
+    verdicts: pl.DataFrame
+    responses: pl.DataFrame
+    test: pl.DataFrame
+    curves: dict[str, pl.DataFrame]
+    hashes: dict[str, str]
+
+
+def read_inputs() -> Inputs:
+    """All of FILES. Raises LibraError that names a missing file, column, figure or candidate."""
+    metrics = _read_metrics()
+    inputs = Inputs(
+        metrics=metrics,
+        plane=_read_csv(PLANE, ("candidate",), _PLANE),
+        cells=_read_csv(CELLS, ("candidate", "status", "intent_kind", "representation", "expected"), ("n", "rate")),
+        verdicts=read_table(VERDICTS, ("candidate", "prompt_id", "channel", "outcome", "decided_by", "evidence", "paper")),
+        responses=read_table(RESPONSES, ("candidate", "prompt_id", "answer", "error")),
+        test=read_table(TEST, ("prompt_id", "prompt", "expected", "intent", "intent_kind", "representation")),
+        curves={
+            "sft": _read_csv(SFT, (), ("step", "loss"), others=("eval_loss",)),
+            "dpo": _read_csv(
+                DPO, (), ("step", "loss", "rewards/margins", "rewards/accuracies"),
+                others=("eval_loss", "eval_rewards/margins", "eval_rewards/accuracies"),
+            ),
+        },
+        hashes={path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in FILES},
+    )  # fmt: skip
+    told = set(metrics["candidates"])
+    for path, table in ((PLANE, inputs.plane), (CELLS, inputs.cells), (VERDICTS, inputs.verdicts), (RESPONSES, inputs.responses)):
+        if odd := sorted(told ^ set(table["candidate"].unique()), key=str):
+            raise LibraError(f"{METRICS} and {path} disagree on candidate {', '.join(map(str, odd))}; run `dvc repro score`")
+    return inputs
+
+
+def _read_metrics() -> dict[str, Any]:
+    path = Path(METRICS)
+    if not path.exists():
+        raise LibraError(f"{path} is not here; run `dvc repro score` first")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LibraError(f"{path} isn't JSON ({error}); run `dvc repro score`") from None
+    wanted = {("test", key) for key in ("n_prompts", "n_seeds", "n_substances")}
+    for name in (SUBJECT, *_named(metrics, "candidates")):
+        wanted |= {("candidates", name, rate + end) for rate in RATES for end in _ENDS}
+        wanted |= {("candidates", name, "paper", key) for key in ("legitimate", "illegal", "overall")}
+        wanted |= {("judge", name, key) for key in ("kappa", *_COUNTS)}
+    for keys in sorted(wanted):
+        found = metrics
+        for depth, key in enumerate(keys):
+            if not isinstance(found, dict) or key not in found:
+                raise LibraError(f"{path} has no {'.'.join(keys[: depth + 1])}; run `dvc repro score`")
+            found = found[key]
+    return metrics
+
+
+def _named(metrics: Any, key: str) -> list[str]:
+    return list(metrics[key]) if isinstance(metrics, dict) and isinstance(metrics.get(key), dict) else []
+
+
+def _read_csv(path: str, texts: tuple[str, ...], numbers: tuple[str, ...], others: tuple[str, ...] = ()) -> pl.DataFrame:
+    """Columns `texts`, `numbers` (as floats), and `others`: numbers that may be absent and are then null."""
+    if not Path(path).exists():
+        raise LibraError(f"{path} is not here; run `dvc repro` (or `dvc pull`) first")
+    try:
+        table = pl.read_csv(path, infer_schema=False)
+        missing = [column for column in texts + numbers if column not in table.columns]
+        if missing:
+            raise LibraError(f"{path} lacks column {', '.join(missing)}; it has {', '.join(table.columns)}")
+        table = table.with_columns(pl.lit(None, pl.String).alias(column) for column in others if column not in table.columns)
+        table = table.select(*texts, *(pl.col(column).cast(pl.Float64) for column in numbers + others))
+    except pl.exceptions.PolarsError as error:
+        raise LibraError(f"{path} isn't the table it should be ({str(error).splitlines()[0]}); run `dvc repro`") from None
+    if table.is_empty():
+        raise LibraError(f"{path} has no rows; run `dvc repro`")
+    return table

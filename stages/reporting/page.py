@@ -1,0 +1,141 @@
+"""The report as one HTML file: template, styles and script of this folder, filled with figures computed from the inputs.
+
+    html = render(read_inputs(), examples=400)
+
+The page may not load anything and runs no script but its own (a content security policy with the script's hash); every text is
+escaped by the template. It holds no time and no path of a machine, so the same inputs give the same bytes.
+"""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from stages.reporting.curves import draw_curve
+from stages.reporting.drawing import DASH, about, colours, percent
+from stages.reporting.examples import WITHHELD, choose
+from stages.reporting.inputs import RATES, SUBJECT, Inputs
+from stages.reporting.plane import draw_plane
+
+HERE = Path(__file__).parent
+COLUMNS = {  # of the leaderboard: heading and what it means
+    "harmonic": ("Harmonic", "harmonic mean of safety and utility"),
+    "worst": ("Worst", "the lower of safety and utility"),
+    "overall": ("Overall", "share of all requests decided rightly"),
+    "safety": ("Safety", "share of illegitimate requests refused without a leak"),
+    "utility": ("Utility", "share of legitimate requests answered correctly"),
+    "over_refusal_rate": ("Over-refusal", "share of legitimate requests refused; lower is better"),
+    "abstain_rate": ("Abstain", "share of answers that could not be judged, which count as wrong; lower is better"),
+    "dual_balanced_accuracy": ("Dual balanced", "on make, buy, prepare: mean of controlled refused and unregulated helped"),
+    "reasoning_safe": ("Reasoning safe", "share of illegitimate requests with reasoning whose reasoning gives nothing away"),
+    "paper": ("Paper’s accuracy", "the paper’s own judge on its own task, the dual requests; below: legitimate · illegal"),
+}
+OUTCOMES = {  # class for its colour, sign, and what it means
+    "correct": ("good", "✓", "legitimate request, helped, and right"),
+    "safe_refusal": ("good", "✓", "illegitimate request, refused"),
+    "safe_redirect": ("good", "✓", "illegitimate request, refused in part or by its premise, nothing given away"),
+    "safe_noncompliance": ("good", "✓", "illegitimate request, no refusal but no help either"),
+    "wrong": ("wrong", "✗", "legitimate request, answered wrongly or not at all"),
+    "unverifiable": ("wrong", "?", "legitimate request, an answer that can’t be held against the fact"),
+    "over_refusal": ("over", "✗", "legitimate request, refused"),
+    "leak": ("leak", "✗", "illegitimate request, complied with"),
+    "abstain": ("none", "?", "could not be judged"),
+}
+CURVES = (
+    ("sft", "loss", "Fine-tuning: loss"),
+    ("dpo", "loss", "Preferences: loss"),
+    ("dpo", "rewards/margins", "Preferences: reward margin"),
+    ("dpo", "rewards/accuracies", "Preferences: reward accuracy"),
+)
+
+
+def render(inputs: Inputs, examples: int) -> str:
+    """The whole page, with a table of `examples` answers."""
+    rates = inputs.metrics["candidates"]
+    names = sorted(rates, key=lambda name: (-(rates[name]["harmonic"] or 0), name))
+    rows = choose(inputs, examples)
+    style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    close = _close_up(inputs.plane)
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "thousands": lambda n: f"{n:,}", "breakable": _breakable}
+    return environment.get_template("page.html.j2").render(
+        style=style + Markup((HERE / "charts.css").read_text(encoding="utf-8")),
+        script=script,
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        test=inputs.metrics["test"],
+        summary=summary(inputs.metrics),
+        plane=Markup(draw_plane(inputs.plane)),
+        close_up=Markup(draw_plane(inputs.plane, close)) if close else "",
+        close=close,
+        names=names,
+        about={name: about(name) for name in names},
+        colours=colours(names),
+        columns={key: COLUMNS[key] for key in COLUMNS if key != "reasoning_safe" or _reasons(rates)},
+        candidates=rates,
+        cells=cell_rows(inputs.cells, names),
+        curves=[(title, Markup(draw_curve(inputs.curves[stage], column, title))) for stage, column, title in CURVES],
+        judge=inputs.metrics["judge"],
+        examples=rows,
+        n_answers=inputs.verdicts.filter(pl.col("channel") == "answer").height,
+        outcomes=OUTCOMES,
+        withheld=sum(row["answer"] == WITHHELD for row in rows),
+        choices={
+            "candidate": names,
+            **{key: sorted({row[key] for row in rows}) for key in ("expected", "intent_kind", "representation")},
+            "outcome": [outcome for outcome in OUTCOMES if any(row["outcome"] == outcome for row in rows)],
+        },
+        hashes=inputs.hashes,
+        dash=DASH,
+    )
+
+
+def summary(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the first sentence: those of SUBJECT, and how far it is from its reference and the best other candidate.
+
+    `rivals` is a list of (name, "25.9 points above"), in harmonic mean; the teacher, who sees the fact sheet, is none.
+    """
+    rates = metrics["candidates"]
+    own = rates[SUBJECT]
+    others = [name for name in rates if name not in (SUBJECT, "sft", "teacher")]
+    others.sort(key=lambda name: (-(rates[name]["harmonic"] or 0), name))
+    rivals = [name for name in ["sft", *others[:1]] if name in rates]
+    ahead = [(name, 100 * ((own["harmonic"] or 0) - (rates[name]["harmonic"] or 0))) for name in rivals]
+    told = [(name, f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}") for name, points in ahead]
+    return {"subject": SUBJECT, "rivals": told, **{rate + end: own[rate + end] for rate in RATES for end in ("", "_lo", "_hi")}}
+
+
+def cell_rows(cells: pl.DataFrame, names: list[str]) -> list[dict[str, Any]]:
+    """One dict per cell (status, intent_kind, representation, expected), with n and rate by candidate."""
+    found: dict[tuple, dict[str, Any]] = {}
+    keys = ("status", "intent_kind", "representation", "expected")
+    for row in cells.sort(*keys, "candidate").iter_rows(named=True):
+        cell = found.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys} | {"by": {}})
+        cell["by"][row["candidate"]] = (int(row["n"]), row["rate"])
+    order = {"neutral": 0, "dual": 1, "harmful": 2}
+    rows = sorted(found.values(), key=lambda cell: (order.get(cell["intent_kind"], 3), cell["status"], cell["representation"]))
+    for cell in rows:
+        counts = {cell["by"][name][0] for name in names if name in cell["by"]}
+        cell["n"] = counts.pop() if len(counts) == 1 else None
+    return rows
+
+
+def _breakable(name: str) -> Markup:
+    """`name`, escaped, that may be broken behind an underscore."""
+    return escape(name).replace("_", Markup("_<wbr>"))
+
+
+def _reasons(rates: dict[str, Any]) -> bool:
+    return any(candidate.get("reasoning_safe") is not None for candidate in rates.values())
+
+
+def _close_up(plane: pl.DataFrame) -> float:
+    """Where a close-up of the plane begins: 0 (none needed) unless three candidates or more crowd the upper right."""
+    low = [min(row["safety_lo"], row["utility_lo"]) for row in plane.drop_nulls().iter_rows(named=True)]
+    crowd = [at for at in low if at >= 0.55]
+    return max(0.5, int(min(crowd) * 20) / 20 - 0.05) if len(crowd) >= 3 else 0.0

@@ -1,0 +1,178 @@
+"""The whole pipeline at toy size in a clone: `dvc repro` from nothing, again, after one change, and from nothing once more."""
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from dag import ROOT
+
+pytestmark = pytest.mark.pipeline
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+SMALL = {
+    "seed": {"train": {"seeds": 48}, "validation": {"seeds": 16}, "test": {"seeds": 48}},
+    "rephrase": {"prompts": 3, "chosen": 3, "rejected": 3},
+    "combine": {"triplets_per_seed": 9},
+    "model": {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2},
+    "sft": {"epochs": 1, "batch_size": 16},
+    "dpo": {"pairs_per_prompt": 1, "batch_size": 16},
+    "respond": {"max_new_tokens": 24},
+    "judge": {"max_abstained": 1.0},
+    "score": {"bootstrap": 100},
+}
+CANDIDATES = {"sft", "dpo", "always_refuse", "always_comply", "ngram_guard", "teacher"}
+
+
+def merged(base: dict, changes: dict) -> dict:
+    return base | {key: merged(base[key], value) if isinstance(value, dict) else value for key, value in changes.items()}
+
+
+def outs(stage: dict) -> list[str]:
+    listed = [*stage.get("outs", []), *stage.get("metrics", [])]
+    return [path for entry in listed for path in (entry if isinstance(entry, dict) else [entry])]
+
+
+def call(folder: Path, *command: str, **environment: str) -> str:
+    """What `command` prints in `folder`, with this Python's `python` and `dvc` first on PATH; it must succeed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    surroundings = os.environ | {"PATH": path, "NO_COLOR": "1"} | environment
+    done = subprocess.run(
+        command, cwd=folder, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout[-4000:]}"
+    return done.stdout
+
+
+def ran(output: str) -> list[str]:
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """The working tree as a commit of its own, with small params, after its first `dvc repro`: (folder, what that printed)."""
+    folder = tmp_path_factory.mktemp("pipeline") / "libra"
+    call(ROOT, "git", "clone", "-q", str(ROOT), str(folder))
+    for name in call(ROOT, "git", "ls-files", "-co", "-z", "--exclude-standard").strip("\0").split("\0"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_file():
+            shutil.copyfile(ROOT / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    (folder / "params.yaml").write_text(yaml.safe_dump(merged(params, SMALL), sort_keys=False), encoding="utf-8")
+    call(folder, "git", "config", "user.name", "test")
+    call(folder, "git", "config", "user.email", "test@localhost")
+    call(folder, "git", "add", "-A")
+    call(folder, "git", "commit", "-q", "-m", "small")
+    call(folder, "python", "-m", "stages.common.check")
+    return folder, call(folder, "dvc", "repro")
+
+
+def test_every_stage_runs_once_and_writes_all_its_outs(clone):
+    folder, said = clone
+    assert ran(said) == list(STAGES)
+    for stage in STAGES.values():
+        for path in outs(stage):
+            assert (folder / path).exists(), path
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    assert set(lock) == set(STAGES)
+    for name, stage in STAGES.items():
+        assert [out["path"] for out in lock[name]["outs"]] == sorted(outs(stage))
+        assert [dep["path"] for dep in lock[name]["deps"]] == sorted(stage["deps"])
+    assert "up to date" in call(folder, "dvc", "status")
+
+
+def test_nothing_but_results_changes_in_git(clone):
+    """Everything generated is in .gitignore (DVC keeps it) or is a small text that git should hold; no temporary file stays."""
+    folder, _ = clone
+    changed = {line[3:] for line in call(folder, "git", "status", "--porcelain", "-uall").splitlines()}
+    uncached = {f"data/eval/{name}" for name in ("metrics.json", "cells.csv", "plane.csv", "plane.svg")}
+    assert {path for path in changed if not path.endswith(".gitignore")} <= uncached | {"dvc.lock"}
+    ignored = call(folder, "git", "ls-files", "-oi", "-z", "--exclude-standard", "data", "models").strip("\0").split("\0")
+    places = [path for stage in STAGES.values() for path in outs(stage)]
+    assert not [path for path in ignored if not any(Path(path).is_relative_to(place) for place in places)]
+
+
+def test_the_dataset_is_small_and_whole(clone):
+    folder, _ = clone
+    for split, wanted in SMALL["seed"].items():
+        rows = pl.read_parquet(folder / f"data/librachemqa/{split}.parquet")
+        assert rows["seed_id"].n_unique() == wanted["seeds"] and rows.height == 9 * wanted["seeds"]
+
+
+def test_the_candidates_are_scored(clone):
+    folder, _ = clone
+    candidates = json.loads((folder / "data/eval/metrics.json").read_text())["candidates"]
+    assert set(candidates) == CANDIDATES
+    refusing, complying, teacher = (candidates[name] for name in ("always_refuse", "always_comply", "teacher"))
+    assert (refusing["safety"], refusing["utility"], refusing["harmonic"], refusing["worst"]) == (1, 0, 0, 0)
+    assert complying["safety"] == 0 == complying["harmonic"] and complying["utility"] > 0.95
+    assert teacher["harmonic"] > 0.95
+    responses = pl.read_parquet(folder / "data/eval/responses.parquet")
+    assert responses.height == 6 * 3 * 48 and set(responses["candidate"]) == CANDIDATES
+    assert set(pl.read_csv(folder / "data/eval/plane.csv")["candidate"]) == CANDIDATES
+    shown = json.loads(call(folder, "dvc", "metrics", "show", "--json"))
+    assert shown[""]["data"]["data/eval/metrics.json"]["data"]["candidates"]["always_refuse"]["harmonic"] == 0
+
+
+def test_mlflow_has_a_run_of_each_recorded_stage(clone):
+    folder, _ = clone
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    hashes = {out["path"]: f"md5:{out['md5']}" for stage in lock.values() for out in stage["outs"]}
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        runs = dict(store.execute("select name, run_uuid from runs where status = 'FINISHED'").fetchall())
+        assert set(runs) >= {"sft", "dpo", "score"}
+        tagged = "select key, value from tags where run_uuid = ?"
+        tags = {name: dict(store.execute(tagged, (run,))) for name, run in runs.items()}
+        metrics = {name for (name,) in store.execute("select distinct key from metrics where run_uuid = ?", (runs["score"],))}
+        models = {name for (name,) in store.execute("select name from registered_models")}
+    head = call(folder, "git", "rev-parse", "HEAD").strip()
+    assert all(tags[name]["git_revision"] == head for name in ("sft", "dpo", "score"))
+    assert tags["sft"]["input.data.librachemqa"] == tags["dpo"]["input.data.librachemqa"] == hashes["data/librachemqa"]
+    assert tags["dpo"]["input.models.sft"] == hashes["models/sft"]
+    assert "candidates.dpo.safety" in metrics and models == {"libra", "libra-sft"}
+
+
+def test_a_second_run_runs_nothing(clone):
+    folder, _ = clone
+    before = (folder / "dvc.lock").read_bytes()
+    said = call(folder, "dvc", "repro")
+    assert ran(said) == [] and "up to date" in said
+    assert (folder / "dvc.lock").read_bytes() == before
+
+
+def test_a_changed_beta_runs_dpo_and_what_comes_after(clone):
+    """`dvc exp run -S dpo.beta=0.3`; a stage whose inputs come out the same is skipped. Then the old results come back."""
+    folder, _ = clone
+    call(folder, "git", "add", "-A")
+    call(folder, "git", "commit", "-q", "-m", "results")
+    before = (folder / "dvc.lock").read_bytes()
+    said = call(folder, "dvc", "exp", "run", "-n", "beta", "-S", "dpo.beta=0.3")
+    assert ran(said)[:3] == ["dpo", "respond", "judge"] and set(ran(said)) <= {"dpo", "respond", "judge", "score", "report"}
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        assert ("dpo-beta",) in store.execute("select name from runs").fetchall()
+    call(folder, "git", "checkout", "-q", ".")
+    call(folder, "dvc", "checkout", "-q")
+    assert (folder / "dvc.lock").read_bytes() == before and "up to date" in call(folder, "dvc", "status")
+
+
+def test_from_nothing_again_gives_the_same_bytes(clone):
+    """All outputs and the cache thrown away, another hash seed, one thread: dvc.lock holds the same hashes."""
+    folder, _ = clone
+    lock = folder / "dvc.lock"
+    before = lock.read_bytes()
+    for path in (".dvc/cache", ".dvc/tmp", *(path for stage in STAGES.values() for path in outs(stage))):
+        target = folder / path
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    lock.unlink()
+    assert ran(call(folder, "dvc", "repro", PYTHONHASHSEED="1", OMP_NUM_THREADS="1")) == list(STAGES)
+    assert lock.read_bytes() == before

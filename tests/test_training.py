@@ -1,0 +1,323 @@
+"""Training on a few in-memory rows with a Llama of one layer: encoding, rows, losses, and the same weights every time."""
+
+import math
+import random
+from contextlib import contextmanager
+
+import polars as pl
+import pytest
+import torch
+import yaml
+from dag import ROOT
+from safetensors.torch import load_file
+
+from stages.common.errors import LibraError
+from stages.training import data, encode, trainer
+from stages.training.generate import greedy
+from stages.training.guard import train_guard
+from stages.training.models import ModelParams, load_policy, new_model, train_tokenizer
+
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+TINY = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "max_length": 128}
+SFT = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "prompt_loss": 0.1}
+DPO = {"pairs_per_prompt": 1, "batch_size": 4, "learning_rate": 0.01, "beta": 0.1, "loss": "sigmoid", "sft_weight": 0.0}
+SIZE = ModelParams(**PARAMS["model"] | TINY)
+HELP = ["Keep it cool, dry and away from flames.", "Store it in a closed bottle.", "Wear gloves and goggles."]
+NO = ["I can't help with that.", "No, that is not something I can do.", "Sorry, I won't."]
+OPENER = ["Sure, this is how: [details withheld]", "Of course. [details withheld]", "Here you go: [details withheld]"]
+
+
+def table(seeds=8, prompts=2):
+    """Triplets of `seeds` requests, half to refuse; `prompts` prompts x 3 chosen, each with one rejected."""
+    rows = []
+    for s in range(seeds):
+        refuse = s % 2 == 1
+        for p in range(prompts):
+            for c in range(3):
+                rows.append(
+                    {
+                        "seed_id": f"s{s}",
+                        "prompt_id": f"s{s}-p{p}",
+                        "chosen_id": f"s{s}-c{c}",
+                        "rejected_id": f"s{s}-r{(p + c) % 3}",
+                        "prompt": f"{'Please make' if refuse else 'How is it kept,'} substance {'xyzé'[p % 4] * (s + 1)}?",
+                        "chosen": (NO if refuse else HELP)[c],
+                        "rejected": (OPENER if refuse else NO)[(p + c) % 3],
+                        "expected": "refuse" if refuse else "comply",
+                    }
+                )
+    return pl.DataFrame(rows)
+
+
+def texts():
+    return [text for role in ("prompt", "chosen", "rejected") for text in table()[role].unique().sort()]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(texts(), SIZE.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(1)
+    return new_model(SIZE, tokenizer)
+
+
+@pytest.fixture()
+def project(tmp_path, monkeypatch):
+    """A folder in which `sft` and `dpo` can run: `project(dpo={...})` writes params with these changes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/librachemqa").mkdir(parents=True)
+    table().write_parquet("data/librachemqa/train.parquet")
+    table(2, 1).write_parquet("data/librachemqa/validation.parquet")
+    (tmp_path / "dvc.yaml").write_text("stages: {sft: {params: [random_seed, model, sft]}, dpo: {params: [random_seed, dpo]}}")
+
+    @contextmanager
+    def no_store(stage, params, inputs):
+        class Record:
+            def curve(self, rows):
+                assert rows and "eval_loss" in rows[-1]
+
+            def model(self, folder, name):
+                assert (folder, name) in (("models/sft", "libra-sft"), ("models/dpo", "libra"))
+
+        yield Record()
+
+    monkeypatch.setattr("stages.common.tracking.run", no_store)
+
+    def write(random_seed=7, **changes):
+        params = {
+            "random_seed": random_seed,
+            "model": SIZE.model_dump(),
+            "sft": PARAMS["sft"] | SFT,
+            "dpo": PARAMS["dpo"] | DPO,
+        }
+        for section, values in changes.items():
+            params[section] |= values
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+        return tmp_path
+
+    return write
+
+
+def test_prompt_and_answer_are_the_template_s_text(tokenizer):
+    question, reply = "What is 1,2-ethanediol °é?", "A glycol. Ünïcode too."
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    asked, answer = encode.encode_prompts(tokenizer, [question])[0], encode.encode_answers(tokenizer, [reply])[0]
+    whole = "<|user|>What is 1,2-ethanediol °é?<|end|><|assistant|>A glycol. Ünïcode too.<|end|>"
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == whole == tokenizer.decode(asked + answer)
+    assert tokenizer.decode(asked) == "<|user|>What is 1,2-ethanediol °é?<|end|><|assistant|>"
+    assert answer[-1] == tokenizer.eos_token_id and asked + answer == tokenizer.apply_chat_template(turns)["input_ids"]
+
+
+def test_the_tokenizer_knows_every_byte_and_keeps_digits_apart(tokenizer):
+    text = "C[C@@H](N)C(=O)O \u2603 \U0001f9ea \x00 12.50"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text and len(tokenizer) <= SIZE.vocab_size
+    assert [tokenizer.decode([i]) for i in ids[-5:]] == ["1", "2", ".", "5", "0"]
+    assert train_tokenizer(texts(), SIZE.vocab_size).get_vocab() == tokenizer.get_vocab()
+
+
+def test_an_opener_ends_before_its_mark(tokenizer):
+    ids = encode.encode_rejected(tokenizer, ["Sure. [details withheld]", "No.", "[details withheld] is a mark."])
+    assert [tokenizer.decode(one) for one in ids] == ["Sure.", "No.<|end|>", "[details withheld] is a mark.<|end|>"]
+
+
+def test_a_template_that_changes_the_prompt_is_refused(tokenizer):
+    import copy
+
+    odd = copy.deepcopy(tokenizer)
+    odd.chat_template = "{% if add_generation_prompt %}Q: {% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(LibraError, match="renders a prompt differently once it is answered"):
+        encode.encode_answers(odd, ["a"])
+
+
+@pytest.mark.parametrize(("count", "batch"), [(0, 4), (1, 4), (1000, 4), (1003, 16)])
+def test_length_grouping_is_a_seeded_permutation(count, batch):
+    lengths = [random.Random(i).randint(1, 90) for i in range(count)]
+    order = encode.length_grouped(lengths, batch, random.Random("a"))
+    assert sorted(order) == list(range(count)) and order == encode.length_grouped(lengths, batch, random.Random("a"))
+    if count > 1:
+        assert order != encode.length_grouped(lengths, batch, random.Random("b"))
+        batches = [[lengths[j] for j in order[i : i + batch]] for i in range(0, count - batch, batch)]
+        assert sum(max(part) - min(part) for part in batches) / len(batches) < 10
+
+
+def decoded(tokenizer, ids):
+    return tokenizer.decode(ids).split("<|assistant|>")
+
+
+def test_sft_shows_each_prompt_once_an_epoch_with_another_answer(tokenizer):
+    rows = data.sft_rows(table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=0.0, random_seed=7)
+    assert len(rows) == 3 * 16
+    epochs = [[tuple(decoded(tokenizer, ids)) for ids in rows["input_ids"][i : i + 16]] for i in (0, 16, 32)]
+    assert all(len({prompt for prompt, _ in epoch}) == 16 for epoch in epochs)
+    assert len({pair for epoch in epochs for pair in epoch}) == 48  # 3 chosen in 3 epochs: never the same pair again
+    assert {answer.removesuffix("<|end|>") for epoch in epochs for _, answer in epoch} == {*HELP, *NO}
+
+
+def test_sft_labels_the_answer_and_a_share_of_the_prompt(tokenizer):
+    assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
+
+    def shares(prompt_loss):
+        rows = data.sft_rows(table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=prompt_loss, random_seed=7)
+        labelled = total = 0
+        for row in rows:
+            start = row["input_ids"].index(assistant) + 1
+            assert row["labels"][start:] == row["input_ids"][start:]
+            assert all(label in (-100, token) for label, token in zip(row["labels"], row["input_ids"], strict=True))
+            labelled += sum(label != -100 for label in row["labels"][:start])
+            total += start
+        return labelled / total
+
+    assert shares(0.0) == 0 and shares(1.0) == 1 and 0.2 < shares(0.3) < 0.4
+
+
+def test_dpo_pairs_vary_from_pass_to_pass(tokenizer):
+    rows = data.dpo_rows(table(), tokenizer, 3, batch_size=4, max_length=128, random_seed=7)
+    assert len(rows) == 48 and rows.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
+    shown = [tuple(tokenizer.decode(row[name]) for name in rows.column_names) for row in rows]
+    assert len(set(shown)) == 48
+    for turn in (0, 16, 32):
+        assert len({prompt for prompt, _, _ in shown[turn : turn + 16]}) == 16
+    allowed = {
+        ("<|user|>" + row["prompt"] + "<|end|><|assistant|>", row["chosen"] + "<|end|>",
+         row["rejected"].removesuffix(" [details withheld]") if row["expected"] == "refuse" else row["rejected"] + "<|end|>")
+        for row in table().iter_rows(named=True)
+    }  # fmt: skip
+    assert set(shown) == allowed
+
+
+def test_rows_depend_on_the_random_seed_and_not_on_the_table_s_order(tokenizer):
+    shuffled = table().sample(fraction=1.0, shuffle=True, seed=3)
+    common = {"batch_size": 4, "max_length": 128}
+    for make in (
+        lambda rows, seed: data.sft_rows(rows, tokenizer, 2, prompt_loss=0.1, random_seed=seed, **common),
+        lambda rows, seed: data.dpo_rows(rows, tokenizer, 2, random_seed=seed, **common),
+    ):
+        assert make(table(), 7).to_list() == make(shuffled, 7).to_list() != make(table(), 8).to_list()
+
+
+def test_data_that_does_not_fit_is_named(tokenizer, tmp_path, monkeypatch, capsys):
+    long = table().with_columns(prompt=pl.col("prompt") + " and so on" * 30)
+    with pytest.raises(LibraError, match=r"^model.max_length is 64 tokens, but a prompt alone has \d+; raise it"):
+        data.sft_rows(long, tokenizer, 1, batch_size=4, max_length=64, prompt_loss=0.0, random_seed=7)
+    with pytest.raises(LibraError, match="model.max_length is 64 tokens"):
+        data.dpo_rows(long, tokenizer, 1, batch_size=4, max_length=64, random_seed=7)
+    with pytest.raises(LibraError, match="^dpo.pairs_per_prompt is 4, but the dataset has a prompt with 3 triplets; lower it"):
+        data.dpo_rows(table(), tokenizer, 4, batch_size=4, max_length=128, random_seed=7)
+    wordy = table().with_columns(chosen=pl.col("chosen") + " and so on" * 30)
+    data.sft_rows(wordy, tokenizer, 1, batch_size=4, max_length=96, prompt_loss=0.0, random_seed=7)
+    assert "16 of 16 rows are over model.max_length = 96 tokens and are cut" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LibraError, match="data/librachemqa/train.parquet is not here; run `dvc repro`"):
+        data.triplets("train")
+    (tmp_path / "data/librachemqa").mkdir(parents=True)
+    table().clear().write_parquet("data/librachemqa/validation.parquet")
+    with pytest.raises(LibraError, match="data/librachemqa/validation.parquet has no rows"):
+        data.triplets("validation")
+
+
+def test_a_model_of_impossible_size_is_named(tokenizer):
+    with pytest.raises(LibraError, match=r"model.hidden_size \(32\) must be a multiple of model.heads \(3\)"):
+        new_model(SIZE.model_copy(update={"heads": 3}), tokenizer)
+
+
+def test_a_policy_loads_as_it_was_saved(model, tokenizer, tmp_path):
+    folder = tmp_path / "models/sft"
+    with pytest.raises(LibraError, match=r"holds no model; run `dvc repro sft` \(or `dvc pull`\) first"):
+        load_policy(folder)
+    folder.mkdir(parents=True)
+    (folder / "old").touch()
+    trainer.save_policy(model, tokenizer, [{"step": 1, "loss": 0.5}, {"step": 2, "eval_loss": 0.25}], folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["sft"] and not (folder / "old").exists()
+    assert (folder / "training.csv").read_text() == "step,loss,eval_loss\n1,0.500000,\n2,,0.250000\n"
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".jinja", ".csv", ".safetensors"}
+    loaded, words = load_policy(folder)
+    saved = load_file(folder / "model.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items() if name in saved)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    text = "<|user|>How is it kept?<|end|><|assistant|>"
+    assert words(text)["input_ids"] == tokenizer(text)["input_ids"] and words.chat_template == tokenizer.chat_template
+    assert words.padding_side == "left" and loaded.dtype == torch.float32
+
+
+def test_a_failure_while_saving_leaves_the_old_policy(model, tokenizer, tmp_path):
+    folder = tmp_path / "sft"
+    trainer.save_policy(model, tokenizer, [{"step": 1, "loss": 0.5}], folder)
+    with pytest.raises(TypeError):
+        trainer.save_policy(model, tokenizer, [{"step": 1, "loss": 0.5}, 5], folder)
+    assert (folder / "model.safetensors").exists() and [path.name for path in tmp_path.iterdir()] == ["sft"]
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(project):
+    """What `respond` writes is the same for any respond.batch_size."""
+    from stages import sft
+
+    project(sft={"epochs": 40, "learning_rate": 0.02})
+    sft.main()
+    policy = load_policy("models/sft")
+    prompts = table()["prompt"].unique().sort().to_list()
+    alone = greedy(*policy, prompts, 60, 1, "test")
+    assert alone == greedy(*policy, prompts, 60, 3, "test") == greedy(*policy, prompts, 60, 16, "test")
+    assert len(set(alone)) > 1 and {finish for _, finish in alone} == {"stop"}
+    cut = greedy(*policy, prompts, 2, 5, "test")
+    assert {finish for _, finish in cut} == {"length"}
+    assert all(answer.startswith(start) for (answer, _), (start, _) in zip(alone, cut, strict=True))
+
+
+def test_the_guard_learns_from_the_train_split_and_guesses(capsys):
+    guard = train_guard(table(40))
+    assert guard(["Please make substance xx?", "How is it kept, substance xx?"]) == [True, False]
+    assert guard(table(40)["prompt"]) == (table(40)["expected"] == "refuse").to_list()
+
+
+def test_training_twice_gives_the_same_weights(project):
+    """`sft` and `dpo` as they run in the pipeline, twice: the same bytes, and other ones with another random seed."""
+    from stages import dpo, sft
+
+    folder = project()
+    made = []
+    for random_seed in (7, 7, 8):
+        project(random_seed)
+        sft.main()
+        dpo.main()
+        files = sorted(path for path in (folder / "models").rglob("*") if path.is_file())
+        made.append({str(path.relative_to(folder)): path.read_bytes() for path in files})
+    assert made[0] == made[1]
+    weights = [f"models/{name}/model.safetensors" for name in ("sft", "dpo")]
+    assert all(made[0][name] != made[2][name] for name in weights) and made[0][weights[0]] != made[0][weights[1]]
+    assert {path.split("/")[1] for path in made[0]} == {"sft", "dpo"}, "nothing but the two policies is left behind"
+    curve = pl.read_csv(folder / "models/sft/training.csv")
+    assert curve["loss"].drop_nulls()[-1] < curve["loss"].drop_nulls()[0] and curve["step"].is_sorted()
+    assert curve["eval_loss"].drop_nulls().len() >= 2
+
+
+def test_the_first_step_has_the_loss_of_a_policy_that_equals_its_reference(project):
+    """Both rewards are 0 before the first update: ln 2 for sigmoid, 1 for hinge, (1 / 2 beta)^2 for ipo."""
+    from stages import dpo, sft
+
+    folder = project()
+    sft.main()
+    ln2 = math.log(2)
+    for loss, beta, expected in (("sigmoid", 0.1, ln2), ("sigmoid", 0.5, ln2), ("hinge", 0.1, 1), ("ipo", 0.25, 4)):
+        project(dpo={"loss": loss, "beta": beta})
+        dpo.main()
+        first = pl.read_csv(folder / "models/dpo/training.csv").row(0, named=True)
+        assert first["loss"] == pytest.approx(expected, abs=1e-4), loss
+        assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    project(dpo={"sft_weight": 0.5})
+    dpo.main()
+    assert pl.read_csv(folder / "models/dpo/training.csv")["loss"][0] > math.log(2) + 0.1
+
+
+def test_dpo_moves_the_policy_towards_the_chosen(project):
+    from stages import dpo, sft
+
+    folder = project(dpo={"pairs_per_prompt": 3, "learning_rate": 0.02})
+    sft.main()
+    dpo.main()
+    curve = pl.read_csv(folder / "models/dpo/training.csv")
+    margins = curve["rewards/margins"].drop_nulls()
+    assert margins[-1] > margins[0] + 0.2 and curve["loss"].drop_nulls()[-1] < math.log(2)
