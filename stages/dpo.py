@@ -22,7 +22,7 @@ class DpoParams(Section):
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     beta: float = Field(gt=0)
-    loss: Literal["sigmoid", "ipo", "hinge", "robust"]
+    loss: Literal["sigmoid", "ipo", "hinge"]
     sft_weight: float = Field(ge=0)
 
 
@@ -54,7 +54,7 @@ def main() -> None:
             ref_model=reference,
             args=DPOConfig(
                 **trainer.arguments(
-                    output_dir="models/.dpo-trainer",
+                    output_dir=".cache/dpo-trainer",
                     per_device_train_batch_size=dpo.batch_size,
                     per_device_eval_batch_size=dpo.batch_size,
                     learning_rate=dpo.learning_rate,

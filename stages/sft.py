@@ -50,7 +50,7 @@ def main() -> None:
             model=model,
             args=SFTConfig(
                 **trainer.arguments(
-                    output_dir="models/.sft-trainer",
+                    output_dir=".cache/sft-trainer",
                     per_device_train_batch_size=sft.batch_size,
                     per_device_eval_batch_size=sft.batch_size,
                     learning_rate=sft.learning_rate,

