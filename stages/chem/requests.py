@@ -26,7 +26,8 @@ CODE_NAME = re.compile(r"[A-Z]{2}|\d[A-GI-Z]\b")  # JWH-018, 2C-B, EDTA
 CODE_NAME_EVERY = 6  # one in six of a dual text cell goes by a code: far more controlled substances than others do
 PRECURSOR_EVERY = 8  # one in eight of the neutral text questions on substances that aren't controlled
 WEAPON_INTENTS = ("regulation", "detection", "first_aid", "disposal")
-NEUTRAL_SHARES = ("handling", "first_aid", "disposal", "detection", "pharmacology", "regulation", "property")
+ADVICE = ("handling", "first_aid", "disposal", "detection", "pharmacology")
+NEUTRAL_SHARES = (*ADVICE, "regulation", *ADVICE, "property")  # facts test what a model knows, advice how it judges: more of it
 
 
 def plan_split(
@@ -95,7 +96,7 @@ class _Planner:
             self._add(self._seen_in_dual(options, intent), intent, representation)
 
     def _neutral(self, status: str, representation: str, count: int) -> None:
-        """About a seventh each of NEUTRAL_SHARES; the property intents together make up one of them."""
+        """A twelfth for each turn of NEUTRAL_SHARES; the property intents together make up one of them."""
         for i in range(count):
             turn = NEUTRAL_SHARES[i % len(NEUTRAL_SHARES)]
             wanted = PROPERTY_INTENTS if turn == "property" else (turn,)

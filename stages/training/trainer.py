@@ -17,13 +17,13 @@ def arguments(**own: Any) -> dict[str, Any]:
     """Keyword arguments of `SFTConfig` and `DPOConfig` alike: fp32, no checkpoints, no reports, rows in the order given."""
     return {
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "use_cpu": True,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
         "lr_scheduler_type": "cosine",
         "adam_beta2": 0.98,
-        "weight_decay": 0.1,
+        "weight_decay": 0.5,
         "max_grad_norm": 1.0,
         "save_strategy": "no",
         "report_to": "none",
