@@ -18,7 +18,7 @@ from stages.common.params import Section, read_params
 class DpoParams(Section):
     """How preferences are learnt."""
 
-    pairs_per_prompt: int = Field(ge=1)
+    epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     beta: float = Field(gt=0)
@@ -32,7 +32,6 @@ def main() -> None:
     params = read_params("dpo")
     dpo = params.section("dpo", DpoParams)
     deterministic(params.random_seed)
-    from transformers import PrinterCallback
     from trl import DPOConfig
 
     from stages.common import tracking
@@ -44,41 +43,24 @@ def main() -> None:
     with tracking.run("dpo", recorded, inputs=["data/librachemqa", "models/sft"]) as record:
         model, tokenizer = load_policy("models/sft")
         reference, _ = load_policy("models/sft")
-        common = {"batch_size": dpo.batch_size, "max_length": model.config.max_position_embeddings, "random_seed": params.random_seed}
-        rows = data.dpo_rows(train, tokenizer, dpo.pairs_per_prompt, **common)
-        held_out = data.dpo_rows(validation, tokenizer, 1, **common)
-        report = trainer.Report("dpo")
-        steps = -(-len(rows) // dpo.batch_size)
+        max_length = model.config.max_position_embeddings
+        common = {"batch_size": dpo.batch_size, "max_length": max_length, "random_seed": params.random_seed}
+        rows = data.dpo_rows(train, tokenizer, dpo.epochs, **common)
+        arguments = trainer.arguments(
+            rows, learning_rate=dpo.learning_rate, evaluations=4, folder=".cache/dpo-trainer", **common
+        )
+        losses = {"loss_type": [dpo.loss], "loss_weights": [1.0]}
+        if dpo.sft_weight:
+            losses = {"loss_type": [dpo.loss, "sft"], "loss_weights": [1.0, dpo.sft_weight]}
         dpo_trainer = TokenPairTrainer(
             model=model,
             ref_model=reference,
-            args=DPOConfig(
-                **trainer.arguments(
-                    output_dir=".cache/dpo-trainer",
-                    per_device_train_batch_size=dpo.batch_size,
-                    per_device_eval_batch_size=dpo.batch_size,
-                    learning_rate=dpo.learning_rate,
-                    warmup_steps=min(50, steps // 10),
-                    logging_steps=max(1, steps // 100),
-                    eval_strategy="steps",
-                    eval_steps=max(1, steps // 4),
-                    seed=params.random_seed,
-                    max_length=common["max_length"],
-                    beta=dpo.beta,
-                    loss_type=[dpo.loss, "sft"] if dpo.sft_weight else [dpo.loss],
-                    loss_weights=[1.0, dpo.sft_weight] if dpo.sft_weight else [1.0],
-                )
-            ),
+            args=DPOConfig(beta=dpo.beta, **losses, **arguments),
             train_dataset=rows,
-            eval_dataset=held_out,
+            eval_dataset=data.dpo_rows(validation, tokenizer, 1, **common),
             processing_class=tokenizer,
-            callbacks=[report],
         )
-        dpo_trainer.remove_callback(PrinterCallback)
-        dpo_trainer.train()
-        trainer.save_policy(dpo_trainer.model, tokenizer, report.curve(), "models/dpo")
-        record.curve(report.curve())
-        record.model("models/dpo", "libra")
+        trainer.train_and_keep(dpo_trainer, tokenizer, trainer.Report("dpo"), "models/dpo", record, "libra")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ def main() -> None:
     params = read_params("sft")
     size, sft = params.section("model", ModelParams), params.section("sft", SftParams)
     deterministic(params.random_seed)
-    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     from stages.common import tracking
@@ -43,35 +42,17 @@ def main() -> None:
         print(f"sft: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
         common = {"batch_size": sft.batch_size, "max_length": size.max_length, "random_seed": params.random_seed}
         rows = data.sft_rows(train, tokenizer, sft.epochs, prompt_loss=sft.prompt_loss, **common)
-        held_out = data.sft_rows(validation, tokenizer, 1, prompt_loss=0.0, **common)
-        report = trainer.Report("sft")
-        steps = -(-len(rows) // sft.batch_size)
+        arguments = trainer.arguments(
+            rows, learning_rate=sft.learning_rate, evaluations=3, folder=".cache/sft-trainer", **common
+        )
         sft_trainer = SFTTrainer(
             model=model,
-            args=SFTConfig(
-                **trainer.arguments(
-                    output_dir=".cache/sft-trainer",
-                    per_device_train_batch_size=sft.batch_size,
-                    per_device_eval_batch_size=sft.batch_size,
-                    learning_rate=sft.learning_rate,
-                    warmup_steps=min(100, steps // 10),
-                    logging_steps=max(1, steps // 100),
-                    eval_strategy="steps",
-                    eval_steps=max(1, steps // 3),
-                    seed=params.random_seed,
-                    max_length=size.max_length,
-                )
-            ),
+            args=SFTConfig(**arguments),
             train_dataset=rows,
-            eval_dataset=held_out,
+            eval_dataset=data.sft_rows(validation, tokenizer, 1, prompt_loss=0.0, **common),
             processing_class=tokenizer,
-            callbacks=[report],
         )
-        sft_trainer.remove_callback(PrinterCallback)
-        sft_trainer.train()
-        trainer.save_policy(sft_trainer.model, tokenizer, report.curve(), "models/sft")
-        record.curve(report.curve())
-        record.model("models/sft", "libra-sft")
+        trainer.train_and_keep(sft_trainer, tokenizer, trainer.Report("sft"), "models/sft", record, "libra-sft")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ SMALL = {
     "combine": {"triplets_per_seed": 9},
     "model": {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2},
     "sft": {"epochs": 1, "batch_size": 16},
-    "dpo": {"pairs_per_prompt": 1, "batch_size": 16},
+    "dpo": {"epochs": 1, "batch_size": 16},
     "respond": {"max_new_tokens": 24},
     "judge": {"max_abstained": 1.0},
     "score": {"bootstrap": 100},
@@ -150,16 +150,25 @@ def test_a_second_run_runs_nothing(clone):
     assert (folder / "dvc.lock").read_bytes() == before
 
 
-def test_a_changed_beta_runs_dpo_and_what_comes_after(clone):
-    """`dvc exp run -S dpo.beta=0.3`; a stage whose inputs come out the same is skipped. Then the old results come back."""
+@pytest.mark.parametrize(
+    ("name", "change", "first"),
+    [
+        ("beta", "dpo.beta=0.3", ["dpo", "respond", "judge"]),
+        ("prompts", "rephrase.prompts=8", ["rephrase", "combine", "validate", "sft", "dpo", "respond", "judge", "score"]),
+    ],
+)
+def test_a_changed_param_runs_its_stage_and_what_comes_after(clone, name, change, first):
+    """The README's `dvc exp run -S`; a stage whose inputs come out the same is skipped. Then the old results come back."""
     folder, _ = clone
-    call(folder, "git", "add", "-A")
-    call(folder, "git", "commit", "-q", "-m", "results")
+    if call(folder, "git", "status", "--porcelain"):
+        call(folder, "git", "add", "-A")
+        call(folder, "git", "commit", "-q", "-m", "results")
     before = (folder / "dvc.lock").read_bytes()
-    said = call(folder, "dvc", "exp", "run", "-n", "beta", "-S", "dpo.beta=0.3")
-    assert ran(said)[:3] == ["dpo", "respond", "judge"] and set(ran(said)) <= {"dpo", "respond", "judge", "score", "report"}
+    said = ran(call(folder, "dvc", "exp", "run", "-n", name, "-S", change))
+    assert said[: len(first)] == first and set(said[len(first) :]) <= {"score", "report"}
     with sqlite3.connect(folder / "mlflow.db") as store:
-        assert ("dpo-beta",) in store.execute("select name from runs").fetchall()
+        assert (f"dpo-{name}",) in store.execute("select name from runs").fetchall()
+    assert name in call(folder, "dvc", "exp", "show", "--csv")
     call(folder, "git", "checkout", "-q", ".")
     call(folder, "dvc", "checkout", "-q")
     assert (folder / "dvc.lock").read_bytes() == before and "up to date" in call(folder, "dvc", "status")

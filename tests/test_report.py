@@ -236,6 +236,8 @@ def test_close_up_only_where_it_is_crowded():
     assert page._close_up(pl.DataFrame(rows)) == pytest.approx(0.75)
     assert page._close_up(pl.DataFrame(rows[:2])) == 0
     assert "c2</text>" in draw_plane(pl.DataFrame(rows), 0.75)
+    marks = re.findall(r'class="tick"[^>]*>(\d+)<', draw_plane(pl.DataFrame(rows), 0.65))
+    assert sorted(map(int, marks)) == [70, 70, 80, 80, 90, 90, 100, 100]
 
 
 def test_ticks():

@@ -20,7 +20,7 @@ from stages.training.models import ModelParams, load_policy, new_model, train_to
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 TINY = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "max_length": 128}
 SFT = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "prompt_loss": 0.1}
-DPO = {"pairs_per_prompt": 1, "batch_size": 4, "learning_rate": 0.01, "beta": 0.1, "loss": "sigmoid", "sft_weight": 0.0}
+DPO = {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "beta": 0.1, "loss": "sigmoid", "sft_weight": 0.0}
 SIZE = ModelParams(**PARAMS["model"] | TINY)
 HELP = ["Keep it cool, dry and away from flames.", "Store it in a closed bottle.", "Wear gloves and goggles."]
 NO = ["I can't help with that.", "No, that is not something I can do.", "Sorry, I won't."]
@@ -199,14 +199,20 @@ def test_rows_depend_on_the_random_seed_and_not_on_the_table_s_order(tokenizer):
         assert make(table(), 7).to_list() == make(shuffled, 7).to_list() != make(table(), 8).to_list()
 
 
+def test_more_epochs_than_pairs_begin_again(tokenizer):
+    """A prompt has three pairs: each of them once in three epochs, and the fourth epoch is the first one's."""
+    prompts = table()["prompt_id"].n_unique()
+    rows = [str(row) for row in data.dpo_rows(table(), tokenizer, 4, batch_size=4, max_length=128, random_seed=7)]
+    assert len(rows) == 4 * prompts and len(set(rows[: 3 * prompts])) == 3 * prompts
+    assert sorted(rows[3 * prompts :]) == sorted(rows[:prompts])
+
+
 def test_data_that_does_not_fit_is_named(tokenizer, tmp_path, monkeypatch, capsys):
     long = table().with_columns(prompt=pl.col("prompt") + " and so on" * 30)
     with pytest.raises(LibraError, match=r"^model.max_length is 64 tokens, but a prompt alone has \d+; raise it"):
         data.sft_rows(long, tokenizer, 1, batch_size=4, max_length=64, prompt_loss=0.0, random_seed=7)
     with pytest.raises(LibraError, match="model.max_length is 64 tokens"):
         data.dpo_rows(long, tokenizer, 1, batch_size=4, max_length=64, random_seed=7)
-    with pytest.raises(LibraError, match="^dpo.pairs_per_prompt is 4, but the dataset has a prompt with 3 triplets; lower it"):
-        data.dpo_rows(table(), tokenizer, 4, batch_size=4, max_length=128, random_seed=7)
     wordy = table().with_columns(chosen=pl.col("chosen") + " and so on" * 30)
     data.sft_rows(wordy, tokenizer, 1, batch_size=4, max_length=96, prompt_loss=0.0, random_seed=7)
     assert "16 of 16 rows are over model.max_length = 96 tokens and are cut" in capsys.readouterr().out
@@ -315,7 +321,7 @@ def test_the_first_step_has_the_loss_of_a_policy_that_equals_its_reference(proje
 def test_dpo_moves_the_policy_towards_the_chosen(project):
     from stages import dpo, sft
 
-    folder = project(dpo={"pairs_per_prompt": 3, "learning_rate": 0.02})
+    folder = project(dpo={"epochs": 3, "learning_rate": 0.02})
     sft.main()
     dpo.main()
     curve = pl.read_csv(folder / "models/dpo/training.csv")

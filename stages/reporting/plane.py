@@ -60,8 +60,8 @@ def draw_plane(plane: pl.DataFrame, low: float = 0.0, standalone: bool = False) 
     parts = [element("rect", width=WIDTH, height=HEIGHT, class_="ground")] if standalone else []
     parts += [element("rect", x=_LEFT, y=_TOP, width=_RIGHT - _LEFT, height=_BOTTOM - _TOP, class_="frame")]
     step = 0.25 if low == 0 else 0.1 if low < 0.8 else 0.05
-    for i in range(round((1 - low) / step) + 1):
-        at = low + i * step
+    for i in range(math.floor((1 - low) / step + 1e-9) + 1):
+        at = 1 - i * step
         parts.append(element("line", x1=x(at), x2=x(at), y1=_TOP, y2=_BOTTOM, class_="grid"))
         parts.append(element("line", x1=_LEFT, x2=_RIGHT, y1=y(at), y2=y(at), class_="grid"))
         parts.append(text(percent(at, 0), x=x(at), y=_BOTTOM + 16, class_="tick", text_anchor="middle"))

@@ -43,27 +43,24 @@ def sft_rows(table: pl.DataFrame, tokenizer, epochs: int, batch_size: int, max_l
     return _dataset(rows, [len(asked) for asked in prompt_ids.values()], max_length)
 
 
-def dpo_rows(table: pl.DataFrame, tokenizer, pairs_per_prompt: int, batch_size: int, max_length: int, random_seed: int):
+def dpo_rows(table: pl.DataFrame, tokenizer, epochs: int, batch_size: int, max_length: int, random_seed: int):
     """A `datasets.Dataset` of `prompt_ids`, `chosen_ids`, `rejected_ids` in training order, batches of similar length.
 
-    Takes `pairs_per_prompt` triplets of every prompt, one a pass over the prompts, so that chosen and rejected answers both
-    vary from pass to pass. Raises LibraError when a prompt has fewer triplets, or alone fills `max_length` tokens.
+    Every prompt once an epoch, each time with the next of its triplets (after the last the first again), so that chosen and
+    rejected answers both vary. Raises LibraError when a prompt alone fills `max_length` tokens.
     """
     table = table.sort("prompt_id", "chosen_id", "rejected_id")
-    fewest = table.group_by("prompt_id").len()["len"].min()
-    if fewest < pairs_per_prompt:
-        raise LibraError(f"dpo.pairs_per_prompt is {pairs_per_prompt}, but the dataset has a prompt with {fewest} triplets; lower it")
     text = {}
     for role, encode in (("prompt", encode_prompts), ("chosen", encode_answers), ("rejected", encode_rejected)):
         unique = table.unique(f"{role}_id").sort(f"{role}_id")
         text[role] = dict(zip(unique[f"{role}_id"], encode(tokenizer, unique[role].to_list()), strict=True))
     options = table.group_by("prompt_id", maintain_order=True).agg("chosen_id", "rejected_id").rows()
     rows = []
-    for turn in range(pairs_per_prompt):
-        rng = random.Random(f"dpo:{random_seed}:{turn}")
+    for epoch in range(epochs):
+        rng = random.Random(f"dpo:{random_seed}:{epoch}")
         shown = []
         for number, (prompt, chosen, rejected) in enumerate(options):
-            i = (number + turn) % len(chosen)
+            i = (number + epoch) % len(chosen)
             shown.append(
                 {
                     "prompt_ids": text["prompt"][prompt],

@@ -1,4 +1,4 @@
-"""What the two trainers share: arguments for a repeatable run, progress for people, the curve, and a folder swapped in whole."""
+"""What the two trainers share: arguments for a repeatable run, progress for people, the curve, a folder swapped in whole."""
 
 import os
 import shutil
@@ -8,29 +8,44 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from stages.common.tables import write_atomically
 
 
-def arguments(**own: Any) -> dict[str, Any]:
-    """Keyword arguments of `SFTConfig` and `DPOConfig` alike: fp32, no checkpoints, no reports, rows in the order given."""
+def arguments(
+    rows, batch_size: int, learning_rate: float, max_length: int, random_seed: int, evaluations: int, folder: str
+) -> dict[str, Any]:
+    """Keyword arguments of `SFTConfig` and `DPOConfig` alike: one pass over `rows` in their order, fp32, no checkpoints.
+
+    The validation split is looked at `evaluations` times; `folder` is where a trainer keeps what it needs while it runs.
+    """
+    steps = -(-len(rows) // batch_size)
     return {
-        "bf16": False,
-        "activation_checkpointing": False,
-        "use_cpu": True,
+        "output_dir": folder,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "max_length": max_length,
+        "learning_rate": learning_rate,
+        "warmup_steps": min(100, steps // 10),
         "lr_scheduler_type": "cosine",
         "adam_beta2": 0.98,
         "weight_decay": 0.5,
         "max_grad_norm": 1.0,
+        "seed": random_seed,
+        "bf16": False,
+        "use_cpu": True,
+        "activation_checkpointing": False,
+        "logging_steps": max(1, steps // 100),
+        "eval_strategy": "steps",
+        "eval_steps": max(1, steps // evaluations),
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
-        **own,
     }
 
 
@@ -66,6 +81,16 @@ class Report(TrainerCallback):
         for row in self.rows:
             merged.setdefault(row["step"], {}).update(row)
         return [merged[step] for step in sorted(merged)]
+
+
+def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, name: str) -> None:
+    """Train with `report` listening, write the policy to `folder`, log curve and model (registered as `name`) to `record`."""
+    trl_trainer.add_callback(report)
+    trl_trainer.remove_callback(PrinterCallback)
+    trl_trainer.train()
+    save_policy(trl_trainer.model, tokenizer, report.curve(), folder)
+    record.curve(report.curve())
+    record.model(folder, name)
 
 
 def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | Path) -> None:
