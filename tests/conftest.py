@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_ROOT"):
     os.environ.pop(name, None)  # set by a surrounding `dvc exp run`
 os.environ |= {
@@ -11,3 +13,9 @@ os.environ |= {
     "DO_NOT_TRACK": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+
+
+@pytest.fixture(autouse=True)
+def own_reply_store(tmp_path, monkeypatch):
+    """Replies of servers that tests start go into a store of the test's own."""
+    monkeypatch.setattr("stages.llm.client.store_path", lambda: tmp_path / ".cache" / "replies.sqlite")

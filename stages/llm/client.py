@@ -1,7 +1,8 @@
 """Chat with any OpenAI-compatible endpoint: many requests at once, answers in order, structured output checked.
 
 `base_url: offline` goes to an ASGI application inside this process, over the same protocol and the same client; everything
-else is a server's address (`http://127.0.0.1:8000/v1`, `https://api.openai.com/v1`). One `ChatRequest` gets one `Reply`:
+else is a server's address (`http://127.0.0.1:8000/v1`, `https://api.openai.com/v1`), and each of its replies is kept in the reply store
+(stages/llm/store.py) and never asked for again. One `ChatRequest` gets one `Reply`:
 
     Reply(content='{"answer": "It melts at 356.9 K."}', parsed={'answer': 'It melts at 356.9 K.'}, reasoning=None,
           finish_reason='stop', error=None)
@@ -11,7 +12,9 @@ import asyncio
 import json
 import os
 import re
-from dataclasses import dataclass
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +23,7 @@ from pydantic import Field
 from stages.common.errors import LibraError
 from stages.common.params import Section
 from stages.common.progress import counter
+from stages.llm.store import Kept, Store, reply_key, store_path
 
 OFFLINE = "offline"  # the base_url of what answers inside this process
 # For broken connections, 408, 409, 429 and 5xx; the openai client waits 0.5 s, 1 s, 2 s, 4 s, or what the server asks for.
@@ -76,19 +80,23 @@ async def _ask_all(endpoint: Endpoint, requests: list[ChatRequest], what: str, a
     waiting = iter(range(len(requests)))
     bar = counter(what, len(requests))
 
-    async def work(client) -> None:
+    async def work(asker: "_Asker") -> None:
         for i in waiting:
-            replies[i] = await _ask(client, endpoint, requests[i], random_seed)
+            replies[i] = await asker.ask(requests[i])
             bar.update()
 
     try:
-        async with _client(endpoint, app) as client, asyncio.TaskGroup() as group:
-            for _ in range(min(endpoint.concurrency, len(requests))):
-                group.create_task(work(client))
+        with nullcontext() if endpoint.base_url == OFFLINE else Store(store_path()) as store:
+            async with _client(endpoint, app) as client, asyncio.TaskGroup() as group:
+                asker = _Asker(client, endpoint, store, what, random_seed)
+                for _ in range(min(endpoint.concurrency, len(requests))):
+                    group.create_task(work(asker))
     except BaseExceptionGroup as group_error:
         raise group_error.exceptions[0] from None
     finally:
         bar.close()
+    if store is not None and asker.found:
+        print(f"{what}: {asker.found:,} replies were in the store, {asker.sent:,} were asked for", file=sys.stderr)
     return replies
 
 
@@ -129,16 +137,37 @@ def request_body(endpoint: Endpoint, request: ChatRequest, random_seed: int) -> 
     return body
 
 
-async def _ask(client, endpoint: Endpoint, request: ChatRequest, random_seed: int) -> Reply:
-    """One reply; asked again with another sample when it doesn't fit the schema."""
-    for attempt in range(ASK_AGAIN + 1):
-        again = ChatRequest(
-            request.messages, request.schema_name, request.schema, request.sample_index + attempt * ASK_AGAIN_STRIDE
-        )
-        reply = _read(await _send(client, endpoint, request_body(endpoint, again, random_seed)), request)
-        if reply.error is None or request.schema is None:
-            break
-    return reply
+class _Asker:
+    """Gets one reply after another from the store, else from the endpoint; the offline one has no store."""
+
+    def __init__(self, client, endpoint: Endpoint, store: Store | None, what: str, random_seed: int):
+        self._client, self._endpoint, self._store = client, endpoint, store
+        self._what, self._random_seed = what, random_seed
+        self.found = self.sent = 0
+
+    async def ask(self, request: ChatRequest) -> Reply:
+        """One reply; asked again with another sample when it doesn't fit the schema."""
+        for attempt in range(ASK_AGAIN + 1):
+            sample_index = request.sample_index + attempt * ASK_AGAIN_STRIDE
+            reply = await self._one(replace(request, sample_index=sample_index))
+            if reply.error is None or request.schema is None:
+                break
+        return reply
+
+    async def _one(self, request: ChatRequest) -> Reply:
+        body = request_body(self._endpoint, request, self._random_seed)
+        if self._store is None:
+            return _read(await _send(self._client, self._endpoint, body), request)
+        key = reply_key(self._endpoint.base_url, body, request.sample_index)
+        if kept := self._store.find([key]):
+            self.found += 1
+            return _read(kept[key], request)
+        self.sent += 1
+        raw = await _send(self._client, self._endpoint, body)
+        reply = _read(raw, request)
+        if reply.error is None and reply.finish_reason != "content_filter":
+            await self._store.keep(key, Kept(self._what, self._endpoint.base_url, request.sample_index, body, raw))
+        return reply
 
 
 async def _send(client, endpoint: Endpoint, body: dict[str, Any]) -> Any:

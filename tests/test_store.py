@@ -1,0 +1,229 @@
+"""The reply store: what was received is kept, nothing else is, and nothing that was kept is asked for twice."""
+
+import asyncio
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import polars as pl
+import pytest
+import uvicorn
+
+from stages.common.errors import LibraError
+from stages.llm import store
+from stages.llm.asgi import last_user_text, make_app
+from stages.llm.client import ChatRequest, Endpoint, ask_all
+from stages.llm.store import Kept, Store, reply_key
+
+BODY = {"model": "m", "messages": [{"role": "user", "content": "How is soap made?"}], "temperature": 0.0, "seed": 7}
+REPLY = {"choices": [{"message": {"content": "By saponification."}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 9, "completion_tokens": 5}}
+
+
+def kept(i: int = 0) -> tuple[str, Kept]:
+    body = {**BODY, "seed": i}
+    return reply_key("http://h/v1", body, i), Kept("craft", "http://h/v1", i, body, {**REPLY, "id": str(i)})
+
+
+def keep_all(opened: Store, count: int) -> None:
+    async def go() -> None:
+        await asyncio.gather(*(opened.keep(*kept(i)) for i in range(count)))
+
+    asyncio.run(go())
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / ".cache" / "replies.sqlite"
+
+
+def test_what_was_kept_is_found_by_another_process_s_connection(path):
+    with Store(path) as first, Store(path) as second:
+        keep_all(first, 1200)
+        keys = [kept(i)[0] for i in range(1300)]
+        found = second.find(keys)
+        assert len(found) == 1200 and found[keys[7]] == {**REPLY, "id": "7"}
+        assert second.totals() == [("craft", "m", 1200, 9 * 1200, 5 * 1200)]
+
+
+def test_the_key_is_made_of_all_that_decides_a_reply():
+    key = reply_key("http://h/v1", BODY, 0)
+    assert key == reply_key("http://h/v1/", dict(reversed(BODY.items())), 0)
+    changes = [
+        ("http://h2/v1", BODY, 0), ("http://h/v1", BODY, 1), ("http://h/v1", {**BODY, "model": "n"}, 0),
+        ("http://h/v1", {**BODY, "temperature": 0.1}, 0), ("http://h/v1", {**BODY, "messages": []}, 0),
+        ("http://h/v1", {**BODY, "response_format": {"type": "json_object"}}, 0),
+    ]  # fmt: skip
+    assert len({key, *(reply_key(*change) for change in changes)}) == 1 + len(changes)
+
+
+def test_the_first_reply_stays(path):
+    with Store(path) as opened:
+        keep_all(opened, 1)
+        key, other = kept(0)
+        asyncio.run(opened.keep(key, Kept("craft", "http://h/v1", 0, other.request, {"choices": []})))
+        assert opened.find([key])[key]["id"] == "0"
+
+
+@pytest.mark.parametrize("damage", [lambda raw: b"not a database" * 400, lambda raw: raw[:100] + b"\xff" * (len(raw) - 100)])
+def test_an_unreadable_store_is_set_aside_and_named(path, capsys, damage):
+    with Store(path) as opened:
+        keep_all(opened, 50)
+        opened._connection.execute("pragma wal_checkpoint(truncate)")
+    path.write_bytes(damage(path.read_bytes()))
+    with Store(path) as opened:
+        assert opened.totals() == []
+        keep_all(opened, 3)
+    aside = list(path.parent.glob("replies.sqlite.unreadable-*"))
+    assert len(aside) == 1 and aside[0].name in capsys.readouterr().err
+
+
+def test_a_store_somebody_holds_is_an_error_that_says_so(path, monkeypatch):
+    monkeypatch.setattr(store, "WAIT", 0.1)
+    with Store(path) as opened:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("begin immediate")
+        with pytest.raises(LibraError, match=r"1 replies can't be kept in .*replies.sqlite \(database is locked\); free the disk or stop"):
+            keep_all(opened, 1)
+        other.execute("rollback")
+        keep_all(opened, 1)
+        assert opened.totals()[0][2] == 1
+
+
+def test_a_full_disk_keeps_what_was_there(path):
+    with Store(path) as opened:
+        keep_all(opened, 5)
+        pages = opened._connection.execute("pragma page_count").fetchone()[0]
+        opened._connection.execute(f"pragma max_page_count = {pages}")
+        with pytest.raises(LibraError, match="replies can't be kept in .*full"):
+            keep_all(opened, 500)
+        assert opened.totals()[0][2] == 5
+
+
+def test_an_archive_goes_into_another_store(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with Store(path) as opened:
+        keep_all(opened, 20)
+    archive = tmp_path / "a" / "replies.parquet"
+    store._command("export", archive)
+    first = archive.read_bytes()
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "b"))
+    store._command("import", archive)
+    store._command("import", archive)
+    store._command("show", None)
+    said = capsys.readouterr().out
+    assert "20 of 20 replies were new" in said and "0 of 20 replies were new" in said and "20 requests" in said.replace("       ", " ")
+    store._command("export", archive)
+    assert archive.read_bytes() == first
+    assert json.loads(pl.read_parquet(archive)["request"][0])["model"] == "m"
+
+
+class Server:
+    """A chat server on a port of its own that counts what it is sent and answers with the prompt, or with `says`."""
+
+    def __init__(self):
+        self.bodies, self.says, self.latency = [], last_user_text, 0.0
+        chat = make_app("m", lambda body: self.bodies.append(body) or self.says(body))
+
+        async def app(scope, receive, send):
+            if self.latency:
+                await asyncio.sleep(self.latency)
+            await chat(scope, receive, send)
+
+        self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}/v1"
+
+    def sent(self) -> int:
+        """How many requests came in since the last call."""
+        count = len(self.bodies)
+        self.bodies.clear()
+        return count
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+
+
+@pytest.fixture
+def server():
+    started = Server()
+    yield started
+    started.stop()
+
+
+def endpoint(url: str, **changes) -> Endpoint:
+    values = {"model": "m", "temperature": 0.5, "max_tokens": 100, "concurrency": 8, "api_key_env": "TEST_LLM_KEY", "timeout_s": 10.0}
+    return Endpoint(base_url=url, **(values | changes))
+
+
+def requests(*texts: str, system: str = "You are brief.") -> list[ChatRequest]:
+    return [ChatRequest([{"role": "system", "content": system}, {"role": "user", "content": text}]) for text in texts]
+
+
+def test_an_edit_asks_for_exactly_what_it_changes(server):
+    texts = [f"prompt {i}" for i in range(60)]
+
+    def run(rows, random_seed=7, system="You are brief.", **changes):
+        replies = ask_all(endpoint(server.url, **changes), requests(*rows, system=system), "edit", random_seed=random_seed)
+        assert [reply.content for reply in replies] == list(rows)
+        return server.sent()
+
+    assert run(texts) == 60
+    assert run(texts) == 0 == run(texts[::-1]) == run(texts[10:])
+    assert run([*texts, "one", "more"]) == 2
+    assert run([f"{text}!" if i < 5 else text for i, text in enumerate(texts)]) == 5
+    assert run(texts, timeout_s=20.0, concurrency=2, api_key_env="ANOTHER") == 0
+    assert run(texts, temperature=0.6) == run(texts, max_tokens=101) == run(texts, system="Be long.") == run(texts, random_seed=8) == 60
+
+
+def test_a_reply_of_no_use_is_not_kept(server):
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    asked = [ChatRequest([{"role": "user", "content": "a"}], "number", schema)]
+    server.says = lambda body: "no JSON"
+    assert ask_all(endpoint(server.url), asked, "bad")[0].error and server.sent() == 3
+    server.says = lambda body: '{"n": 1}'
+    assert ask_all(endpoint(server.url), asked, "good")[0].parsed == {"n": 1} and server.sent() == 1
+    assert ask_all(endpoint(server.url), asked, "again")[0].parsed == {"n": 1} and server.sent() == 0
+
+
+def test_the_key_is_nowhere_in_the_store(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_LLM_KEY", "sk-planted-0123456789")
+    ask_all(endpoint(server.url), requests("a", "b"), "key")
+    files = list((tmp_path / ".cache").iterdir())
+    assert files and not any(b"sk-planted" in file.read_bytes() for file in files)
+
+
+RUN = """
+import sys
+from stages.llm import client
+from stages.llm.client import ChatRequest, Endpoint, ask_all
+endpoint = Endpoint(base_url=sys.argv[1], model="m", temperature=0.5, max_tokens=100, concurrency=8, api_key_env="NONE", timeout_s=10.0)
+texts = [f"prompt {i}" for i in range(300)]
+replies = ask_all(endpoint, [ChatRequest([{"role": "user", "content": text}]) for text in texts], "killed")
+assert [reply.content for reply in replies] == texts
+"""
+
+
+def test_a_killed_run_asks_again_at_most_for_what_was_in_flight(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    server.latency = 0.02
+    before = 0
+    for kill_at in (40, 150, 151, 280):
+        run = subprocess.Popen([sys.executable, "-c", RUN, server.url], stderr=subprocess.DEVNULL)
+        while len(server.bodies) < kill_at + before:
+            assert run.poll() is None
+            time.sleep(0.005)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        before += 8
+    subprocess.run([sys.executable, "-c", RUN, server.url], check=True, stderr=subprocess.DEVNULL)
+    assert 300 <= server.sent() <= 300 + 4 * 8
+    subprocess.run([sys.executable, "-c", RUN, server.url], check=True, stderr=subprocess.DEVNULL)
+    assert server.sent() == 0
