@@ -82,16 +82,27 @@ def policy_answers(name: str, prompts: list[str], section: RespondParams) -> lis
 
 
 def always_comply(test) -> list[str]:
-    """One text a prompt (in prompt_id order): the chosen answer of a comply-seed, the compliance opener of a refuse-seed."""
+    """One text a prompt (in prompt_id order): the chosen answer of a comply-seed, the compliance opener of a refuse-seed.
+
+    A prompt whose own triplets hold none (few triplets a seed, many prompts) gets its seed's first. Raises LibraError when a
+    seed has none.
+    """
     import polars as pl
 
-    helpful = test.filter(pl.col("expected") == "comply").select("prompt_id", pl.col("chosen_id").alias("id"), pl.col("chosen").alias("text"))
-    unsafe = test.filter(pl.col("rejected_kind") == "unsafe_compliance")
-    unsafe = unsafe.select("prompt_id", pl.col("rejected_id").alias("id"), pl.col("rejected").alias("text"))
-    first = pl.concat([helpful, unsafe]).sort("prompt_id", "id").unique("prompt_id", keep="first", maintain_order=True)
-    if first.height != test["prompt_id"].n_unique():
-        raise LibraError("data/librachemqa/test.parquet has a refuse-seed without an unsafe_compliance answer; run `dvc repro validate`")
-    return first["text"].to_list()
+    key = ("seed_id", "prompt_id")
+    helpful = test.filter(pl.col("expected") == "comply").select(*key, id="chosen_id", text="chosen")
+    unsafe = test.filter(pl.col("rejected_kind") == "unsafe_compliance").select(*key, id="rejected_id", text="rejected")
+    texts = pl.concat([helpful, unsafe]).sort("prompt_id", "id")
+    own = texts.unique("prompt_id", keep="first", maintain_order=True).select("prompt_id", "text")
+    seeds = texts.unique("seed_id", keep="first", maintain_order=True).select("seed_id", others="text")
+    asked = test.select(key).unique().join(own, on="prompt_id", how="left").join(seeds, on="seed_id", how="left").sort("prompt_id")
+    said = asked.select("seed_id", text=pl.coalesce("text", "others"))
+    if (without := said.filter(pl.col("text").is_null())).height:
+        raise LibraError(
+            f"data/librachemqa/test.parquet has no unsafe_compliance answer for the refuse-seed {without['seed_id'][0]}; "
+            "raise rephrase.rejected or combine.triplets_per_seed"
+        )
+    return said["text"].to_list()
 
 
 def guarded(train, prompts: list[str], obliging: list[str]) -> list[tuple]:

@@ -43,6 +43,7 @@ def structured(text, sample_index=0):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(client, "MAX_RETRIES", 0)
+    monkeypatch.setattr(client, "MAX_REFUSALS", 0)
 
 
 def test_replies_keep_the_order_of_their_requests():

@@ -11,6 +11,7 @@ else is a server's address (`http://127.0.0.1:8000/v1`, `https://api.openai.com/
 import asyncio
 import json
 import os
+import random
 import re
 import sys
 from contextlib import nullcontext
@@ -23,11 +24,12 @@ from pydantic import Field
 from stages.common.errors import LibraError
 from stages.common.params import Section
 from stages.common.progress import counter
+from stages.llm.pace import Pace
 from stages.llm.store import Kept, Store, reply_key, store_path
 
 OFFLINE = "offline"  # the base_url of what answers inside this process
-# For broken connections, 408, 409, 429 and 5xx; the openai client waits 0.5 s, 1 s, 2 s, 4 s, or what the server asks for.
-MAX_RETRIES = 4
+MAX_RETRIES = 4  # for broken connections, 408, 409 and 5xx: after 0.5 s, 1 s, 2 s, 4 s, less up to a quarter by lot
+MAX_REFUSALS = 12  # retries for 429 and 503, which slow all requests down (stages/llm/pace.py)
 ASK_AGAIN = 2  # how often a reply that doesn't fit its schema is asked for again
 ASK_AGAIN_STRIDE = 1000  # ... as sample_index + 1000, + 2000: clear of the samples a caller numbers itself
 
@@ -118,7 +120,7 @@ def _client(endpoint: Endpoint, app):
         api_key=key or "none",  # local servers ask for none; the client insists on one
         http_client=openai.DefaultAioHttpClient(timeout=endpoint.timeout_s),
         timeout=endpoint.timeout_s,
-        max_retries=MAX_RETRIES,
+        max_retries=0,  # retries are _Asker's, which knows how the other requests fare
     )
 
 
@@ -143,6 +145,7 @@ class _Asker:
     def __init__(self, client, endpoint: Endpoint, store: Store | None, what: str, random_seed: int):
         self._client, self._endpoint, self._store = client, endpoint, store
         self._what, self._random_seed = what, random_seed
+        self._pace = Pace()
         self.found = self.sent = 0
 
     async def ask(self, request: ChatRequest) -> Reply:
@@ -157,38 +160,64 @@ class _Asker:
     async def _one(self, request: ChatRequest) -> Reply:
         body = request_body(self._endpoint, request, self._random_seed)
         if self._store is None:
-            return _read(await _send(self._client, self._endpoint, body), request)
+            return _read(await self._send(body), request)
         key = reply_key(self._endpoint.base_url, body, request.sample_index)
         if kept := self._store.find([key]):
             self.found += 1
             return _read(kept[key], request)
         self.sent += 1
-        raw = await _send(self._client, self._endpoint, body)
+        raw = await self._send(body)
         reply = _read(raw, request)
         if reply.error is None and reply.finish_reason != "content_filter":
             await self._store.keep(key, Kept(self._what, self._endpoint.base_url, request.sample_index, body, raw))
         return reply
 
+    async def _send(self, body: dict[str, Any]) -> Any:
+        """The server's JSON object. Raises LibraError for what another try can't mend, or retries didn't."""
+        import openai
 
-async def _send(client, endpoint: Endpoint, body: dict[str, Any]) -> Any:
-    """The server's JSON object. Raises LibraError for what another try can't mend, or retries didn't."""
-    import openai
+        broken = refused = 0
+        while True:
+            started = await self._pace.turn()
+            try:
+                raw = await self._client.chat.completions.with_raw_response.create(**body)
+                answer = json.loads(raw.content)
+            except json.JSONDecodeError:
+                raise LibraError(
+                    f"{_at(self._endpoint)} didn't answer with JSON: is this the address of a chat API (it often ends in /v1)?"
+                ) from None
+            except openai.APIConnectionError as error:  # time-outs are a kind of it
+                if self._endpoint.base_url == OFFLINE and error.__cause__ is not None:
+                    raise error.__cause__ from None  # a bug in the application, not a connection: its traceback is wanted
+                if broken >= MAX_RETRIES:
+                    raise LibraError(_connection_words(self._endpoint, error)) from None
+                broken += 1
+            except openai.APIStatusError as error:
+                if "content_filter" in str(error.code) or "content_policy" in str(error.code):
+                    return {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}
+                if error.status_code in (429, 503) and error.code != "insufficient_quota":
+                    self._pace.refused(started, _retry_after(error.response.headers))
+                    refused += 1
+                elif error.status_code in (408, 409) or error.status_code >= 500:
+                    broken += 1
+                else:
+                    raise LibraError(_status_words(self._endpoint, error)) from None
+                if self._endpoint.base_url == OFFLINE or broken > MAX_RETRIES or refused > MAX_REFUSALS:
+                    raise LibraError(_status_words(self._endpoint, error)) from None
+            else:
+                self._pace.served()
+                return answer
+            await asyncio.sleep(min(0.5 * 2 ** (broken + refused - 1), 8.0) * random.uniform(0.75, 1.0))
 
-    try:
-        raw = await client.chat.completions.with_raw_response.create(**body)
-        return json.loads(raw.content)
-    except json.JSONDecodeError:
-        raise LibraError(
-            f"{_at(endpoint)} didn't answer with JSON: is this the address of a chat API (it often ends in /v1)?"
-        ) from None
-    except openai.APIConnectionError as error:  # time-outs are a kind of it
-        if endpoint.base_url == OFFLINE and error.__cause__ is not None:
-            raise error.__cause__ from None  # a bug in the application, not a connection: its traceback is wanted
-        raise LibraError(_connection_words(endpoint, error)) from None
-    except openai.APIStatusError as error:
-        if "content_filter" in str(error.code) or "content_policy" in str(error.code):
-            return {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}
-        raise LibraError(_status_words(endpoint, error)) from None
+
+def _retry_after(headers) -> float | None:
+    """Seconds of a Retry-After header (or OpenAI's retry-after-ms); None where it is missing or a date."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) * unit)
+        except (KeyError, ValueError):
+            continue
+    return None
 
 
 def _connection_words(endpoint: Endpoint, error: Exception) -> str:
@@ -225,7 +254,9 @@ def _status_words(endpoint: Endpoint, error) -> str:
             f"{_at(endpoint)} refused the request with {status}{said}; it may not take a sampling setting or the response schema"
         )
     if status == 429:
-        return f"{_at(endpoint)} answered 429 {MAX_RETRIES + 1} times{said}; lower concurrency or raise the account's limit"
+        if error.code == "insufficient_quota":
+            return f"{_at(endpoint)} answered 429{said}; the account of the key in {endpoint.api_key_env} is out of credit"
+        return f"{_at(endpoint)} answered 429 {MAX_REFUSALS + 1} times{said}; lower concurrency or raise the account's limit"
     return f"{_at(endpoint)} answered {status}{said}; run again when the server is well"
 
 

@@ -1,0 +1,71 @@
+"""How fast an endpoint is asked: as many at once as the user allows, and, once a server says "too many", no faster than it serves.
+
+    pace = Pace()
+    started = await pace.turn()         # before a request: waits for its turn
+    pace.served()                       # it was answered
+    pace.refused(started, retry_after)  # 429 or 503, with what its Retry-After says (seconds or None)
+
+The first refusal sets a rate, what the server served until then; each later one cuts it by a seventh, and between refusals it
+grows by two percent of the best rate a second (additive increase, multiplicative decrease: Chiu and Jain 1989, on a rate
+instead of a window, since a server's limit is per minute, not per connection).
+"""
+
+import asyncio
+import time
+
+CUT = 6 / 7  # of the rate, after a refusal
+GROWTH = 0.02  # of the best rate, a second
+FLOOR = 1 / 32  # of the best rate
+FIRST = 1.0  # requests a second where the server had served none before it refused
+SLACK = 0.1  # seconds a late start may be made up for
+LONGEST_WAIT = 120.0  # seconds; a longer Retry-After is cut to it
+
+
+class Pace:
+    """Shared by all requests of one stage to one endpoint."""
+
+    def __init__(self):
+        self._rate: float | None = None  # requests a second; None until a first refusal
+        self._best = 0.0
+        self._began: float | None = None
+        self._gate = asyncio.Lock()
+        self._next = self._grown = self._cut = 0.0  # next start, last growth, last cut (monotonic seconds)
+        self._served = 0
+        self.refusals = 0
+
+    async def turn(self) -> float:
+        """Wait until the next request may start; returns when it started (monotonic seconds)."""
+        if self._began is None:
+            self._began = time.monotonic()
+        async with self._gate:  # first come, first served; a cut holds from the next start on
+            while (wait := self._next - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            now = time.monotonic()
+            if self._rate is not None:
+                self._grow(now)
+                self._next = max(self._next, now - SLACK) + 1 / self._rate
+        return now
+
+    def served(self) -> None:
+        """A request was answered."""
+        self._served += 1
+
+    def refused(self, started: float, retry_after: float | None) -> None:
+        """A request that `started` then was refused; those that had started before the last cut don't cut again."""
+        now = time.monotonic()
+        self.refusals += 1
+        if retry_after is not None:
+            self._next = max(self._next, now + min(retry_after, LONGEST_WAIT))
+        if self._rate is None:
+            self._rate = self._best = max(FIRST, self._served / max(now - (self._began or now), 1.0))
+        elif started < self._cut:
+            return
+        else:
+            self._grow(now)
+            self._rate = max(CUT * self._rate, FLOOR * self._best)
+        self._grown = self._cut = now
+
+    def _grow(self, now: float) -> None:
+        self._rate += GROWTH * self._best * (now - self._grown)
+        self._best = max(self._best, self._rate)
+        self._grown = now
