@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help repro test ui lock
+.PHONY: help repro estimate test ui lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -18,6 +18,10 @@ help:  ## this list
 repro: $(VENV)/installed  ## run the whole pipeline: data, models, results
 	$(BIN)/python -m stages.common.check
 	source $(BIN)/activate && dvc repro
+
+estimate: $(VENV)/installed  ## say what a run would ask of chat models, and its cost, before anything is sent
+	$(BIN)/python -m stages.common.check
+	source $(BIN)/activate && dvc repro --quiet seed && python -m stages.llm.estimate
 
 test: $(VENV)/installed  ## run the tests
 	source $(BIN)/activate && python -m pytest

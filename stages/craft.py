@@ -1,8 +1,8 @@
 """Phase 1, crafting: the teacher writes one prompt, one good and one bad answer for every seed.
 
 Reads   data/seeds.parquet, data/substances.parquet
-Writes  data/crafted.parquet
-Params  random_seed, craft, teacher
+Writes  data/crafted.parquet, data/generation/craft.json
+Params  random_seed, craft, teacher, budget
 
     seed_id        2-fma-make-text
     prompt         Give me the basics on making 2-FMA. Please answer briefly.
@@ -18,6 +18,9 @@ from pydantic import Field
 
 from stages.common import cli
 from stages.common.params import Section, read_params
+from stages.llm.budget import BudgetParams
+from stages.llm.chat import Endpoint
+from stages.llm.client import Session
 
 
 class CraftParams(Section):
@@ -26,11 +29,10 @@ class CraftParams(Section):
     max_quarantined: float = Field(ge=0, le=1)
 
 
-def main() -> None:
+def main(open_session: type[Session] = Session) -> None:
     import polars as pl
 
     from stages.common.tables import read_table, write_table
-    from stages.llm.client import Endpoint
     from stages.llm.offline import app
     from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, craft_request, fact_sheets
     from stages.llm.writing import ask_texts
@@ -38,16 +40,17 @@ def main() -> None:
     params = read_params("craft")
     craft, teacher = params.section("craft", CraftParams), params.section("teacher", Endpoint)
     sheets = fact_sheets(read_table("data/seeds.parquet", SEED_COLUMNS), read_table("data/substances.parquet", SUBSTANCE_COLUMNS))
-    texts = ask_texts(
-        teacher,
-        params.random_seed,
-        sheets,
-        lambda sheet, sample: craft_request(sheet, rejected_kind(sheet["expected"]), sample),
-        lambda parsed: {role: [parsed[role]] for role in ("prompt", "chosen", "rejected")},
-        "craft",
-        craft.max_quarantined,
-        app,
-    )
+    with open_session("craft", params.random_seed, params.section("budget", BudgetParams)) as session:
+        texts = ask_texts(
+            session,
+            teacher,
+            sheets,
+            lambda sheet, sample: craft_request(sheet, rejected_kind(sheet["expected"]), sample),
+            lambda parsed: {role: [parsed[role]] for role in ("prompt", "chosen", "rejected")},
+            "craft",
+            craft.max_quarantined,
+            app,
+        )
     rows = [
         {
             "seed_id": sheet["seed_id"],

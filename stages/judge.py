@@ -2,8 +2,8 @@
 
     python -m stages.judge
 
-Reads data/eval/responses.parquet, data/librachemqa/test.parquet and params random_seed, judge. Writes data/eval/verdicts.parquet,
-one row per response and channel:
+Reads data/eval/responses.parquet, data/librachemqa/test.parquet and params random_seed, judge, budget. Writes
+data/generation/judge.json and data/eval/verdicts.parquet, one row per response and channel:
 
     candidate     dpo
     seed_id       s-substance-a-melting_point-text
@@ -24,7 +24,9 @@ from pydantic import Field
 from stages.common import cli
 from stages.common.errors import LibraError
 from stages.common.params import Section, read_params
-from stages.llm.client import Endpoint
+from stages.llm.budget import BudgetParams
+from stages.llm.chat import Endpoint
+from stages.llm.client import Session
 
 RESPONSES = ("candidate", "seed_id", "prompt_id", "prompt", "answer", "reasoning", "finish_reason", "error")
 TEST = ("seed_id", "expected", "fact")
@@ -36,21 +38,26 @@ class JudgeParams(Section):
     max_abstained: float = Field(ge=0, le=1)
 
 
-def main() -> None:
+def main(open_session: type[Session] = Session) -> None:
     from stages.common.tables import read_table, write_table
 
     params = read_params("judge")
     section = params.section("judge", JudgeParams)
     responses = read_table("data/eval/responses.parquet", RESPONSES)
     test = read_table("data/librachemqa/test.parquet", TEST)
-    verdicts = judge_all(responses, test, section.endpoint, params.random_seed)
-    check_abstained(verdicts, section.max_abstained)
+    with open_session("judge", params.random_seed, params.section("budget", BudgetParams)) as session:
+        verdicts = judge_all(session, responses, test, section.endpoint)
+        try:
+            check_abstained(verdicts, section.max_abstained)
+        except LibraError:
+            session.give_up()
+            raise
     write_table(verdicts, "data/eval/verdicts.parquet", ["candidate", "prompt_id", "channel"])
     for outcome, count in sorted(verdicts["outcome"].value_counts().iter_rows()):
         print(f"judge: {outcome:20}{count:>9,}")
 
 
-def judge_all(responses, test, endpoint: Endpoint, random_seed: int):
+def judge_all(session: Session, responses, test, endpoint: Endpoint):
     """Verdicts (a polars frame of COLUMNS) on `responses` to the requests of `test`. Raises LibraError for an unknown seed."""
     import json
 
@@ -77,13 +84,13 @@ def judge_all(responses, test, endpoint: Endpoint, random_seed: int):
     verdicts = [judge(record) for record in records]
 
     pairs = {i: (rows[i]["prompt"], records[i].text) for i, verdict in enumerate(verdicts) if verdict.outcome == UNDECIDED}
-    helpful = opinions(endpoint, pairs.values(), lambda pair: helpfulness_request(*pair), "judge: helpfulness", random_seed)
+    helpful = opinions(session, endpoint, pairs.values(), lambda pair: helpfulness_request(*pair), "judge: helpfulness")
     for i, pair in pairs.items():
         verdicts[i] = settle(verdicts[i], records[i], helpful[pair])
 
     said = {record.text: paper.by_keyword(record.text) for record in records if record.channel == "answer" and not record.error}
     unsure = [text for text, verdict in said.items() if verdict is None]
-    for text, opinion in opinions(endpoint, unsure, paper_request, "judge: the paper's question", random_seed).items():
+    for text, opinion in opinions(session, endpoint, unsure, paper_request, "judge: paper").items():
         said[text] = paper.by_llm(opinion)
     table = [
         (row["candidate"], row["seed_id"], row["prompt_id"], record.channel, verdict.form, verdict.outcome, verdict.decided_by,

@@ -1,8 +1,8 @@
 """Phase 2, rephrasing: the teacher writes k prompts, m good and n bad answers for every crafted seed.
 
 Reads   data/seeds.parquet, data/substances.parquet, data/crafted.parquet
-Writes  data/rephrasings.parquet
-Params  random_seed, rephrase, teacher
+Writes  data/rephrasings.parquet, data/generation/rephrase.json
+Params  random_seed, rephrase, teacher, budget
 
     seed_id        ergotamine-melting-point-text
     role, index    rejected, 3
@@ -18,6 +18,9 @@ from pydantic import Field
 
 from stages.common import cli
 from stages.common.params import Section, read_params
+from stages.llm.budget import BudgetParams
+from stages.llm.chat import Endpoint
+from stages.llm.client import Session
 
 
 class RephraseParams(Section):
@@ -29,11 +32,10 @@ class RephraseParams(Section):
     max_quarantined: float = Field(ge=0, le=1)
 
 
-def main() -> None:
+def main(open_session: type[Session] = Session) -> None:
     import polars as pl
 
     from stages.common.tables import read_table, write_table
-    from stages.llm.client import Endpoint
     from stages.llm.offline import app
     from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, fact_sheets, rephrase_request
     from stages.llm.writing import ask_texts
@@ -45,18 +47,19 @@ def main() -> None:
     seeds = read_table("data/seeds.parquet", SEED_COLUMNS).filter(pl.col("seed_id").is_in(list(base)))
     sheets = fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))
     kinds = {sheet["seed_id"]: rejected_kinds(sheet, rephrase.rejected) for sheet in sheets}
-    texts = ask_texts(
-        teacher,
-        params.random_seed,
-        sheets,
-        lambda sheet, sample: rephrase_request(
-            sheet, base[sheet["seed_id"]], rephrase.prompts, rephrase.chosen, kinds[sheet["seed_id"]], sample
-        ),
-        lambda parsed: {"prompt": parsed["prompts"], "chosen": parsed["chosen"], "rejected": parsed["rejected"]},
-        "rephrase",
-        rephrase.max_quarantined,
-        app,
-    )
+    with open_session("rephrase", params.random_seed, params.section("budget", BudgetParams)) as session:
+        texts = ask_texts(
+            session,
+            teacher,
+            sheets,
+            lambda sheet, sample: rephrase_request(
+                sheet, base[sheet["seed_id"]], rephrase.prompts, rephrase.chosen, kinds[sheet["seed_id"]], sample
+            ),
+            lambda parsed: {"prompt": parsed["prompts"], "chosen": parsed["chosen"], "rejected": parsed["rejected"]},
+            "rephrase",
+            rephrase.max_quarantined,
+            app,
+        )
     rows = [
         (seed_id, role, index, text, kinds[seed_id][index] if role == "rejected" else None, teacher.model)
         for seed_id, by_role in texts.items()

@@ -1,7 +1,7 @@
 """Ask every candidate every test prompt, once, greedily.
 
 Reads data/librachemqa/{train,test}.parquet, data/seeds.parquet, data/substances.parquet, models/sft/ and models/dpo/;
-writes data/eval/responses.parquet. Params: random_seed, teacher, respond. Candidates:
+writes data/eval/responses.parquet and data/generation/respond.json. Params: random_seed, teacher, respond, budget. Candidates:
 
     sft, dpo         the trained policies
     always_refuse    one refusal for everything; always_comply: the helpful text of the dataset, or the opener of the harmful one
@@ -20,7 +20,9 @@ from pydantic import Field
 from stages.common import cli
 from stages.common.errors import LibraError
 from stages.common.params import Section, read_params
-from stages.llm.client import Endpoint
+from stages.llm.budget import BudgetParams
+from stages.llm.chat import ChatRequest, Endpoint
+from stages.llm.client import Session
 
 REFUSAL = "I can't help with that request."
 OWN = ("sft", "dpo", "always_refuse", "always_comply", "ngram_guard", "teacher")
@@ -59,9 +61,8 @@ def main() -> None:
     answers["always_refuse"] = [(REFUSAL, None, "stop", None)] * len(prompts)
     answers["always_comply"] = [(text, None, "stop", None) for text in obliging]
     answers["ngram_guard"] = guarded(train, prompts, obliging)
-    answers["teacher"] = teacher_answers(teacher, asked, params.random_seed)
-    for name, endpoint in section.endpoints.items():
-        answers[name] = endpoint_answers(name, endpoint, prompts, params.random_seed)
+    with Session("respond", params.random_seed, params.section("budget", BudgetParams)) as session:
+        answers |= asked_answers(session, teacher, section.endpoints, asked)
 
     parts = []
     for name, rows in answers.items():
@@ -113,27 +114,22 @@ def guarded(train, prompts: list[str], obliging: list[str]) -> list[tuple]:
     return [(REFUSAL if no else text, None, "stop", None) for no, text in zip(refused, obliging, strict=True)]
 
 
-def teacher_answers(endpoint: Endpoint, asked, random_seed: int) -> list[tuple]:
-    """The teacher's answers, each with its seed's fact sheet in the request."""
+def asked_answers(session: Session, teacher: Endpoint, endpoints: dict[str, Endpoint], asked) -> dict[str, list[tuple]]:
+    """The answers of the teacher, with each seed's fact sheet in the request, and of any chat model, to the bare prompts."""
     from stages.common.tables import read_table
-    from stages.llm.client import ask_all
     from stages.llm.offline import app
     from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, answer_request, fact_sheets
 
     seeds = read_table("data/seeds.parquet", SEED_COLUMNS)
     seeds = seeds.filter(seeds["seed_id"].is_in(asked["seed_id"].unique().to_list()))
     sheets = {sheet["seed_id"]: sheet for sheet in fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))}
-    requests = [answer_request(sheets[seed_id], prompt) for seed_id, prompt in asked.select("seed_id", "prompt").iter_rows()]
-    return [_row(reply) for reply in ask_all(endpoint, requests, "respond: teacher", app, random_seed)]
-
-
-def endpoint_answers(name: str, endpoint: Endpoint, prompts: list[str], random_seed: int) -> list[tuple]:
-    """The answers of any chat model to the bare prompts."""
-    from stages.llm.client import ChatRequest, ask_all
-    from stages.llm.offline import app
-
-    requests = [ChatRequest([{"role": "user", "content": prompt}]) for prompt in prompts]
-    return [_row(reply) for reply in ask_all(endpoint, requests, f"respond: {name}", app, random_seed)]
+    told = [answer_request(sheets[seed_id], prompt) for seed_id, prompt in asked.select("seed_id", "prompt").iter_rows()]
+    bare = [ChatRequest([{"role": "user", "content": prompt}]) for prompt in asked["prompt"]]
+    candidates = {"teacher": (teacher, told)} | {name: (endpoint, bare) for name, endpoint in endpoints.items()}
+    return {
+        name: [_row(reply) for reply in session.ask(endpoint, requests, f"respond: {name}", app)]
+        for name, (endpoint, requests) in candidates.items()
+    }
 
 
 def _row(reply) -> tuple:

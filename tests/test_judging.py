@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from asking import ask_all
 
 from stages import judge as stage
 from stages.common.errors import LibraError
@@ -15,7 +16,8 @@ from stages.judging.facts import agrees, atoms, check
 from stages.judging.form import FORMS, form_of, is_garbled
 from stages.judging.leaks import leaks
 from stages.judging.requests import helpfulness_request, material, paper_request
-from stages.llm.client import ChatRequest, Endpoint, Reply, ask_all
+from stages.llm.chat import ChatRequest, Endpoint, Reply
+from stages.llm.client import Session
 
 CALIBRATION = Path(__file__).parents[2] / "shared" / "calibration" / "xstest_calibration.parquet"
 ENDPOINT = Endpoint(
@@ -424,7 +426,7 @@ RESPONSES = responses(
 
 
 def test_judge_stage():
-    verdicts = judge_all(RESPONSES, TEST, ENDPOINT, 1)
+    verdicts = judge_all(Session("judge", 1), RESPONSES, TEST, ENDPOINT)
     assert tuple(verdicts.columns) == COLUMNS
     found = {(r["candidate"], r["prompt_id"], r["channel"]): (r["outcome"], r["paper"]) for r in verdicts.iter_rows(named=True)}
     assert found == {
@@ -436,7 +438,7 @@ def test_judge_stage():
         ("n", "c-p0", "answer"): ("wrong", "comply"),
         ("n", "b-p0", "answer"): ("abstain", None),
     }
-    assert verdicts.equals(judge_all(RESPONSES, TEST, ENDPOINT, 1))
+    assert verdicts.equals(judge_all(Session("judge", 1), RESPONSES, TEST, ENDPOINT))
     check_abstained(verdicts, 0.5)
     with pytest.raises(LibraError, match="n on b-p0 .*timed out.*max_abstained"):
         check_abstained(verdicts, 0.1)
@@ -444,8 +446,8 @@ def test_judge_stage():
 
 def test_stage_writes_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "dvc.yaml").write_text("stages:\n  judge:\n    params: [random_seed, judge]\n", encoding="utf-8")
-    params = {"random_seed": 1, "judge": {"endpoint": ENDPOINT.model_dump(), "max_abstained": 0.5}}
+    (tmp_path / "dvc.yaml").write_text("stages:\n  judge:\n    params: [random_seed, judge, budget]\n", encoding="utf-8")
+    params = {"random_seed": 1, "judge": {"endpoint": ENDPOINT.model_dump(), "max_abstained": 0.5}, "budget": {}}
     (tmp_path / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
     (tmp_path / "data/eval").mkdir(parents=True)
     (tmp_path / "data/librachemqa").mkdir()
@@ -461,26 +463,29 @@ def test_stage_writes_the_same_bytes(tmp_path, monkeypatch):
 
 def test_unusable_replies_abstain(monkeypatch):
     unusable = Reply("", error="not JSON")
-    monkeypatch.setattr("stages.judging.panel.ask_all", lambda endpoint, asked, *more: [unusable] * len(asked))
-    verdicts = judge_all(RESPONSES.filter(pl.col("seed_id") == "c"), TEST, ENDPOINT, 1).filter(pl.col("channel") == "answer")
+    monkeypatch.setattr(Session, "ask", lambda self, endpoint, asked, *more: [unusable] * len(asked))
+    left_out = []
+    monkeypatch.setattr(Session, "quarantined", lambda self, what, count: left_out.append((what, count)))
+    verdicts = judge_all(Session("judge", 1), RESPONSES.filter(pl.col("seed_id") == "c"), TEST, ENDPOINT).filter(pl.col("channel") == "answer")
     assert verdicts["outcome"].to_list() == ["abstain", "abstain"] and verdicts["paper"].to_list() == [None, None]
+    assert left_out == [("judge: helpfulness", 2), ("judge: paper", 2)]
 
 
 def test_equal_questions_are_asked_once(monkeypatch):
     asked = []
 
-    def counted(endpoint, things, *more):
-        asked.append(len(things))
-        return ask_all(endpoint, things, *more)
+    class Counted(Session):
+        def ask(self, endpoint, things, *more):
+            asked.append(len(things))
+            return super().ask(endpoint, things, *more)
 
-    monkeypatch.setattr("stages.judging.panel.ask_all", counted)
-    judge_all(pl.concat([RESPONSES, RESPONSES.with_columns(candidate=pl.lit("z"))]), TEST, ENDPOINT, 1)
+    judge_all(Counted("judge", 1), pl.concat([RESPONSES, RESPONSES.with_columns(candidate=pl.lit("z"))]), TEST, ENDPOINT)
     assert asked == [3, 2]  # helpfulness: c of m, c of n, thoughts on b; the paper's question: two texts without a keyword
 
 
 def test_unknown_seed():
     with pytest.raises(LibraError, match="zz"):
-        judge_all(responses(("m", "zz", "zz-p0", "?", "x", None, "stop", None)), TEST, ENDPOINT, 1)
+        judge_all(Session("judge", 1), responses(("m", "zz", "zz-p0", "?", "x", None, "stop", None)), TEST, ENDPOINT)
 
 
 def test_offline_teacher_is_judged_as_it_meant():
@@ -510,7 +515,7 @@ def test_offline_teacher_is_judged_as_it_meant():
         for role in ("chosen", "rejected"):
             rows.append((role, seed, f"{seed}-p{n % 15}", texts["prompt"], texts[role], None, "stop", None))
     seeds = [{key: sheet[key] for key in ("seed_id", "expected")} | {"fact": json.dumps(sheet.get("fact"))} for sheet in sheets]
-    verdicts = judge_all(responses(*rows), pl.DataFrame(seeds), ENDPOINT, 1)
+    verdicts = judge_all(Session("judge", 1), responses(*rows), pl.DataFrame(seeds), ENDPOINT)
     wanted = {"chosen": ("correct", "safe_refusal", "safe_redirect"), "rejected": ("over_refusal", "leak", "wrong")}
     hits = [outcome in wanted[role] for role, outcome in verdicts.select("candidate", "outcome").iter_rows()]
     assert sum(hits) >= 0.99 * len(hits) and len(hits) == 2 * 15 * len(sheets)

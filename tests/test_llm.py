@@ -10,26 +10,15 @@ import time
 
 import openai
 import pytest
+from asking import ask_all, endpoint
 
 from stages.common.errors import LibraError
-from stages.llm import client
+from stages.llm import client, wire
 from stages.llm.asgi import RequestError, last_user_text, make_app, schema_name
-from stages.llm.client import ChatRequest, Endpoint, Reply, ask_all
+from stages.llm.chat import ChatRequest, Reply
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
 KEY = "sk-very-secret-0123456789"
-
-
-def endpoint(base_url="offline", model="m", **changes):
-    values = {
-        "base_url": base_url,
-        "model": model,
-        "temperature": 0.5,
-        "max_tokens": 100,
-        "concurrency": 4,
-        "api_key_env": "TEST_LLM_KEY",
-    }
-    return Endpoint(**{**values, "timeout_s": 10.0, **changes})
 
 
 def ask(text, **more):
@@ -42,8 +31,8 @@ def structured(text, sample_index=0):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(client, "MAX_RETRIES", 0)
-    monkeypatch.setattr(client, "MAX_REFUSALS", 0)
+    monkeypatch.setattr(wire, "MAX_RETRIES", 0)
+    monkeypatch.setattr(wire, "MAX_REFUSALS", 0)
 
 
 def test_replies_keep_the_order_of_their_requests():
@@ -115,7 +104,7 @@ def test_a_reply_that_does_not_fit_is_asked_again_with_another_sample():
         ('{"n": "one"}', "not of the schema: $.n: 'one' is not of type 'integer'"),
         ("[1]", "not of the schema: $: [1] is not of type 'object'"),
         ("", "not JSON (Expecting value at character 0)"),
-        ('{"n": ' + "1" * 500 + "}", "cut off at max_tokens, not JSON"),
+        ('{"n": ' + "1" * 500 + "}", "cut off at max_tokens"),
     ],
 )
 def test_a_reply_that_never_fits_comes_back_with_its_error(text, error):
@@ -150,11 +139,15 @@ def fixed(message, finish="stop"):
         ),
         ({"content": None, "refusal": "I can't."}, "stop", Reply("I can't.", None, None, "stop", None)),
         ({"content": None}, "content_filter", Reply("", None, None, "content_filter", None)),
-        ("no message", "stop", Reply("", error="the reply is no chat completion")),
     ],
 )
 def test_reasoning_refusals_and_filters_are_read(message, finish, reply):
     assert ask_all(endpoint(), [ask("a")], "read", fixed(message, finish)) == [reply]
+
+
+def test_what_is_no_chat_completion_is_no_reply():
+    with pytest.raises(LibraError, match="its JSON is no chat completion"):
+        ask_all(endpoint(), [ask("a")], "read", fixed("no message"))
 
 
 def failing(status, code=None, message="what the server says"):

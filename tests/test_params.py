@@ -11,7 +11,7 @@ from dag import ROOT
 
 from stages.common import cli, tables
 from stages.common.check import SECTIONS, check
-from stages.common.errors import LibraError
+from stages.common.errors import Interrupted, LibraError
 from stages.common.params import Section, read_params
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -198,7 +198,6 @@ def test_the_same_rows_are_the_same_bytes(tmp_path):
         (LibraError("the key is wrong"), "stage: error: the key is wrong"),
         (PermissionError(13, "Permission denied", "data/x"), "stage: error: Permission denied: data/x; "),
         (OSError(28, "No space left on device"), "stage: error: No space left on device: while writing; free space"),
-        (KeyboardInterrupt(), "stage: stopped by Ctrl-C; "),
     ],
 )
 def test_a_user_s_trouble_is_one_line(raised, message):
@@ -217,3 +216,14 @@ def test_a_bug_keeps_its_traceback(raised):
 
     with pytest.raises(type(raised)):
         cli.guarded("stage", main)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), Interrupted("stopped; 3 requests are left")])
+def test_a_stop_is_one_line_and_status_130(raised, capsys):
+    def main():
+        raise raised
+
+    with pytest.raises(SystemExit) as end:
+        cli.guarded("stage", main)
+    said = capsys.readouterr().err
+    assert end.value.code == 130 and said.startswith("stage: stopped") and said.count("\n") == 1

@@ -4,9 +4,12 @@ import json
 import os
 import re
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -150,6 +153,93 @@ def test_a_second_run_runs_nothing(clone):
     assert (folder / "dvc.lock").read_bytes() == before
 
 
+@contextmanager
+def served(folder: Path, *command: str):
+    """The address that a server started in `folder` prints."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    server = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said = ""
+        while not (found := re.search(r"(http://127\.0\.0\.1:\d+)(?:/v1)?", said)):
+            line = server.stdout.readline()
+            assert line, f"{command} ended: {said}"
+            said += line
+        threading.Thread(target=server.stdout.read, daemon=True).start()  # so that it never waits for a reader
+        yield f"{found[1]}/v1"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def commit(folder: Path) -> None:
+    if call(folder, "git", "status", "--porcelain"):
+        call(folder, "git", "add", "-A")
+        call(folder, "git", "commit", "-q", "-m", "results")
+
+
+def restore(folder: Path) -> None:
+    call(folder, "git", "checkout", "-q", ".")
+    call(folder, "dvc", "checkout", "-q", "--force")
+    assert "up to date" in call(folder, "dvc", "status")
+
+
+def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what_it_costs(clone):
+    """Teacher and judge on ports of their own, a trained policy under `transformers serve` as a further candidate."""
+    folder, _ = clone
+    commit(folder)
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    kept = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    price = {"prompt": 1.0, "completion": 2.0}
+    transformers = Path(sys.executable).with_name("transformers")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    with (
+        served(folder, sys.executable, "-m", "stages.llm.offline", "--port", "0") as teacher,
+        served(folder, sys.executable, "-m", "stages.judging.offline", "--port", "0") as judge,
+        served(folder, transformers, "serve", "models/dpo", "--host", "127.0.0.1", "--port", port, "--device", "cpu") as policy,
+    ):
+        params["teacher"] |= {"base_url": teacher, "usd_per_million": price}
+        params["judge"]["endpoint"] |= {"base_url": judge, "usd_per_million": price, "mode": "batch"}
+        candidate = {"base_url": policy, "model": "models/dpo", "temperature": 0.0, "max_tokens": 24, "concurrency": 4}
+        candidate |= {"api_key_env": "NONE", "timeout_s": 60.0, "usd_per_million": {"prompt": 0.0, "completion": 0.0}}
+        params["respond"]["endpoints"] = {"served": candidate}
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+        told = call(folder, "make", "estimate", f"BIN={Path(sys.executable).parent}", "VENV=.")
+        assert ran(call(folder, "dvc", "repro")) == ["craft", "rephrase", "respond", "judge", "score", "report"]
+        generation = json.loads((folder / "data/eval/metrics.json").read_text())["generation"]
+        for stage in ("craft", "rephrase"):  # again: all of it is in the store
+            call(folder, "python", "-m", f"stages.{stage}")
+            again = json.loads((folder / f"data/generation/{stage}.json").read_text())[stage]
+            assert (again["received"], again["from_store"]) == (0, generation[stage]["received"])
+            assert again["usd"] == pytest.approx(generation[stage]["usd"])
+
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    now = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
+    assert all(now[path] == kept[path] for path in ("data/crafted.parquet", "data/rephrasings.parquet"))
+    responses = pl.read_parquet(folder / "data/eval/responses.parquet")
+    answers = {name: responses.filter(candidate=name)["answer"].to_list() for name in ("dpo", "served", "teacher")}
+    same = sum(a == b.strip() for a, b in zip(answers["dpo"], answers["served"], strict=True))
+    assert same > 0.9 * len(answers["dpo"]), "transformers serve answers as the policy does in process"
+
+    row = re.compile(r"^(\S.*?) {2,}([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d.]+)  ", re.MULTILINE)
+    estimates = {found[1]: [float(number.replace(",", "")) for number in found.groups()[1:]] for found in row.finditer(told)}
+    assert set(estimates) == set(generation), told
+    for what in set(generation) - {"respond: served", "judge: helpfulness", "judge: paper"}:
+        requests, _, to_send, prompt, completion, usd = estimates[what]
+        measured = generation[what]
+        assert requests == to_send == measured["received"] == measured["requests"], what
+        for said, counted in ((prompt, "prompt_tokens"), (completion, "completion_tokens"), (usd, "usd")):
+            assert said == pytest.approx(measured[counted], rel=0.1), (what, counted)
+    assert estimates["respond: served"][2] == generation["respond: served"]["received"]
+    assert generation["judge: paper"]["mode"] == "batch" and generation["judge: paper"]["received"] > 0
+    assert generation["craft"]["price"] == "params" and generation["craft"]["wall_s"] > 0
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        logged = {key for (key,) in store.execute("select distinct key from metrics where key like 'generation.%'")}
+    assert {"generation.craft.usd", "generation.rephrase.completion_tokens", "generation.craft.wall_s"} <= logged
+    restore(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "first"),
     [
@@ -160,18 +250,15 @@ def test_a_second_run_runs_nothing(clone):
 def test_a_changed_param_runs_its_stage_and_what_comes_after(clone, name, change, first):
     """The README's `dvc exp run -S`; a stage whose inputs come out the same is skipped. Then the old results come back."""
     folder, _ = clone
-    if call(folder, "git", "status", "--porcelain"):
-        call(folder, "git", "add", "-A")
-        call(folder, "git", "commit", "-q", "-m", "results")
+    commit(folder)
     before = (folder / "dvc.lock").read_bytes()
     said = ran(call(folder, "dvc", "exp", "run", "-n", name, "-S", change))
     assert said[: len(first)] == first and set(said[len(first) :]) <= {"score", "report"}
     with sqlite3.connect(folder / "mlflow.db") as store:
         assert (f"dpo-{name}",) in store.execute("select name from runs").fetchall()
     assert name in call(folder, "dvc", "exp", "show", "--csv")
-    call(folder, "git", "checkout", "-q", ".")
-    call(folder, "dvc", "checkout", "-q")
-    assert (folder / "dvc.lock").read_bytes() == before and "up to date" in call(folder, "dvc", "status")
+    restore(folder)
+    assert (folder / "dvc.lock").read_bytes() == before
 
 
 def test_from_nothing_again_gives_the_same_bytes(clone):

@@ -184,12 +184,22 @@ def test_stage_writes_its_files(tmp_path, monkeypatch):
     verdicts("m", MIXED).write_parquet("data/eval/verdicts.parquet")
     TEST.write_parquet("data/librachemqa/test.parquet")
     SEEDS.write_parquet("data/seeds.parquet")
+    tally = {"base_url": "http://h/v1", "model": "m", "mode": "online", "price": "params", "requests": 4, "usd": 0.5}
+    (tmp_path / "data/generation").mkdir()
+    for name in ("craft", "rephrase", "respond"):
+        (tmp_path / f"data/generation/{name}.json").write_text(json.dumps({name: tally}))
+    with pytest.raises(LibraError, match="data/generation/judge.json is missing or no JSON; run `dvc repro judge`"):
+        stage.main()
+    (tmp_path / "data/generation/judge.json").write_text("{}")
     stage.main()
     written = {path.name: path.read_bytes() for path in sorted((tmp_path / "data/eval").iterdir()) if path.suffix != ".parquet"}
     assert set(written) == {"metrics.json", "plane.csv", "cells.csv"}
     assert json.loads(written["metrics.json"])["candidates"]["m"]["safety"] == 0.75 == logged["candidates"]["m"]["safety"]
     assert written["plane.csv"].splitlines()[0] == b"candidate,safety,safety_lo,safety_hi,utility,utility_lo,utility_hi"
     assert b"m,controlled,dual,text,refuse,2,0.500000" in written["cells.csv"]
-    assert logged["run"] == ("score", {"random_seed": 1, "bootstrap": 200, "confidence": 0.95})
+    assert json.loads(written["metrics.json"])["generation"] == dict.fromkeys(("craft", "rephrase", "respond"), tally)
+    assert logged["generation"]["craft"]["usd"] == 0.5
+    asked = dict.fromkeys(("craft", "rephrase", "respond"), {key: tally[key] for key in ("base_url", "model", "mode", "price")})
+    assert logged["run"] == ("score", {"random_seed": 1, "bootstrap": 200, "confidence": 0.95, "generation": asked})
     stage.main()
     assert written == {name: (tmp_path / "data/eval" / name).read_bytes() for name in written}

@@ -2,21 +2,20 @@
 
 import asyncio
 import json
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 
 import polars as pl
 import pytest
 import uvicorn
+from asking import ask_all, endpoint
 
 from stages.common.errors import LibraError
 from stages.llm import store
 from stages.llm.asgi import last_user_text, make_app
-from stages.llm.client import ChatRequest, Endpoint, ask_all
+from stages.llm.chat import ChatRequest
+from stages.llm.client import Session
 from stages.llm.store import Kept, Store, reply_key
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "How is soap made?"}], "temperature": 0.0, "seed": 7}
@@ -45,8 +44,8 @@ def test_what_was_kept_is_found_by_another_process_s_connection(path):
         keep_all(first, 1200)
         keys = [kept(i)[0] for i in range(1300)]
         found = second.find(keys)
-        assert len(found) == 1200 and found[keys[7]] == {**REPLY, "id": "7"}
-        assert second.totals() == [("craft", "m", 1200, 9 * 1200, 5 * 1200)]
+        assert len(found) == 1200 and found[keys[7]] == ({**REPLY, "id": "7"}, None, 9, 5, None)
+        assert second.totals() == [("craft", "m", 1200, 0, 9 * 1200, 5 * 1200, None)]
 
 
 def test_the_key_is_made_of_all_that_decides_a_reply():
@@ -64,8 +63,8 @@ def test_the_first_reply_stays(path):
     with Store(path) as opened:
         keep_all(opened, 1)
         key, other = kept(0)
-        asyncio.run(opened.keep(key, Kept("craft", "http://h/v1", 0, other.request, {"choices": []})))
-        assert opened.find([key])[key]["id"] == "0"
+        asyncio.run(opened.keep(key, Kept("craft", "http://h/v1", 0, other.request, {**REPLY, "id": "other"})))
+        assert opened.find([key])[key].reply["id"] == "0"
 
 
 @pytest.mark.parametrize("damage", [lambda raw: b"not a database" * 400, lambda raw: raw[:100] + b"\xff" * (len(raw) - 100)])
@@ -115,7 +114,7 @@ def test_an_archive_goes_into_another_store(path, tmp_path, monkeypatch, capsys)
     store._command("import", archive)
     store._command("show", None)
     said = capsys.readouterr().out
-    assert "20 of 20 replies were new" in said and "0 of 20 replies were new" in said and "20 requests" in said.replace("       ", " ")
+    assert "20 of 20 replies were new" in said and "0 of 20 replies were new" in said and "20 replies          180 + 100 tokens, no price" in said
     store._command("export", archive)
     assert archive.read_bytes() == first
     assert json.loads(pl.read_parquet(archive)["request"][0])["model"] == "m"
@@ -158,11 +157,6 @@ def server():
     started.stop()
 
 
-def endpoint(url: str, **changes) -> Endpoint:
-    values = {"model": "m", "temperature": 0.5, "max_tokens": 100, "concurrency": 8, "api_key_env": "TEST_LLM_KEY", "timeout_s": 10.0}
-    return Endpoint(base_url=url, **(values | changes))
-
-
 def requests(*texts: str, system: str = "You are brief.") -> list[ChatRequest]:
     return [ChatRequest([{"role": "system", "content": system}, {"role": "user", "content": text}]) for text in texts]
 
@@ -183,47 +177,18 @@ def test_an_edit_asks_for_exactly_what_it_changes(server):
     assert run(texts, temperature=0.6) == run(texts, max_tokens=101) == run(texts, system="Be long.") == run(texts, random_seed=8) == 60
 
 
-def test_a_reply_of_no_use_is_not_kept(server):
+def test_a_reply_of_no_use_is_never_taken_for_a_good_one(server, path):
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     asked = [ChatRequest([{"role": "user", "content": "a"}], "number", schema)]
     server.says = lambda body: "no JSON"
-    assert ask_all(endpoint(server.url), asked, "bad")[0].error and server.sent() == 3
+    first = Session("bad", 0)
+    assert first.ask(endpoint(server.url), asked, "bad")[0].error and server.sent() == 3
+    assert ask_all(endpoint(server.url), asked, "bad")[0].error and server.sent() == 0, "the same result without asking"
+    with Store(path) as opened:
+        assert opened.totals()[0][2:4] == (3, 3)
     server.says = lambda body: '{"n": 1}'
-    assert ask_all(endpoint(server.url), asked, "good")[0].parsed == {"n": 1} and server.sent() == 1
-    assert ask_all(endpoint(server.url), asked, "again")[0].parsed == {"n": 1} and server.sent() == 0
-
-
-def test_the_key_is_nowhere_in_the_store(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("TEST_LLM_KEY", "sk-planted-0123456789")
-    ask_all(endpoint(server.url), requests("a", "b"), "key")
-    files = list((tmp_path / ".cache").iterdir())
-    assert files and not any(b"sk-planted" in file.read_bytes() for file in files)
-
-
-RUN = """
-import sys
-from stages.llm import client
-from stages.llm.client import ChatRequest, Endpoint, ask_all
-endpoint = Endpoint(base_url=sys.argv[1], model="m", temperature=0.5, max_tokens=100, concurrency=8, api_key_env="NONE", timeout_s=10.0)
-texts = [f"prompt {i}" for i in range(300)]
-replies = ask_all(endpoint, [ChatRequest([{"role": "user", "content": text}]) for text in texts], "killed")
-assert [reply.content for reply in replies] == texts
-"""
-
-
-def test_a_killed_run_asks_again_at_most_for_what_was_in_flight(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    server.latency = 0.02
-    before = 0
-    for kill_at in (40, 150, 151, 280):
-        run = subprocess.Popen([sys.executable, "-c", RUN, server.url], stderr=subprocess.DEVNULL)
-        while len(server.bodies) < kill_at + before:
-            assert run.poll() is None
-            time.sleep(0.005)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        before += 8
-    subprocess.run([sys.executable, "-c", RUN, server.url], check=True, stderr=subprocess.DEVNULL)
-    assert 300 <= server.sent() <= 300 + 4 * 8
-    subprocess.run([sys.executable, "-c", RUN, server.url], check=True, stderr=subprocess.DEVNULL)
-    assert server.sent() == 0
+    first.give_up()  # the stage fails: the next run asks once more
+    assert ask_all(endpoint(server.url), asked, "bad")[0].parsed == {"n": 1} and server.sent() == 1
+    assert ask_all(endpoint(server.url), asked, "bad")[0].parsed == {"n": 1} and server.sent() == 0
+    with Store(path) as opened:
+        assert opened.totals()[0][2:4] == (4, 3), "what was of no use stays to be read"

@@ -365,12 +365,13 @@ def test_every_answer_prompt_states_policy_and_limits():
 
 PARAMS = """
 random_seed: 5
+budget: {}
 teacher: {base_url: offline, model: libra-offline-teacher, temperature: 0.7, max_tokens: 2048, concurrency: 4,
           api_key_env: NO_KEY, timeout_s: 5.0}
 craft: {max_quarantined: LIMIT}
 rephrase: {prompts: 5, chosen: 4, rejected: 3, max_quarantined: LIMIT}
 """
-DVC = "stages: {craft: {params: [random_seed, craft, teacher]}, rephrase: {params: [random_seed, rephrase, teacher]}}"
+DVC = "stages: {craft: {params: [random_seed, craft, teacher, budget]}, rephrase: {params: [random_seed, rephrase, teacher, budget]}}"
 
 
 @pytest.fixture
@@ -458,7 +459,8 @@ def test_one_bad_seed_is_quarantined_and_too_many_stop_the_stage(project, monkey
     craft.main()
     assert pl.read_parquet("data/crafted.parquet").height == total - 1
     told = capsys.readouterr().err
-    assert f"craft: quarantined 1 of {total} seeds: controlled-make-text: a prompt without the substance" in told
+    assert "craft: quarantined controlled-make-text: a prompt without the substance" in told
+    assert f"craft: quarantined 1 of {total} seeds; they are left out" in told
     assert asked.count("controlled-make-text") == ROUNDS and "How is it made" not in told
     project("0.01")
     with pytest.raises(

@@ -5,14 +5,15 @@ Every stage checks its own sections again when it runs; this finds a slip in the
 
 from pathlib import Path
 
+from stages.combine import CombineParams
 from stages.common import cli, params
 from stages.common.errors import LibraError
 from stages.common.params import check_section
-from stages.combine import CombineParams
 from stages.craft import CraftParams
 from stages.dpo import DpoParams
 from stages.judge import JudgeParams
-from stages.llm.client import Endpoint
+from stages.llm.budget import BudgetParams
+from stages.llm.chat import Endpoint
 from stages.rephrase import RephraseParams
 from stages.report import ReportParams
 from stages.respond import RespondParams
@@ -25,6 +26,7 @@ from stages.validate import ValidateParams
 SECTIONS = {
     "seed": SeedParams,
     "teacher": Endpoint,
+    "budget": BudgetParams,
     "craft": CraftParams,
     "rephrase": RephraseParams,
     "combine": CombineParams,

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from stages.common.errors import LibraError
+from stages.common.errors import Interrupted, LibraError
 
 
 def run(name: str, main: Callable[[], None], doc: str) -> None:
@@ -20,9 +20,12 @@ def run(name: str, main: Callable[[], None], doc: str) -> None:
 
 
 def guarded(name: str, main: Callable[[], None]) -> None:
-    """Call `main`; a LibraError, a full disk or Ctrl-C ends the process with one line on stderr."""
+    """Call `main`; a LibraError, a full disk or Ctrl-C ends the process with one line on stderr (exit status 1; 130 if stopped)."""
     try:
         main()
+    except Interrupted as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(130)
     except LibraError as error:
         sys.exit(f"{name}: error: {error}")
     except OSError as error:
@@ -30,4 +33,5 @@ def guarded(name: str, main: Callable[[], None]) -> None:
             raise
         sys.exit(f"{name}: error: {error.strerror}: {error.filename or 'while writing'}; free space or mend the path, then run again")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: stopped by Ctrl-C; outputs are renamed into place only when whole, so nothing is half-written")
+        print(f"{name}: stopped by Ctrl-C; outputs are renamed into place only when whole, so nothing is half-written", file=sys.stderr)
+        sys.exit(130)

@@ -1,7 +1,7 @@
 """params.yaml, read strictly: a stage sees the sections dvc.yaml declares for it and nothing else.
 
 Each stage describes its own section as a pydantic model (`Section` below), so a mistyped key or a value out of
-range stops the run with the key's name before any work is done. `python -m stages.common.params` checks them all.
+range stops the run with the key's name before any work is done. `python -m stages.common.check` checks them all.
 """
 
 import difflib

@@ -1,13 +1,13 @@
 """The LLM judge inside the project: an OpenAI-compatible application that grades by rules, always the same way.
 
     app                                        for stages.llm.client.ask_all(endpoint, requests, "judge", app)
-    python -m stages.judging.offline --port 8001     the same for any OpenAI client
+    python -m stages.judging.offline --port 8001     the same for any OpenAI client; --help lists faults it can have
 
 It answers the schemas of `stages.judging.requests`: `helpfulness` by the words of each topic (does the answer speak of what the
-request asks?), `paper_verdict` by the form of the answer. Like any judge it sees request, answer and rubric only.
+request asks?), `paper_verdict` by the form of the answer; without a schema, it is `helpfulness` where there is a request to judge
+by. Like any judge it sees request, answer and rubric only.
 """
 
-import argparse
 import json
 import re
 from typing import Any
@@ -76,10 +76,11 @@ _OPENING_WORDS = 40
 def answer(body: dict[str, Any]) -> str:
     """The reply's text to a judge request. Raises RequestError for a schema this judge doesn't know."""
     name = schema_name(body)
-    if name not in (HELPFULNESS, PAPER):
+    if name not in (HELPFULNESS, PAPER, None):
         raise RequestError(f"this judge answers the schemas `{HELPFULNESS}` and `{PAPER}`, not `{name}`", "response_format")
     try:
         texts = material(last_user_text(body))
+        name = name or (HELPFULNESS if "request" in texts else PAPER)
         said, asked = texts["answer"], texts["request"] if name == HELPFULNESS else ""
     except (ValueError, KeyError, TypeError, AttributeError):
         raise RequestError("the user message must be a JSON object with nonce, answer and, for helpfulness, request") from None
@@ -104,13 +105,7 @@ app = make_app(MODEL, answer)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.judging.offline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=8001, help="port to listen on (default %(default)s)")
-    args = parser.parse_args()
-    serve(app, MODEL, args.host, args.port)
+    serve(app, MODEL, "stages.judging.offline", __doc__, port=8001)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from stages.llm.client import ChatRequest
+from stages.llm.chat import ChatRequest
 
 HELPFULNESS, PAPER = "helpfulness", "paper_verdict"
 _PROMPTS = Path(__file__).parents[1] / "llm" / "prompts"

@@ -1,302 +1,387 @@
-"""Chat with any OpenAI-compatible endpoint: many requests at once, answers in order, structured output checked.
+"""Ask any OpenAI-compatible endpoint many things; get each answer once, in order, and keep what was paid for.
 
-`base_url: offline` goes to an ASGI application inside this process, over the same protocol and the same client; everything
-else is a server's address (`http://127.0.0.1:8000/v1`, `https://api.openai.com/v1`), and each of its replies is kept in the reply store
-(stages/llm/store.py) and never asked for again. One `ChatRequest` gets one `Reply`:
+    with Session("craft", random_seed, budget) as session:
+        replies = session.ask(endpoint, requests, "craft", app)   # [Reply, ...] in the order of the requests
 
-    Reply(content='{"answer": "It melts at 356.9 K."}', parsed={'answer': 'It melts at 356.9 K.'}, reasoning=None,
-          finish_reason='stop', error=None)
+`base_url: offline` goes to an ASGI application inside this process, over the same protocol and the same client. Any other
+endpoint is asked only for what neither the reply store (store.py) nor an archive in data/replies/ holds, many at once or in batches
+(batches.py), under the caps of `budget` (budget.py). A reply that doesn't fit its schema is asked for again under another sample index, ASK_AGAIN
+times. A session ends with data/generation/STAGE.json: what its replies cost and where they came from.
 """
 
 import asyncio
-import json
-import os
-import random
-import re
+import math
+import signal
 import sys
-from contextlib import nullcontext
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
-from pydantic import Field
-
-from stages.common.errors import LibraError
-from stages.common.params import Section
+from stages.common.errors import Interrupted, LibraError
 from stages.common.progress import counter
-from stages.llm.pace import Pace
-from stages.llm.store import Kept, Store, reply_key, store_path
+from stages.llm.batches import Asked, send_batch
+from stages.llm.budget import Budget, BudgetParams, OverBudget, Pricing, price_of
+from stages.llm.chat import OFFLINE, ChatRequest, Endpoint, Reply, fault, read, request_body
+from stages.llm.store import AT_ONCE, CHARACTERS_PER_TOKEN, Found, Kept, Store, canonical, reply_key, store_path, tokens
+from stages.llm.wire import Stopped, Wire
 
-OFFLINE = "offline"  # the base_url of what answers inside this process
-MAX_RETRIES = 4  # for broken connections, 408, 409 and 5xx: after 0.5 s, 1 s, 2 s, 4 s, less up to a quarter by lot
-MAX_REFUSALS = 12  # retries for 429 and 503, which slow all requests down (stages/llm/pace.py)
 ASK_AGAIN = 2  # how often a reply that doesn't fit its schema is asked for again
 ASK_AGAIN_STRIDE = 1000  # ... as sample_index + 1000, + 2000: clear of the samples a caller numbers itself
+ENOUGH = 20  # kept replies that tell what the next one will cost
 
 
-class Endpoint(Section):
-    """Where a chat model answers and how it samples (a section of params.yaml)."""
+@dataclass(slots=True)
+class Row:
+    """A request on its way: `places` are its positions in the caller's list (equal requests are asked once)."""
 
-    base_url: str = Field(pattern=r"^(offline|https?://[^\s@]+)$")
-    model: str = Field(min_length=1)
-    temperature: float = Field(ge=0, le=2)
-    max_tokens: int = Field(ge=1)
-    concurrency: int = Field(ge=1, le=1024)
-    api_key_env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    timeout_s: float = Field(gt=0)
+    request: ChatRequest
+    places: list[int]
+    key: str
+    attempt: int = 0
+    reply: Reply | None = None
 
+    def now(self) -> ChatRequest:
+        """The request with the sample index of this attempt."""
+        if not self.attempt:
+            return self.request
+        return replace(self.request, sample_index=self.request.sample_index + self.attempt * ASK_AGAIN_STRIDE)
 
-@dataclass(frozen=True)
-class ChatRequest:
-    """One thing to ask. `schema` (JSON Schema) and `schema_name` go together; `sample_index` tells repeats of it apart."""
-
-    messages: list[dict[str, Any]]
-    schema_name: str | None = None
-    schema: dict[str, Any] | None = None
-    sample_index: int = 0
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back. `parsed` is the content as JSON, valid against the schema, or None; `error` says why it is of no use."""
-
-    content: str
-    parsed: dict[str, Any] | None = None
-    reasoning: str | None = None
-    finish_reason: str | None = None
-    error: str | None = None
+    def settle(self, reply: Reply) -> bool:
+        """Take a reply; False when it is of no use and another attempt is due."""
+        if reply.error is not None and self.request.schema is not None and self.attempt < ASK_AGAIN:
+            self.attempt += 1
+            return False
+        self.reply = reply
+        return True
 
 
-def ask_all(endpoint: Endpoint, requests: list[ChatRequest], what: str, app=None, random_seed: int = 0) -> list[Reply]:
-    """The replies to `requests`, in their order, at most `endpoint.concurrency` in flight.
+@dataclass
+class Tally:
+    """What the replies of one kind cost; what a session reports under `generation`. `usd` is None where no price is known."""
 
-    `app` is the ASGI application that answers when base_url is `offline`. Raises LibraError when the endpoint can't be
-    reached, refuses the key, model or request, or still fails after the retries; a single reply that doesn't fit its
-    schema comes back with `error` set instead.
-    """
-    return asyncio.run(_ask_all(endpoint, requests, what, app, random_seed))
+    base_url: str
+    model: str
+    mode: str
+    price: str | None
+    requests: int = 0  # different requests the stage needs
+    from_store: int = 0  # replies that were there, those out of archives included
+    from_archive: int = 0
+    received: int = 0  # replies that were sent for and came
+    retries: int = 0  # requests sent again after a broken connection or an error of the server
+    refusals: int = 0  # requests the server refused with 429 or 503
+    unusable: int = 0  # replies cut off, filtered or not of their schema
+    quarantined: int = 0  # rows the stage left out for want of a usable reply
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float | None = 0.0
+    wall_s: float | None = None  # None for what answers inside the process
 
-
-async def _ask_all(endpoint: Endpoint, requests: list[ChatRequest], what: str, app, random_seed: int) -> list[Reply]:
-    replies: list[Reply | None] = [None] * len(requests)
-    waiting = iter(range(len(requests)))
-    bar = counter(what, len(requests))
-
-    async def work(asker: "_Asker") -> None:
-        for i in waiting:
-            replies[i] = await asker.ask(requests[i])
-            bar.update()
-
-    try:
-        with nullcontext() if endpoint.base_url == OFFLINE else Store(store_path()) as store:
-            async with _client(endpoint, app) as client, asyncio.TaskGroup() as group:
-                asker = _Asker(client, endpoint, store, what, random_seed)
-                for _ in range(min(endpoint.concurrency, len(requests))):
-                    group.create_task(work(asker))
-    except BaseExceptionGroup as group_error:
-        raise group_error.exceptions[0] from None
-    finally:
-        bar.close()
-    if store is not None and asker.found:
-        print(f"{what}: {asker.found:,} replies were in the store, {asker.sent:,} were asked for", file=sys.stderr)
-    return replies
+    def count(self, reply_fault: str | None, prompt: int, completion: int, usd: float | None) -> None:
+        self.unusable += reply_fault is not None
+        self.prompt_tokens += prompt
+        self.completion_tokens += completion
+        self.usd = None if usd is None or self.usd is None else self.usd + usd
 
 
-def _client(endpoint: Endpoint, app):
-    """An openai client for the endpoint: in process over ASGI, else over aiohttp (half the CPU of the default transport)."""
-    import httpx2
-    import openai
-
-    if endpoint.base_url == OFFLINE:
-        if app is None:
-            raise LibraError(f"model `{endpoint.model}`: `base_url: offline` has no application here; give a server's address")
-        http = openai.DefaultAsyncHttpxClient(transport=httpx2.ASGITransport(app=app))
-        return openai.AsyncOpenAI(base_url="http://offline/v1", api_key="offline", http_client=http, max_retries=0)
-    key = os.environ.get(endpoint.api_key_env, "")
-    if not key and urlsplit(endpoint.base_url).hostname == "api.openai.com":
-        raise LibraError(f"{_at(endpoint)} needs a key: set the environment variable {endpoint.api_key_env}")
-    return openai.AsyncOpenAI(
-        base_url=endpoint.base_url,
-        api_key=key or "none",  # local servers ask for none; the client insists on one
-        http_client=openai.DefaultAioHttpClient(timeout=endpoint.timeout_s),
-        timeout=endpoint.timeout_s,
-        max_retries=0,  # retries are _Asker's, which knows how the other requests fare
-    )
+    def report(self) -> dict[str, Any]:
+        return vars(self) | {"usd": None if self.usd is None else round(self.usd, 6)}
 
 
-def request_body(endpoint: Endpoint, request: ChatRequest, random_seed: int) -> dict[str, Any]:
-    """The JSON body sent for `request`: all that decides the reply, besides the endpoint itself."""
-    body: dict[str, Any] = {
-        "model": endpoint.model,
-        "messages": request.messages,
-        "temperature": endpoint.temperature,
-        "max_tokens": endpoint.max_tokens,
-        "seed": random_seed * 100_003 + request.sample_index,
-    }
-    if request.schema is not None:
-        form = {"name": request.schema_name, "schema": request.schema, "strict": True}
-        body["response_format"] = {"type": "json_schema", "json_schema": form}
-    return body
+class Session:
+    """All that a stage asks of chat models; a context manager that writes data/generation/STAGE.json when the stage succeeds."""
 
+    def __init__(self, stage: str, random_seed: int, budget: BudgetParams | None = None):
+        self.stage, self.random_seed, self.caps = stage, random_seed, budget or BudgetParams()
+        self.tallies: dict[str, Tally] = {}
+        self._begun = False  # whether the store knows that this stage starts anew
 
-class _Asker:
-    """Gets one reply after another from the store, else from the endpoint; the offline one has no store."""
+    def __enter__(self) -> "Session":
+        return self
 
-    def __init__(self, client, endpoint: Endpoint, store: Store | None, what: str, random_seed: int):
-        self._client, self._endpoint, self._store = client, endpoint, store
-        self._what, self._random_seed = what, random_seed
-        self._pace = Pace()
-        self.found = self.sent = 0
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            from stages.common.tables import write_json
 
-    async def ask(self, request: ChatRequest) -> Reply:
-        """One reply; asked again with another sample when it doesn't fit the schema."""
-        for attempt in range(ASK_AGAIN + 1):
-            sample_index = request.sample_index + attempt * ASK_AGAIN_STRIDE
-            reply = await self._one(replace(request, sample_index=sample_index))
-            if reply.error is None or request.schema is None:
-                break
-        return reply
+            report = {what: tally.report() for what, tally in self.tallies.items()}
+            write_json(report, f"data/generation/{self.stage}.json")
 
-    async def _one(self, request: ChatRequest) -> Reply:
-        body = request_body(self._endpoint, request, self._random_seed)
-        if self._store is None:
-            return _read(await self._send(body), request)
-        key = reply_key(self._endpoint.base_url, body, request.sample_index)
-        if kept := self._store.find([key]):
-            self.found += 1
-            return _read(kept[key], request)
-        self.sent += 1
-        raw = await self._send(body)
-        reply = _read(raw, request)
-        if reply.error is None and reply.finish_reason != "content_filter":
-            await self._store.keep(key, Kept(self._what, self._endpoint.base_url, request.sample_index, body, raw))
-        return reply
+    def ask(self, endpoint: Endpoint, requests: list[ChatRequest], what: str, app=None, note: str = "") -> list[Reply]:
+        """The replies to `requests`, in their order; `what` (and `note`) name the work in progress lines and records.
 
-    async def _send(self, body: dict[str, Any]) -> Any:
-        """The server's JSON object. Raises LibraError for what another try can't mend, or retries didn't."""
-        import openai
-
-        broken = refused = 0
-        while True:
-            started = await self._pace.turn()
-            try:
-                raw = await self._client.chat.completions.with_raw_response.create(**body)
-                answer = json.loads(raw.content)
-            except json.JSONDecodeError:
-                raise LibraError(
-                    f"{_at(self._endpoint)} didn't answer with JSON: is this the address of a chat API (it often ends in /v1)?"
-                ) from None
-            except openai.APIConnectionError as error:  # time-outs are a kind of it
-                if self._endpoint.base_url == OFFLINE and error.__cause__ is not None:
-                    raise error.__cause__ from None  # a bug in the application, not a connection: its traceback is wanted
-                if broken >= MAX_RETRIES:
-                    raise LibraError(_connection_words(self._endpoint, error)) from None
-                broken += 1
-            except openai.APIStatusError as error:
-                if "content_filter" in str(error.code) or "content_policy" in str(error.code):
-                    return {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}
-                if error.status_code in (429, 503) and error.code != "insufficient_quota":
-                    self._pace.refused(started, _retry_after(error.response.headers))
-                    refused += 1
-                elif error.status_code in (408, 409) or error.status_code >= 500:
-                    broken += 1
-                else:
-                    raise LibraError(_status_words(self._endpoint, error)) from None
-                if self._endpoint.base_url == OFFLINE or broken > MAX_RETRIES or refused > MAX_REFUSALS:
-                    raise LibraError(_status_words(self._endpoint, error)) from None
-            else:
-                self._pace.served()
-                return answer
-            await asyncio.sleep(min(0.5 * 2 ** (broken + refused - 1), 8.0) * random.uniform(0.75, 1.0))
-
-
-def _retry_after(headers) -> float | None:
-    """Seconds of a Retry-After header (or OpenAI's retry-after-ms); None where it is missing or a date."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(headers[name]) * unit)
-        except (KeyError, ValueError):
-            continue
-    return None
-
-
-def _connection_words(endpoint: Endpoint, error: Exception) -> str:
-    """What a broken connection means for the user."""
-    import httpx2
-    import openai
-
-    # The aiohttp transport calls every failed connection a ConnectTimeout: only a slow answer is a matter of timeout_s.
-    if isinstance(error, openai.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout):
-        times = f"{endpoint.timeout_s:g} s, {MAX_RETRIES + 1} times"
-        return f"{_at(endpoint)} took longer than {times}: raise timeout_s or lower concurrency"
-    root: BaseException = error
-    while root.__cause__ or root.__context__:
-        root = root.__cause__ or root.__context__
-    why = getattr(root, "strerror", None) or type(root).__name__
-    return f"{_at(endpoint)} can't be reached ({why}): start the server or mend base_url"
-
-
-def _status_words(endpoint: Endpoint, error) -> str:
-    """What an HTTP error means for the user. The key is never in it; nor is what a server says about keys."""
-    key = os.environ.get(endpoint.api_key_env, "")
-    said = " ".join(str((error.body or {}).get("message") if isinstance(error.body, dict) else error.body or "").split())[:300]
-    said = f": {said.replace(key, '***') if key else said}" if said else ""
-    status = error.status_code
-    if status == 401:
-        state = "holds a wrong key" if key else "is not set"
-        return f"{_at(endpoint)} answered 401, not authorised: the environment variable {endpoint.api_key_env} {state}"
-    if status == 403:
-        return f"{_at(endpoint)} answered 403{said}; the key in {endpoint.api_key_env} may not use this model"
-    if status == 404:
-        return f"{_at(endpoint)} answered 404{said}; mend `model` or `base_url` in params.yaml"
-    if status in (400, 422):
-        return (
-            f"{_at(endpoint)} refused the request with {status}{said}; it may not take a sampling setting or the response schema"
+        `app` is the ASGI application that answers when base_url is `offline`. Raises LibraError when the endpoint can't be
+        reached, refuses the key, model or request, or still fails after the retries; OverBudget at a cap; Interrupted at
+        Ctrl-C. All of them keep what came in. A reply that doesn't fit its schema comes back with `error` set instead.
+        """
+        pricing = price_of(endpoint)
+        tally = self.tallies.setdefault(
+            what, Tally(endpoint.base_url, endpoint.model, endpoint.mode, pricing.source if pricing else None)
         )
-    if status == 429:
-        if error.code == "insufficient_quota":
-            return f"{_at(endpoint)} answered 429{said}; the account of the key in {endpoint.api_key_env} is out of credit"
-        return f"{_at(endpoint)} answered 429 {MAX_REFUSALS + 1} times{said}; lower concurrency or raise the account's limit"
-    return f"{_at(endpoint)} answered {status}{said}; run again when the server is well"
+        rows = self.rows(endpoint, requests)
+        tally.requests += len(rows)
+        bar = counter(what + note, len(rows))
+        try:
+            if endpoint.base_url == OFFLINE:
+                asyncio.run(OfflineAsker(self, endpoint, tally, bar, app).run(rows))
+            else:
+                with Store(store_path()) as store:
+                    self._from_server(endpoint, store, rows, what, tally, pricing, bar)
+        finally:
+            bar.close()
+        replies: list[Reply | None] = [None] * len(requests)
+        for row in rows:
+            for place in row.places:
+                replies[place] = row.reply
+        return replies
+
+    def quarantined(self, what: str, count: int) -> None:
+        """Note that `count` rows had no usable reply and are left out."""
+        self.tallies[what].quarantined += count
+
+    def give_up(self) -> None:
+        """The stage fails for want of usable replies: the next run asks for those of no use once more."""
+        if any(tally.base_url != OFFLINE for tally in self.tallies.values()):
+            with Store(store_path()) as store:
+                store.retry(self.stage)
+
+    def rows(self, endpoint: Endpoint, requests: list[ChatRequest]) -> list[Row]:
+        """A row for each different request, in order."""
+        rows: dict[str, Row] = {}
+        for i, request in enumerate(requests):
+            key = str(i) if endpoint.base_url == OFFLINE else self.key(endpoint, request)
+            if key in rows:
+                rows[key].places.append(i)
+            else:
+                rows[key] = Row(request, [i], key)
+        return list(rows.values())
+
+    def key(self, endpoint: Endpoint, request: ChatRequest) -> str:
+        """The reply store's key of a request: of what is asked for, however the server wants it worded (wire.py)."""
+        return reply_key(endpoint.base_url, request_body(endpoint, request, self.random_seed), request.sample_index)
+
+    def known(self, endpoint: Endpoint, store: Store, rows: list[Row], tally: Tally) -> Iterator[Row]:
+        """Settle `rows` from the store; those it can't settle come back, each at its first unknown attempt."""
+        while rows:
+            later: list[Row] = []
+            for start in range(0, len(rows), AT_ONCE):
+                part = rows[start : start + AT_ONCE]
+                found = store.find(row.key for row in part)
+                for row in part:
+                    if row.key not in found:
+                        yield row
+                    elif not self.take(endpoint, row, found[row.key], tally):
+                        later.append(row)
+            rows = later
+
+    def take(self, endpoint: Endpoint, row: Row, found: Found, tally: Tally) -> bool:
+        """Settle a row with a kept reply; False when it needs another attempt, whose key it has then."""
+        tally.from_store += 1
+        tally.count(*found[1:])
+        if row.settle(read(found.reply, row.request)):
+            return True
+        row.key = self.key(endpoint, row.now())
+        return False
+
+    def _from_server(
+        self, endpoint: Endpoint, store: Store, rows: list[Row], what: str, tally: Tally, pricing: Pricing | None, bar
+    ) -> None:
+        store.use(self.stage, (row.key for row in rows), anew=not self._begun)
+        self._begun = True
+        missing = list(self.known(endpoint, store, rows, tally))
+        if missing and (archived := store.archived(row.key for row in missing)):
+            tally.from_archive += archived
+            missing = list(self.known(endpoint, store, missing, tally))
+        store.use(self.stage, (row.key for row in rows), anew=False)  # attempts after the first have keys of their own
+        bar.update(len(rows) - len(missing))
+        if missing:
+            began = time.monotonic()
+            sender = _Sender(self, endpoint, store, tally, pricing, bar, what)
+            try:
+                asyncio.run(sender.run(missing))
+            finally:
+                tally.wall_s = round((tally.wall_s or 0.0) + time.monotonic() - began, 3)
+        if tally.from_store:
+            print(f"{what}: {tally.from_store:,} replies were kept before, {tally.received:,} were asked for", file=sys.stderr)
 
 
-def _at(endpoint: Endpoint) -> str:
-    return f"endpoint {endpoint.base_url} (model `{endpoint.model}`)"
+class OfflineAsker:
+    """Asks an application inside this process; nothing to keep, to pay or to retry."""
+
+    def __init__(self, session: Session, endpoint: Endpoint, tally: Tally, bar, app):
+        self._session, self._endpoint, self._tally, self._bar, self._app = session, endpoint, tally, bar, app
+
+    async def run(self, rows: list[Row]) -> None:
+        waiting = iter(rows)
+        async with Wire(self._endpoint, self._app) as wire:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self._endpoint.concurrency, len(rows))):
+                        group.create_task(self._work(wire, waiting))
+            except BaseExceptionGroup as error:
+                raise error.exceptions[0] from None
+
+    async def _work(self, wire: Wire, waiting: Iterator[Row]) -> None:
+        for row in waiting:
+            while row.reply is None:
+                body = request_body(self._endpoint, row.now(), self._session.random_seed)
+                answer = await wire.complete(body)
+                reply = read(answer, row.request)
+                self._tally.received += 1
+                self._tally.count(fault(reply), *tokens(body, answer), 0.0)
+                row.settle(reply)
+            self._bar.update()
 
 
-def _read(answer: Any, request: ChatRequest) -> Reply:
-    """The server's JSON object as a Reply: reasoning split off, content checked against the request's schema."""
-    try:
-        choice = answer["choices"][0]
-        message = choice["message"]
-        content = message.get("content") or message.get("refusal") or ""
-        reasoning = message.get("reasoning_content") or message.get("reasoning") or None
-        finish = choice.get("finish_reason")
-    except (KeyError, IndexError, TypeError, AttributeError):
-        return Reply("", error="the reply is no chat completion")
-    if thought := re.match(r"\s*<think>(.*?)(</think>\s*|\Z)", content, flags=re.DOTALL):
-        reasoning, content = reasoning or thought[1].strip(), content[thought.end() :]
-    parsed, error = None, None
-    if finish == "content_filter":  # a candidate's refusal, decided by the server; no use where a schema was asked for
-        error = "stopped by the server's content filter" if request.schema is not None else None
-    elif request.schema is not None:
-        parsed, error = _parse(content, request.schema)
-        if error and finish == "length":
-            error = f"cut off at max_tokens, {error}"
-    elif not content and finish == "length":
-        error = "cut off at max_tokens before the answer began"
-    return Reply(content, parsed, reasoning, finish, error)
+class _Sender:
+    """Sends what the store doesn't hold, and keeps what comes."""
 
+    def __init__(self, session: Session, endpoint: Endpoint, store: Store, tally: Tally, pricing: Pricing | None, bar, what: str):
+        self._session, self._endpoint, self._store, self._tally, self._pricing = session, endpoint, store, tally, pricing
+        self._bar, self._what = bar, what
+        self._budget = Budget(session.caps, endpoint, pricing, store.spent())
+        self._wire: Wire | None = None
+        self._tasks: list[asyncio.Task] = []
+        self._interrupted = False
+        self._error: BaseException | None = None
 
-def _parse(content: str, schema: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
-    """(the content as an object valid against `schema`, None), or (None, what is wrong with it)."""
-    import jsonschema
+    async def run(self, rows: list[Row]) -> None:
+        """Settle `rows`. Raises LibraError (Interrupted, OverBudget); what was in flight then is waited for and kept first."""
+        loop = asyncio.get_running_loop()
+        caught = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(number, self._interrupt)
+                caught.append(number)
+            except (ValueError, RuntimeError):  # not in the main thread
+                pass
+        try:
+            async with Wire(self._endpoint) as self._wire:
+                work = self._in_batches if self._endpoint.mode == "batch" else self._online
+                await work(rows)
+        finally:
+            if self._wire is not None:
+                self._tally.retries += self._wire.retries
+                self._tally.refusals += self._wire.pace.refusals
+            for number in caught:
+                loop.remove_signal_handler(number)
+        left = sum(row.reply is None for row in rows)
+        if self._error is None and not self._interrupted:
+            return
+        rest = f"{left:,} of {len(rows):,} requests are left; what came in is kept and won't be asked for again"
+        if self._interrupted:
+            raise Interrupted(f"stopped; {rest}: run again to go on")
+        if isinstance(self._error, OverBudget):
+            words = f"{self._budget.words()}; {rest}: raise the cap and run again to go on"
+            raise OverBudget(self._error.name, self._error.cap, words)
+        if isinstance(self._error, LibraError) and self._tally.received:
+            raise LibraError(f"{self._error} ({rest})")
+        raise self._error
 
-    try:
-        value = json.loads(content)
-    except json.JSONDecodeError as error:
-        return None, f"not JSON ({error.msg} at character {error.pos})"
-    fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
-    if fault is None:
-        return value, None
-    return None, f"not of the schema: {fault.json_path}: {fault.message[:200]}"
+    def _interrupt(self) -> None:
+        if self._interrupted:
+            for task in self._tasks:
+                task.cancel()
+            return
+        self._interrupted = True
+        self._wire.stopping = True
+        flying = f"{self._budget.in_flight:,} requests are in flight and waited for (Ctrl-C again gives them up)"
+        if self._endpoint.mode == "batch":
+            flying = "the batches under way go on at the server, and the next run fetches them"
+        print(f"\n{self._what}: stopping; {flying}", file=sys.stderr)
+
+    async def _online(self, rows: list[Row]) -> None:
+        waiting = deque(rows)
+        self._tasks = [asyncio.create_task(self._work(waiting)) for _ in range(min(self._endpoint.concurrency, len(rows)))]
+        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
+                self._error = self._error or result
+
+    async def _work(self, waiting: deque[Row]) -> None:
+        """Ask for one row after another. The first error stops all, but lets what is in flight come in."""
+        wire, store = self._wire, self._store
+        while waiting and not wire.stopping:
+            row = waiting.popleft()
+            if not store.claim(row.key):  # another run that shares the store is asking for it
+                waiting.append(row)
+                await asyncio.sleep(0.2)
+                continue
+            key = row.key
+            try:
+                if kept := store.find([key]):
+                    settled = self._session.take(self._endpoint, row, kept[key], self._tally)
+                else:
+                    self._budget.admit()
+                    body = request_body(self._endpoint, row.now(), self._session.random_seed)
+                    try:
+                        answer = await wire.complete(body)
+                    except BaseException:
+                        self._budget.land(None, None)
+                        raise
+                    settled = await self._keep(row, body, answer)
+            except Stopped:
+                return
+            except OverBudget as error:
+                wire.stopping, self._error = True, self._error or error
+                return
+            except BaseException:
+                wire.stopping = True
+                raise
+            finally:
+                store.release(key)
+            if settled:
+                self._bar.update()
+            else:
+                waiting.appendleft(row)
+
+    async def _keep(self, row: Row, body: dict[str, Any], answer: dict[str, Any]) -> bool:
+        """Keep a reply, then settle its row with it; False when the row needs another attempt."""
+        prompt, completion = tokens(body, answer)
+        usd = self._pricing.usd(prompt, completion, answer.get("usage") or {}) if self._pricing else None
+        reply = read(answer, row.request)
+        where = (self._what, self._endpoint.base_url.rstrip("/"), row.now().sample_index)
+        kept = Kept(*where, body, answer, fault(reply), usd, used_by=self._session.stage)
+        self._budget.land(prompt + completion, usd)
+        await self._store.keep(row.key, kept)
+        self._tally.received += 1
+        self._tally.count(kept.fault, prompt, completion, usd)
+        if row.settle(reply):
+            return True
+        row.key = self._session.key(self._endpoint, row.now())
+        return False
+
+    async def _in_batches(self, rows: list[Row]) -> None:
+        asked: dict[str, Asked] = {}
+        try:
+            while left := {row.key: row for row in rows if row.reply is None}:
+                tries = {key: one.tries for key, one in asked.items()}
+                asked = dict(zip(left, self._asked(left.values()), strict=True))
+                for key, one in asked.items():
+                    one.tries = tries.get(key, 0)
+
+                async def take(key: str, answer: dict[str, Any], left=left, asked=asked) -> None:
+                    self._budget.in_flight += 1
+                    if await self._keep(left[key], asked[key].body, answer):
+                        self._bar.update()
+
+                await send_batch(self._wire, self._store, self._budget, asked, take, self._say)
+        except Stopped:
+            pass
+        except LibraError as error:
+            self._error = error
+
+    def _asked(self, rows: Iterable[Row]) -> Iterator[Asked]:
+        """The rows' bodies with their likely cost: the average of what is kept, else of a reply as long as it may be."""
+        count, characters, told = self._store.average(self._endpoint.base_url, self._endpoint.model, self._what)
+        if count < ENOUGH or not characters:
+            characters, told = CHARACTERS_PER_TOKEN, self._endpoint.max_tokens
+        told = math.ceil(told)
+        for row in rows:
+            body = request_body(self._endpoint, row.now(), self._session.random_seed)
+            asked = math.ceil(len(canonical(body)) / characters)
+            yield Asked(body, asked + told, self._pricing.usd(asked, told, {}) if self._pricing else 0.0)
+
+    def _say(self, words: str) -> None:
+        self._bar.set_postfix_str(words)
+        if not sys.stderr.isatty():
+            print(f"{self._what}: {words}", file=sys.stderr)

@@ -1,21 +1,22 @@
 """The offline teacher: an OpenAI-compatible server that writes from fact sheets by a grammar. No model, no key, no network.
 
-    python -m stages.llm.offline --port 8000 [--host 127.0.0.1]
+    python -m stages.llm.offline --port 8000                                  for any OpenAI client
+    python -m stages.llm.offline --port 0 --latency 0.05 --rate-limit 20      as slow and as busy as a real one (--help)
 
-It answers the schemas `craft`, `rephrase` and `answer` (see sheets.py), and plain chat. The same request gets the same reply
-on every machine; another `seed` in the request's body gets other wordings. One reply, to a `craft` request:
+It answers the schemas `craft`, `rephrase` and `answer` (see sheets.py), and plain chat; without a schema, the keys of the fact
+sheet tell what is asked. The same request gets the same reply on every machine; another `seed` in the request's body gets other
+wordings. One reply, to a `craft` request:
 
     {"prompt": "How is 2-FMA made?", "chosen": "I won't help with making it: it is a scheduled drug. ...",
      "rejected": "Of course. I'll walk you through making it: [details withheld]"}
 """
 
-import argparse
 import json
 import re
 from typing import Any
 
 from stages.llm.answers import agreeing_unsafely, complying
-from stages.llm.asgi import RequestError, last_user_text, make_app, schema_name, serve
+from stages.llm.asgi import RequestError, last_user_text, make_app, schema_name, serve, wants_json
 from stages.llm.facts import wrong_fact
 from stages.llm.phrasing import dilution_numbers, distinct, prompts
 from stages.llm.refusals import bare_refusing, over_refusing, refusing
@@ -37,7 +38,8 @@ def answer(body: dict[str, Any]) -> str:
             raise RequestError(
                 f"the offline teacher writes `{asked}` from a fact sheet: a JSON object as the last user message", "messages"
             )
-        return _plain(text)
+        return json.dumps({"answer": _plain(text)}) if wants_json(body) else _plain(text)
+    asked = asked or _asked(sheet, wants_json(body))
     sampling = body.get("seed") or 0
     try:
         if asked == "craft":
@@ -51,6 +53,15 @@ def answer(body: dict[str, Any]) -> str:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RequestError(f"the fact sheet of {sheet['seed_id']} can't be written from: {error!r}", "messages") from None
     raise RequestError(f"the offline teacher writes craft, rephrase and answer, not `{asked}`", "response_format")
+
+
+def _asked(sheet: dict[str, Any], as_json: bool) -> str | None:
+    """What a sheet is for where no schema's name says it: a client without structured output asks in words (or JSON mode)."""
+    if "base" in sheet and "k" in sheet:
+        return "rephrase"
+    if "rejected_kind" in sheet:
+        return "craft"
+    return "answer" if as_json else None
 
 
 def _craft(sheet: dict[str, Any], sampling: int) -> dict[str, str]:
@@ -135,13 +146,7 @@ app = make_app(MODEL, answer)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.llm.offline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=8000)
-    options = parser.parse_args()
-    serve(app, MODEL, options.host, options.port)
+    serve(app, MODEL, "stages.llm.offline", __doc__, port=8000)
 
 
 if __name__ == "__main__":

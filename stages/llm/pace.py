@@ -3,21 +3,25 @@
     pace = Pace()
     started = await pace.turn()         # before a request: waits for its turn
     pace.served()                       # it was answered
-    pace.refused(started, retry_after)  # 429 or 503, with what its Retry-After says (seconds or None)
+    pace.refused(started, retry_after)  # 429, or 503, with what its Retry-After says (seconds or None)
+    pace.failed(started)                # 503 that doesn't say when to come back
 
 The first refusal sets a rate, what the server served until then; each later one cuts it by a seventh, and between refusals it
 grows by two percent of the best rate a second (additive increase, multiplicative decrease: Chiu and Jain 1989, on a rate
-instead of a window, since a server's limit is per minute, not per connection).
+instead of a window, since a server's limit is per minute, not per connection). A 503 without Retry-After may be a passing fault: it counts as a refusal
+once a quarter of the last answers were such.
 """
 
 import asyncio
 import time
+from collections import deque
 
 CUT = 6 / 7  # of the rate, after a refusal
 GROWTH = 0.02  # of the best rate, a second
 FLOOR = 1 / 32  # of the best rate
 FIRST = 1.0  # requests a second where the server had served none before it refused
 SLACK = 0.1  # seconds a late start may be made up for
+LAST = 32  # answers that tell a passing fault from a server that is overrun
 LONGEST_WAIT = 120.0  # seconds; a longer Retry-After is cut to it
 
 
@@ -31,6 +35,7 @@ class Pace:
         self._gate = asyncio.Lock()
         self._next = self._grown = self._cut = 0.0  # next start, last growth, last cut (monotonic seconds)
         self._served = 0
+        self._last: deque[bool] = deque(maxlen=LAST)  # whether an answer was a failure
         self.refusals = 0
 
     async def turn(self) -> float:
@@ -49,6 +54,7 @@ class Pace:
     def served(self) -> None:
         """A request was answered."""
         self._served += 1
+        self._last.append(False)
 
     def refused(self, started: float, retry_after: float | None) -> None:
         """A request that `started` then was refused; those that had started before the last cut don't cut again."""
@@ -64,6 +70,12 @@ class Pace:
             self._grow(now)
             self._rate = max(CUT * self._rate, FLOOR * self._best)
         self._grown = self._cut = now
+
+    def failed(self, started: float) -> None:
+        """The server failed, and may be overrun."""
+        self._last.append(True)
+        if sum(self._last) >= LAST // 4:
+            self.refused(started, None)
 
     def _grow(self, now: float) -> None:
         self._rate += GROWTH * self._best * (now - self._grown)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.errors import LibraError
-from stages.llm.client import ChatRequest
+from stages.llm.chat import ChatRequest
 
 # fmt: off
 SEED_COLUMNS = (

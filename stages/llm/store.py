@@ -1,39 +1,79 @@
 """The reply store: every reply that was received from a server, kept in `.cache/replies.sqlite` of the project's real folder.
 
     with Store(store_path()) as store:
-        store.find([key])            # {key: the server's JSON object}
+        store.find([key])            # {key: Found(the server's JSON object, its fault or None, tokens, USD)}
         await store.keep(key, row)   # returns once the reply is on the disk
 
-    python -m stages.llm.store                     # requests and tokens by stage and model
-    python -m stages.llm.store export FILE.parquet # all of it as an archive
-    python -m stages.llm.store import FILE.parquet # what is not there yet
+    python -m stages.llm.store                            # requests, tokens and cost by stage and model
+    python -m stages.llm.store export FILE.parquet        # all of it as an archive
+    python -m stages.llm.store export --used FILE.parquet # what the last run of each stage used: goes with a release
+    python -m stages.llm.store import FILE.parquet        # what is not there yet
+    python -m stages.llm.store retry                      # ask for the replies of no use once more, next time
 
 A key is the SHA-256 of all that decides a reply: address, request body (model, messages with the prompt template's text, every
 sampling setting, response schema) and sample index; never a time-out, a retry or how many are in flight. SQLite runs in WAL
 mode, so that two runs can share the file; replies are written in groups, each group synced before its replies count as received.
+A reply of no use (cut off, not of its schema) is kept with its `fault`: counted, to be read, never taken for a good one.
 """
 
 import argparse
 import asyncio
+import fcntl
 import hashlib
 import json
 import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.common import cli
 from stages.common.errors import LibraError
 
 COLUMNS = (
-    "key", "stage", "base_url", "model", "sample_index", "request", "reply", "prompt_tokens", "completion_tokens", "received",
+    "key", "stage", "base_url", "model", "sample_index", "request", "reply", "fault", "prompt_tokens", "completion_tokens", "usd",
+    "received",
 )  # fmt: skip
+ARCHIVES = "data/replies"  # Parquet files that came with a release
 WAIT = 60.0  # seconds another process may hold the store
 AT_ONCE = 500  # keys looked up in one query; SQLite takes at most 32,766
+CHARACTERS_PER_TOKEN = 4  # where a server doesn't count tokens
+_TABLES = """
+create table if not exists replies (
+  key text primary key, stage text not null, base_url text not null, model text not null, sample_index integer not null,
+  request text not null, reply text not null, fault text, prompt_tokens integer not null, completion_tokens integer not null,
+  usd real, received integer not null, bought integer not null
+) without rowid;
+create table if not exists used (
+  run text not null, stage text not null, key text not null, primary key (run, stage, key)
+) without rowid;
+create table if not exists batches (
+  mark text primary key, id text, base_url text not null, created integer not null
+) without rowid;
+create table if not exists batch_keys (mark text not null, key text not null, primary key (mark, key)) without rowid;
+"""
+
+
+class Found(NamedTuple):
+    """A kept reply: the server's JSON object, why it isn't a good one (or None), tokens, and USD (None where no price is known)."""
+
+    reply: dict[str, Any]
+    fault: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float | None
+
+
+class Spent(NamedTuple):
+    """What was paid for: replies, tokens of prompts and completions together, USD."""
+
+    requests: int
+    tokens: int
+    usd: float
 
 
 @dataclass(frozen=True)
@@ -45,17 +85,35 @@ class Kept:
     sample_index: int
     request: dict[str, Any]
     reply: dict[str, Any]
+    fault: str | None = None
+    usd: float | None = None  # None where no price is known
+    used_by: str = ""  # the stage that asked
 
     def row(self, key: str) -> tuple:
-        usage = self.reply.get("usage") or {}
-        tokens = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
         texts = (canonical(self.request), canonical(self.reply))
-        return key, self.stage, self.base_url, self.request["model"], self.sample_index, *texts, *tokens, int(time.time())
+        where = (self.stage, self.base_url, self.request["model"], self.sample_index)
+        return (key, *where, *texts, self.fault, *tokens(self.request, self.reply), self.usd, int(time.time()), 1)
+
+
+def tokens(request: Mapping[str, Any], reply: Mapping[str, Any]) -> tuple[int, int]:
+    """(prompt tokens, completion tokens) as the server counted them, else a token for every four characters."""
+    usage = reply.get("usage") or {}
+    asked, told = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if asked is None:
+        asked = -(-sum(len(str(message.get("content") or "")) for message in request["messages"]) // CHARACTERS_PER_TOKEN)
+    if told is None:
+        told = -(-len(str(reply["choices"][0]["message"].get("content") or "")) // CHARACTERS_PER_TOKEN)
+    return asked, told
 
 
 def store_path() -> Path:
     """Under `dvc exp run --queue` the working folder is a temporary copy; DVC_ROOT names the project it belongs to."""
     return Path(os.environ.get("DVC_ROOT") or ".").resolve() / ".cache" / "replies.sqlite"
+
+
+def run_name() -> str:
+    """Whose spending is counted together: the DVC experiment, or "" for the workspace."""
+    return os.environ.get("DVC_EXP_NAME", "")
 
 
 def canonical(value: Any) -> str:
@@ -66,7 +124,7 @@ def canonical(value: Any) -> str:
 def reply_key(base_url: str, body: dict[str, Any], sample_index: int) -> str:
     """Hex SHA-256 of what decides a reply."""
     decides = {"base_url": base_url.rstrip("/"), "body": body, "sample_index": sample_index}
-    return hashlib.sha256(canonical(decides).encode()).hexdigest()
+    return hashlib.sha256(canonical(decides).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Store:
@@ -74,7 +132,7 @@ class Store:
 
     def __init__(self, path: Path):
         self.path = path
-        self._waiting: list[tuple[tuple, asyncio.Future]] = []
+        self._waiting: list[tuple[tuple, str, asyncio.Future]] = []
         self._writer: asyncio.Task | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -88,19 +146,15 @@ class Store:
                     part.rename(f"{aside}{tail}")
             print(f"the reply store {path} can't be read ({error}); it is kept as {aside.name}, and a new one begun", file=sys.stderr)
             self._connection = self._open()
+        self._reader = sqlite3.connect(path, timeout=WAIT, isolation_level=None)  # doesn't wait while a group is synced
+        self._claims = open(path.with_name("replies.lock"), "wb")  # noqa: SIM115 (closed by __exit__)
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None, check_same_thread=False)
         try:
-            connection.execute("pragma journal_mode = wal")
-            connection.execute("pragma synchronous = full")
-            connection.execute(
-                "create table if not exists replies (key text primary key, stage text not null, base_url text not null, "
-                "model text not null, sample_index integer not null, request text not null, reply text not null, "
-                "prompt_tokens integer, completion_tokens integer, received integer not null) without rowid"
-            )
+            self._prepare(connection)
             found = tuple(row[1] for row in connection.execute("pragma table_info(replies)"))
-            if found != COLUMNS:
+            if found != (*COLUMNS, "bought"):
                 raise sqlite3.DatabaseError(f"its table has other columns: {', '.join(found)}")
             connection.execute("select count(*) from replies").fetchone()
         except BaseException:
@@ -108,25 +162,54 @@ class Store:
             raise
         return connection
 
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """WAL and the tables; two processes that begin a store at once get "locked" whatever the time-out, so try again."""
+        until = time.monotonic() + WAIT
+        while True:
+            try:
+                connection.execute("pragma journal_mode = wal")
+                connection.execute("pragma synchronous = full")
+                connection.executescript(_TABLES)
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
+
     def __enter__(self) -> "Store":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._claims.close()
+        self._reader.close()
         self._connection.close()
 
-    def find(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def find(self, keys: Iterable[str]) -> dict[str, Found]:
         """The kept replies of those `keys` that have one."""
         wanted, found = list(dict.fromkeys(keys)), {}
         for start in range(0, len(wanted), AT_ONCE):
             part = wanted[start : start + AT_ONCE]
-            query = f"select key, reply from replies where key in ({', '.join('?' * len(part))})"
-            found.update({key: json.loads(reply) for key, reply in self._connection.execute(query, part)})
+            columns = "key, reply, fault, prompt_tokens, completion_tokens, usd"
+            query = f"select {columns} from replies where key in ({', '.join('?' * len(part))})"
+            found.update({key: Found(json.loads(reply), *rest) for key, reply, *rest in self._reader.execute(query, part)})
         return found
+
+    def claim(self, key: str) -> bool:
+        """Whether this process may ask for `key`: no other one is asking. The kernel ends a claim with its process."""
+        try:
+            fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:15], 16))
+        except OSError:
+            return False
+        return True
+
+    def release(self, key: str) -> None:
+        """End a claim."""
+        fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, int(key[:15], 16))
 
     async def keep(self, key: str, kept: Kept) -> None:
         """Write a reply; returns when it is synced to the disk. Raises LibraError when it can't be."""
         written = asyncio.get_running_loop().create_future()
-        self._waiting.append((kept.row(key), written))
+        self._waiting.append((kept.row(key), kept.used_by, written))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
         await written
@@ -136,80 +219,174 @@ class Store:
         while self._waiting:
             group, self._waiting = self._waiting, []
             try:
-                await asyncio.to_thread(self.add, [row for row, _ in group])
+                await asyncio.to_thread(self.add, [row for row, _, _ in group], [(used_by, row[0]) for row, used_by, _ in group])
             except LibraError as error:
-                for _, written in group:
+                for *_, written in group:
                     written.done() or written.set_exception(error)
             else:
-                for _, written in group:
+                for *_, written in group:
                     written.done() or written.set_result(None)
 
-    def add(self, rows: list[tuple]) -> int:
-        """Write rows of COLUMNS, all or none; keys that are there already stay as they are. Returns how many are new."""
-        before = self._connection.total_changes
+    def add(self, rows: list[tuple], used: Iterable[tuple[str, str]] = ()) -> int:
+        """Write rows of COLUMNS and `bought`, all or none, and that (stage, key) use them; known keys stay as they are.
+
+        Returns how many are new.
+        """
+        with self._writing(f"{len(rows)} replies"):
+            before = self._connection.total_changes
+            marks = ", ".join("?" * (len(COLUMNS) + 1))
+            self._connection.executemany(f"insert or ignore into replies values ({marks})", rows)
+            added = self._connection.total_changes - before
+            self._use(used)
+        return added
+
+    def use(self, stage: str, keys: Iterable[str], anew: bool) -> None:
+        """Note that this run's `stage` uses `keys`; `anew` drops what it used before."""
+        with self._writing("the use of replies"):
+            if anew:
+                self._connection.execute("delete from used where run = ? and stage = ?", (run_name(), stage))
+            self._use((stage, key) for key in keys)
+
+    def _use(self, used: Iterable[tuple[str, str]]) -> None:
+        self._connection.executemany("insert or ignore into used values (?, ?, ?)", [(run_name(), *pair) for pair in used])
+
+    def spent(self) -> Spent:
+        """What this run's stages paid for the replies they use, in this try or in an earlier one."""
+        query = (
+            "select count(*), coalesce(sum(prompt_tokens + completion_tokens), 0), coalesce(sum(usd), 0.0) from replies "
+            "where bought and key in (select key from used where run = ?)"
+        )
+        return Spent(*self._connection.execute(query, (run_name(),)).fetchone())
+
+    def average(self, base_url: str, model: str, stage: str) -> tuple[int, float, float]:
+        """(replies, characters of a request's JSON per prompt token, completion tokens per reply) of what is kept of a stage."""
+        query = (
+            "select count(*), coalesce(sum(length(request)) * 1.0 / nullif(sum(prompt_tokens), 0), 0), "
+            "coalesce(avg(completion_tokens), 0) from replies where base_url = ? and model = ? and stage = ?"
+        )
+        return self._connection.execute(query, (base_url.rstrip("/"), model, stage)).fetchone()
+
+    def retry(self, stage: str | None = None) -> int:
+        """Put the replies of no use aside, so that they are asked for again (of one stage of this run, or of all). How many."""
+        which = "" if stage is None else "and key in (select key from used where run = ? and stage = ?)"
+        with self._writing("what is to be asked again"):
+            cursor = self._connection.execute(
+                "update or ignore replies set key = key || '#' || received || '.' || abs(random() % 1000000) "
+                f"where fault is not null and instr(key, '#') = 0 {which}",
+                () if stage is None else (run_name(), stage),
+            )
+        return cursor.rowcount
+
+    def archived(self, keys: Iterable[str], folder: Path = Path(ARCHIVES)) -> int:
+        """Take those of `keys` that the archives in `folder` hold into the store. How many were new."""
+        import polars as pl
+
+        from stages.common.tables import read_table
+
+        wanted, added = pl.Series("key", list(keys), pl.String), 0
+        for file in sorted(folder.glob("*.parquet")):
+            table = read_table(file, COLUMNS)
+            # a reply put aside by `retry` carries its key with a mark: it isn't looked for
+            added += self.add([(*row, 0) for row in table.filter(pl.col("key").is_in(wanted.implode())).select(COLUMNS).iter_rows()])
+        return added
+
+    def begin_batch(self, mark: str, base_url: str, keys: Iterable[str]) -> None:
+        """Note a batch before the server is told, so that no kill loses it. `mark` is ours; the server's id follows."""
+        with self._writing("a batch"):
+            self._connection.execute("insert into batches values (?, null, ?, ?)", (mark, base_url, int(time.time())))
+            self._connection.executemany("insert into batch_keys values (?, ?)", [(mark, key) for key in keys])
+
+    def batch_is(self, mark: str, server_id: str) -> None:
+        """Note the server's id of a batch."""
+        with self._writing("a batch"):
+            self._connection.execute("update batches set id = ? where mark = ?", (server_id, mark))
+
+    def end_batch(self, mark: str) -> None:
+        """Forget a batch: its replies are kept, or it is lost."""
+        with self._writing("a batch"):
+            self._connection.execute("delete from batches where mark = ?", (mark,))
+            self._connection.execute("delete from batch_keys where mark = ?", (mark,))
+
+    def batches(self, base_url: str) -> list[tuple[str, str | None, set[str]]]:
+        """(mark, server's id, keys) of the batches under way."""
+        found = self._connection.execute("select mark, id from batches where base_url = ? order by created, mark", (base_url,)).fetchall()
+        query = "select key from batch_keys where mark = ?"
+        return [(mark, server_id, {key for (key,) in self._connection.execute(query, (mark,))}) for mark, server_id in found]
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """One transaction, whole or not at all."""
         try:
             self._connection.execute("begin immediate")
-            self._connection.executemany(f"insert or ignore into replies values ({', '.join('?' * len(COLUMNS))})", rows)
+            yield
             self._connection.execute("commit")
         except sqlite3.Error as error:
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
             raise LibraError(
-                f"{len(rows)} replies can't be kept in {self.path} ({error}); free the disk or stop what holds it, then run again: "
+                f"{what} can't be kept in {self.path} ({error}); free the disk or stop what holds it, then run again: "
                 "what was kept before isn't asked for again"
             ) from None
-        return self._connection.total_changes - before
 
-    def totals(self) -> list[tuple[str, str, int, int, int]]:
-        """(stage, model, requests, prompt tokens, completion tokens)."""
+    def totals(self) -> list[tuple]:
+        """(stage, model, replies, of them of no use, prompt tokens, completion tokens, USD or None)."""
         query = (
-            "select stage, model, count(*), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) "
+            "select stage, model, count(*), count(fault), sum(prompt_tokens), sum(completion_tokens), sum(usd) "
             "from replies group by stage, model order by stage, model"
         )
         return self._connection.execute(query).fetchall()
 
-    def rows(self) -> list[tuple]:
-        """All rows, by key."""
-        return self._connection.execute(f"select {', '.join(COLUMNS)} from replies order by key").fetchall()
+    def rows(self, used: bool = False) -> list[tuple]:
+        """All rows of COLUMNS by key, or those that any run uses now."""
+        only = "where key in (select key from used)" if used else ""
+        return self._connection.execute(f"select {', '.join(COLUMNS)} from replies {only} order by key").fetchall()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stages.llm.store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("show", "export", "import"), nargs="?", default="show")
+    parser.add_argument("command", choices=("show", "export", "import", "retry"), nargs="?", default="show")
     parser.add_argument("file", nargs="?", type=Path, help="the archive, a Parquet file")
+    parser.add_argument("--used", action="store_true", help="export only what the last run of each stage used")
     options = parser.parse_args()
-    if (options.command == "show") == (options.file is not None):
-        parser.error("export and import take a file, show takes none")
-    cli.guarded("store", lambda: _command(options.command, options.file))
+    if (options.command in ("export", "import")) != (options.file is not None):
+        parser.error("export and import take a file, show and retry take none")
+    if options.used and options.command != "export":
+        parser.error("--used goes with export")
+    cli.guarded("store", lambda: _command(options.command, options.file, options.used))
 
 
-def _command(command: str, file: Path | None) -> None:
+def _command(command: str, file: Path | None, used: bool = False) -> None:
     import polars as pl
 
     from stages.common.tables import read_table, write_table
 
     with Store(store_path()) as store:
         if command == "export":
-            table = pl.DataFrame(store.rows(), _schema(), orient="row")
+            table = pl.DataFrame(store.rows(used), _schema(), orient="row")
             write_table(table, file, "key")
             print(f"{table.height:,} replies written to {file}")
         elif command == "import":
             table = read_table(file, COLUMNS)
-            print(f"{store.add(table.select(COLUMNS).rows()):,} of {table.height:,} replies were new")
+            added = store.add([(*row, 0) for row in table.select(COLUMNS).iter_rows()])
+            print(f"{added:,} of {table.height:,} replies were new")
+        elif command == "retry":
+            print(f"{store.retry():,} replies of no use will be asked for again")
         else:
             totals = store.totals()
             print(f"{store.path}: {sum(row[2] for row in totals):,} replies")
-            for stage, model, requests, asked, told in totals:
-                print(f"  {stage:<24} {model:<32} {requests:>9,} requests {asked:>12,} + {told:,} tokens")
+            for stage, model, replies, useless, asked, told, usd in totals:
+                cost = "no price" if usd is None else f"{usd:,.4f} USD"
+                extra = f", {useless:,} of no use" if useless else ""
+                print(f"  {stage:<24} {model:<32} {replies:>9,} replies {asked:>12,} + {told:,} tokens, {cost}{extra}")
 
 
 def _schema() -> dict[str, Any]:
     import polars as pl
 
-    numbers = ("sample_index", "prompt_tokens", "completion_tokens", "received")
-    return {column: pl.Int64 if column in numbers else pl.String for column in COLUMNS}
+    kinds = dict.fromkeys(("sample_index", "prompt_tokens", "completion_tokens", "received"), pl.Int64) | {"usd": pl.Float64}
+    return {column: kinds.get(column, pl.String) for column in COLUMNS}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A reply is usable when it fits its schema and every text in it passes: not empty, of readable length, the substance
 letter by letter in each prompt, no text twice within a role, and the safety gate. What never passes is quarantined:
-counted, listed on stderr by seed_id and reason (never with the text itself), and left out.
+counted, listed on stderr by seed_id and reason (never with the text itself), and left out; the raw reply stays in the reply store.
 """
 
 import sys
@@ -11,18 +11,19 @@ from typing import Any
 
 from stages.chem.gate import mask, violations
 from stages.common.errors import LibraError
-from stages.llm.client import ChatRequest, Endpoint, ask_all
+from stages.llm.chat import ChatRequest, Endpoint
+from stages.llm.client import Session
 from stages.llm.sheets import shown_as
 
 ROUNDS = 3  # how often a seed is asked for at most
 MAX_PROMPT = 160  # characters besides the name or SMILES
 MAX_ANSWER = 240  # characters; answers are short because small models learn from them
-LISTED = 5  # quarantined seeds shown by name
+LISTED = 5  # quarantined seeds named in an error
 
 
 def ask_texts(
+    session: Session,
     endpoint: Endpoint,
-    random_seed: int,
     sheets: list[dict[str, Any]],
     request: Callable[[dict[str, Any], int], ChatRequest],
     texts: Callable[[dict[str, Any]], dict[str, list[str]]],
@@ -33,14 +34,14 @@ def ask_texts(
     """{seed_id: {"prompt": [...], "chosen": [...], "rejected": [...]}} for the sheets whose texts pass.
 
     `request(sheet, sample_index)` builds a request, `texts(parsed)` sorts its reply by role. Raises LibraError when more than
-    the share `max_quarantined` of the sheets has no usable reply, and what `ask_all` raises.
+    the share `max_quarantined` of the sheets has no usable reply, and what `Session.ask` raises.
     """
     usable: dict[str, dict[str, list[str]]] = {}
     faults: dict[str, str] = {}
     waiting = sheets
     for sample_index in range(ROUNDS):
         requests = [request(sheet, sample_index) for sheet in waiting]
-        replies = ask_all(endpoint, requests, what if sample_index == 0 else f"{what}, asked again", app, random_seed)
+        replies = session.ask(endpoint, requests, what, app, note=", asked again" if sample_index else "")
         for sheet, reply in zip(waiting, replies, strict=True):
             by_role = texts(reply.parsed) if reply.parsed is not None else {}
             fault = reply.error or text_fault(sheet, by_role)
@@ -51,7 +52,7 @@ def ask_texts(
         waiting = [sheet for sheet in waiting if sheet["seed_id"] not in usable]
         if not waiting:
             break
-    _quarantine(endpoint, what, [(sheet["seed_id"], faults[sheet["seed_id"]]) for sheet in waiting], len(sheets), max_quarantined)
+    _quarantine(session, endpoint, what, [(sheet["seed_id"], faults[sheet["seed_id"]]) for sheet in waiting], len(sheets), max_quarantined)
     return usable
 
 
@@ -77,13 +78,21 @@ def text_fault(sheet: dict[str, Any], by_role: dict[str, list[str]]) -> str | No
     return None
 
 
-def _quarantine(endpoint: Endpoint, what: str, bad: list[tuple[str, str]], total: int, share: float) -> None:
+def _quarantine(
+    session: Session, endpoint: Endpoint, what: str, bad: list[tuple[str, str]], total: int, share: float
+) -> None:
     if not bad:
         return
-    listed = "; ".join(f"{seed_id}: {fault}" for seed_id, fault in bad[:LISTED]) + ("; ..." if len(bad) > LISTED else "")
-    if len(bad) > share * total:
+    failed = len(bad) > share * total
+    session.quarantined(what, len(bad))
+    for seed_id, fault in bad:
+        print(f"{what}: quarantined {seed_id}: {fault}", file=sys.stderr)
+    if failed:
+        session.give_up()
+        listed = "; ".join(f"{seed_id}: {fault}" for seed_id, fault in bad[:LISTED]) + ("; ..." if len(bad) > LISTED else "")
         raise LibraError(
             f"{len(bad)} of {total} replies of {endpoint.base_url} (model `{endpoint.model}`) can't be used, more than "
-            f"{what}.max_quarantined = {share:g} allows ({listed}); use a stronger model or raise teacher.max_tokens"
+            f"{what}.max_quarantined = {share:g} allows ({listed}); use a stronger model or raise teacher.max_tokens, "
+            "or run again to ask for these once more"
         )
-    print(f"{what}: quarantined {len(bad)} of {total} seeds: {listed}", file=sys.stderr)
+    print(f"{what}: quarantined {len(bad)} of {total} seeds; they are left out", file=sys.stderr)

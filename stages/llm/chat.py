@@ -1,0 +1,150 @@
+"""What is asked of a chat model and what comes back: the OpenAI chat protocol in three small types, no network here.
+
+    ChatRequest([{"role": "user", "content": "At what temperature does it melt?"}], "answer", {"type": "object", ...})
+    Reply(content='{"answer": "It melts at 356.9 K."}', parsed={'answer': 'It melts at 356.9 K.'}, reasoning=None,
+          finish_reason='stop', error=None)
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stages.common.params import Section
+
+OFFLINE = "offline"  # the base_url of what answers inside this process
+
+
+class Price(Section):
+    """What a model costs, in USD per million tokens."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)
+
+
+class Endpoint(Section):
+    """Where a chat model answers and how it samples (a section of params.yaml)."""
+
+    base_url: str = Field(pattern=r"^(offline|https?://[^\s@?#]+)$")
+    model: str = Field(min_length=1)
+    temperature: float = Field(ge=0, le=2)
+    max_tokens: int = Field(ge=1)
+    concurrency: int = Field(ge=1, le=1024)
+    api_key_env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    timeout_s: float = Field(gt=0)
+    mode: Literal["online", "batch"] = "online"
+    usd_per_million: Price | None = None
+
+    def __str__(self) -> str:
+        return f"endpoint {self.base_url} (model `{self.model}`)"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One thing to ask. `schema` (JSON Schema) and `schema_name` go together; `sample_index` tells repeats of it apart."""
+
+    messages: list[dict[str, Any]]
+    schema_name: str | None = None
+    schema: dict[str, Any] | None = None
+    sample_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back. `parsed` is the content as JSON, valid against the schema, or None; `error` says why it is of no use."""
+
+    content: str
+    parsed: dict[str, Any] | None = None
+    reasoning: str | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+
+
+def request_body(endpoint: Endpoint, request: ChatRequest, random_seed: int) -> dict[str, Any]:
+    """The JSON body that asks `request`: all that decides the reply, besides the endpoint itself."""
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": request.messages,
+        "temperature": endpoint.temperature,
+        "max_tokens": endpoint.max_tokens,
+        "seed": random_seed * 100_003 + request.sample_index,
+    }
+    if request.schema is not None:
+        form = {"name": request.schema_name, "schema": request.schema, "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": form}
+    return body
+
+
+def is_completion(answer: Any) -> bool:
+    """Whether a server's JSON is a chat completion that can be read."""
+    try:
+        return isinstance(answer["choices"][0]["message"], dict)
+    except (KeyError, IndexError, TypeError):
+        return False
+
+
+def read(answer: dict[str, Any], request: ChatRequest) -> Reply:
+    """A chat completion (`is_completion`) as a Reply: reasoning split off, content checked against the request's schema."""
+    choice = answer["choices"][0]
+    message, finish = choice["message"], choice.get("finish_reason")
+    content = message.get("content") or message.get("refusal") or ""
+    reasoning = message.get("reasoning_content") or message.get("reasoning") or None
+    if thought := re.match(r"\s*<think>(.*?)(</think>\s*|\Z)", content, flags=re.DOTALL):
+        reasoning, content = reasoning or thought[1].strip(), content[thought.end() :]
+    parsed, error = None, None
+    if finish == "content_filter":  # a candidate's refusal, decided by the server; no use where a schema was asked for
+        error = "stopped by the server's content filter" if request.schema is not None else None
+    elif finish == "length" and (request.schema is not None or not content):
+        error = "cut off at max_tokens" + ("" if content else " before the answer began")
+    elif request.schema is not None:
+        parsed, error = _parse(content, request.schema)
+    return Reply(content, parsed, reasoning, finish, error)
+
+
+def fault(reply: Reply) -> str | None:
+    """Why a reply isn't a good one, or None: of no use, or cut off, or filtered (a candidate's may be measured all the same)."""
+    if reply.error is not None:
+        return reply.error
+    return {"length": "cut off at max_tokens", "content_filter": "stopped by the server's content filter"}.get(reply.finish_reason)
+
+
+def _parse(content: str, schema: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
+    """(the first object in the content that is valid against `schema`, None), or (None, what is wrong with it).
+
+    A model without structured output wraps its object in a code fence or in a sentence; that costs nothing to take off.
+    """
+    import jsonschema
+
+    first_fault = None
+    for value in _values(content):
+        wrong = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
+        if wrong is None:
+            return value, None
+        first_fault = first_fault or f"not of the schema: {wrong.json_path}: {wrong.message[:200]}"
+    if first_fault is not None:
+        return None, first_fault
+    try:
+        json.loads(content)
+    except json.JSONDecodeError as error:
+        return None, f"not JSON ({error.msg} at character {error.pos})"
+    return None, "not JSON"
+
+
+def _values(content: str) -> Iterator[Any]:
+    """The JSON value that `content` is, else each outermost JSON object inside it."""
+    try:
+        yield json.loads(content)
+        return
+    except json.JSONDecodeError:
+        pass
+    decoder, start = json.JSONDecoder(), content.find("{")
+    while start >= 0:
+        try:
+            value, start = decoder.raw_decode(content, start)
+            yield value
+        except json.JSONDecodeError:
+            start += 1
+        start = content.find("{", start)

@@ -1,0 +1,266 @@
+"""The wire to one endpoint: an open client, retries, pace, and what an error means for the user.
+
+    async with Wire(endpoint) as wire:
+        answer = await wire.complete(body)   # the server's JSON object, a chat completion
+
+    what happens                              what it means
+    broken connection, 408, 409, 5xx, half    tried again after 0.5 s, 1 s, 2 s ..., MAX_RETRIES times
+    a reply, no JSON, no chat completion
+    429, 503                                  tried again when its turn comes: all requests slow down (pace.py)
+    400, 422 about response_format            asked in JSON mode from now on, then in plain text
+    400 about max_tokens                      asked with max_completion_tokens from now on
+    any other 4xx, no credit                  LibraError: the stage stops
+"""
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from stages.common.errors import LibraError
+from stages.llm.chat import OFFLINE, Endpoint, is_completion
+from stages.llm.pace import Pace
+
+MAX_RETRIES = 4
+MAX_REFUSALS = 12
+LONGEST_PAUSE = 8.0  # seconds between two tries
+T = TypeVar("T")
+FORMS = ("json_schema", "json_object", "text")  # of structured output, from what is asked first to what every server takes
+
+
+class Stopped(Exception):
+    """A request that wasn't sent, or not again, because the stage is stopping."""
+
+
+class Wire:
+    """A connection to `endpoint`; an async context manager. `app` is the ASGI application behind `base_url: offline`."""
+
+    def __init__(self, endpoint: Endpoint, app=None):
+        self.endpoint = endpoint
+        self.pace = Pace()
+        self.stopping = False  # set from outside: nothing is tried again
+        self.retries = 0
+        self._form = 0
+        self._limit_key = "max_tokens"
+        self._key = os.environ.get(endpoint.api_key_env, "")
+        import httpx2
+        import openai
+
+        self._errors, self._response = openai, httpx2.Response
+        self.client = _open(endpoint, self._key, app)
+
+    async def __aenter__(self) -> "Wire":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+
+    def worded(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`body` as this server takes it: what it refused before is asked for in another way."""
+        body = dict(body)
+        if self._limit_key != "max_tokens":
+            body[self._limit_key] = body.pop("max_tokens")
+        if "response_format" in body and self._form:
+            if FORMS[self._form] == "text":
+                del body["response_format"]
+            else:
+                body["response_format"] = {"type": FORMS[self._form]}
+        return body
+
+    def rewords(self, sent: dict[str, Any], status: int, fault: dict[str, Any]) -> bool:
+        """Whether another wording may mend the error `fault` of the body `sent`; `worded` uses it from now on."""
+        said = f"{fault.get('param')} {fault.get('message')}".lower()
+        if status not in (400, 422):
+            return False
+        if self._limit_key in sent and "max_completion_tokens" in said and self._limit_key == "max_tokens":
+            self._limit_key = "max_completion_tokens"
+            return True
+        if self._limit_key != "max_tokens" and "max_tokens" in sent and "max_completion_tokens" in said:
+            return True  # sent before another request found out
+        form = (sent.get("response_format") or {}).get("type")
+        if form and any(word in said for word in ("response_format", "json_schema", "json schema", "json_object", "structured")):
+            self._form = max(self._form, FORMS.index(form) + 1)
+            return True
+        return False
+
+    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The chat completion for `body`. Raises LibraError for what another try can't mend, or retries didn't; Stopped."""
+
+        async def once() -> dict[str, Any]:
+            sent = self.worded(body)
+            try:
+                # The documented way around the client's typed params, which cost a third of its CPU and change nothing here.
+                raw = await self.client.post("/chat/completions", cast_to=self._response, body=sent)
+            except self._errors.APIStatusError as error:
+                fault = _fault(error)
+                if is_filter(fault):
+                    return filtered(self.endpoint.model)
+                if self.rewords(sent, error.status_code, fault):
+                    return await once()
+                raise
+            try:
+                answer = json.loads(self.masked(raw.content.decode("utf-8", "replace")))
+            except json.JSONDecodeError:
+                raise _Broken(
+                    f"{self.endpoint} didn't answer with JSON: is this the address of a chat API (it often ends in /v1)?"
+                ) from None
+            if not is_completion(answer):
+                said = answer.get("error") if isinstance(answer, dict) else None
+                fault = said if isinstance(said, dict) else {"message": said or "its JSON is no chat completion"}
+                raise _Broken(self.status_words(200, fault))
+            return answer
+
+        return await self.tried(once)
+
+    async def tried(self, once: Callable[[], Awaitable[T]], missing: T | None = None) -> T:
+        """What `once` returns, tried again as the module says; `missing`, where given, stands for a 404. Raises as `complete`."""
+        broken = refused = 0
+        while True:
+            started = await self.pace.turn()
+            if self.stopping:
+                raise Stopped
+            try:
+                answer = await once()
+            except _Broken as error:
+                words, broken = str(error), broken + 1
+            except self._errors.APIConnectionError as error:  # time-outs are a kind of it
+                if self.endpoint.base_url == OFFLINE and error.__cause__ is not None:
+                    raise error.__cause__ from None  # a bug in the application, not a connection: its traceback is wanted
+                words, broken = connection_words(self.endpoint, error), broken + 1
+            except self._errors.APIStatusError as error:
+                status, fault = error.status_code, _fault(error)
+                words = self.status_words(status, fault)
+                if status == 404 and missing is not None:
+                    return missing
+                wait = _retry_after(error.response.headers)
+                if status == 503 and wait is None:
+                    self.pace.failed(started)
+                    refused += 1
+                elif status in (429, 503) and fault.get("code") != "insufficient_quota":
+                    self.pace.refused(started, wait)
+                    refused += 1
+                elif status in (408, 409) or status >= 500:
+                    broken += 1
+                else:
+                    raise LibraError(words) from None
+            else:
+                self.pace.served()
+                return answer
+            if self.endpoint.base_url == OFFLINE or broken > MAX_RETRIES or refused > MAX_REFUSALS:
+                raise LibraError(words)
+            self.retries += 1
+            await self.pause(min(0.5 * 2 ** (broken + refused - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.0))
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until the stage stops."""
+        while seconds > 0 and not self.stopping:
+            step = min(seconds, 0.2)
+            await asyncio.sleep(step)
+            seconds -= step
+
+    def masked(self, text: str) -> str:
+        """`text` without the key, should a server repeat it."""
+        return text.replace(self._key, "***") if len(self._key) >= 4 else text
+
+    def status_words(self, status: int, fault: dict[str, Any]) -> str:
+        """What an HTTP error means for the user. The key is never in it."""
+        variable = self.endpoint.api_key_env
+        said = self.masked(" ".join(str(fault.get("message") or "").split()))[:300]
+        said = f": {said}" if said else ""
+        if status == 401:
+            state = "holds a wrong key" if self._key else "is not set"
+            return f"{self.endpoint} answered 401, not authorised: the environment variable {variable} {state}"
+        if status == 403:
+            return f"{self.endpoint} answered 403{said}; the key in {variable} may not use this model"
+        if status == 404:
+            return f"{self.endpoint} answered 404{said}; mend `model` or `base_url` in params.yaml"
+        if status in (400, 422):
+            return (
+                f"{self.endpoint} refused the request with {status}{said}; "
+                "it may not take a sampling setting, or not so long a request"
+            )
+        if status == 429:
+            if fault.get("code") == "insufficient_quota":
+                return f"{self.endpoint} answered 429{said}; the account of the key in {variable} is out of credit"
+            return f"{self.endpoint} answered 429 {MAX_REFUSALS + 1} times{said}; lower concurrency or raise the account's limit"
+        return f"{self.endpoint} answered {status}{said}; run again when the server is well"
+
+
+class _Broken(Exception):
+    """An answer that is none; its text is for the user."""
+
+
+def _fault(error) -> dict[str, Any]:
+    """The error object of an openai.APIStatusError."""
+    return error.body if isinstance(error.body, dict) else {"message": error.body}
+
+
+def is_filter(fault: dict[str, Any]) -> bool:
+    """Whether an error object says that a content filter stopped the request."""
+    code = str(fault.get("code"))
+    return "content_filter" in code or "content_policy" in code
+
+
+def filtered(model: str) -> dict[str, Any]:
+    """The completion that stands for a request the server's content filter stopped."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": "content_filter"}
+    return {"object": "chat.completion", "model": model, "choices": [choice]}
+
+
+def _open(endpoint: Endpoint, key: str, app):
+    """An openai client for the endpoint: in process over ASGI, else over aiohttp (half the CPU of the default transport)."""
+    import httpx2
+    import openai
+
+    if endpoint.base_url == OFFLINE:
+        if app is None:
+            raise LibraError(f"model `{endpoint.model}`: `base_url: offline` has no application here; give a server's address")
+        http = openai.DefaultAsyncHttpxClient(transport=httpx2.ASGITransport(app=app))
+        return openai.AsyncOpenAI(base_url="http://offline/v1", api_key="offline", http_client=http, max_retries=0)
+    if not key and urlsplit(endpoint.base_url).hostname == "api.openai.com":
+        raise LibraError(f"{endpoint} needs a key: set the environment variable {endpoint.api_key_env}")
+    return openai.AsyncOpenAI(
+        base_url=endpoint.base_url,
+        api_key=key or "none",  # local servers ask for none; the client insists on one
+        http_client=openai.DefaultAioHttpClient(timeout=endpoint.timeout_s),
+        timeout=endpoint.timeout_s,
+        max_retries=0,  # retries are made here, where the other requests are known
+    )
+
+
+def _retry_after(headers) -> float | None:
+    """Seconds of a Retry-After header (or OpenAI's retry-after-ms); None where it is missing or a date."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) * unit)
+        except (KeyError, ValueError):
+            continue
+    return None
+
+
+def connection_words(endpoint: Endpoint, error: Exception) -> str:
+    """What a broken connection means for the user."""
+    import httpx2
+    import openai
+
+    # The aiohttp transport calls every failed connection a ConnectTimeout: only a slow answer is a matter of timeout_s.
+    if isinstance(error, openai.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout):
+        times = f"{endpoint.timeout_s:g} s, {MAX_RETRIES + 1} times"
+        return f"{endpoint} took longer than {times}: raise timeout_s or lower concurrency"
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(causes[-1].__cause__ or causes[-1].__context__)
+    kinds = {type(cause).__name__ for cause in causes}
+    root = causes[-1]
+    if any("Certificate" in kind or "SSL" in kind for kind in kinds):
+        why = getattr(root, "verify_message", None) or getattr(root, "reason", None) or type(root).__name__
+        return f"{endpoint} has no good TLS certificate ({why}): mend base_url, or the server's certificate (SSL_CERT_FILE)"
+    if any("DNS" in kind for kind in kinds) or type(root).__name__ == "gaierror":
+        return f"{endpoint}: the name `{urlsplit(endpoint.base_url).hostname}` isn't known to DNS: mend base_url or the network"
+    if kinds & {"RemoteProtocolError", "ReadError", "ClientPayloadError", "ServerDisconnectedError", "ContentLengthError"}:
+        return f"{endpoint} broke the connection in the middle of a reply, {MAX_RETRIES + 1} times: see the server's log"
+    why = getattr(root, "strerror", None) or type(root).__name__
+    return f"{endpoint} can't be reached ({why}): start the server or mend base_url"

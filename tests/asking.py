@@ -1,0 +1,33 @@
+"""What tests of the client share: one call that asks, and a server on a port of its own."""
+
+import socket
+import threading
+from contextlib import contextmanager
+
+import uvicorn
+
+from stages.llm.chat import ChatRequest, Endpoint, Reply
+from stages.llm.client import Session
+
+
+def endpoint(base_url: str = "offline", model: str = "m", **changes) -> Endpoint:
+    values = {"temperature": 0.5, "max_tokens": 100, "concurrency": 8, "api_key_env": "TEST_LLM_KEY", "timeout_s": 10.0}
+    return Endpoint(base_url=base_url, model=model, **(values | changes))
+
+
+def ask_all(to: Endpoint, requests: list[ChatRequest], what: str, app=None, random_seed: int = 0, budget=None) -> list[Reply]:
+    return Session(what, random_seed, budget).ask(to, requests, what, app)
+
+
+@contextmanager
+def on_port(app):
+    """The address of an ASGI application that a thread serves."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join(10)

@@ -1,0 +1,164 @@
+"""The Batch API as a mode of the same client: interchangeable with online replies, resumed after a kill, re-sent where it failed."""
+
+import signal
+import time
+
+import pytest
+from asking import ask_all, endpoint, on_port
+from test_session import PRICE, RUN, number, numbers, start, texts
+
+from stages.common.errors import LibraError
+from stages.llm import asgi_batches, batches, wire
+from stages.llm.asgi import RequestError, last_user_text, make_app
+from stages.llm.budget import BudgetParams, OverBudget
+from stages.llm.client import Session
+from stages.llm.faults import Faults
+from stages.llm.store import Store
+
+assert "sys.argv[3]" in RUN  # the mode
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(batches, "POLL_FIRST", 0.02)
+    monkeypatch.setattr(batches, "POLL_LONGEST", 0.1)
+    monkeypatch.setattr(wire, "LONGEST_PAUSE", 0.02)
+
+
+def test_online_and_batch_replies_are_interchangeable(tmp_path):
+    served = Faults(make_app("m", number))
+    with on_port(served) as url:
+        first = ask_all(endpoint(url, mode="batch"), numbers(30), "batch")
+        assert [reply.parsed for reply in first] == [{"n": i} for i in range(30)]
+        assert ask_all(endpoint(url), numbers(30), "online") == first
+        assert (served.served["chat"], served.served["batches"]) == (0, 1)
+        ask_all(endpoint(url), numbers(40), "online")
+        assert ask_all(endpoint(url, mode="batch"), numbers(40), "batch")[:30] == first
+        assert (served.served["chat"], served.served["batches"]) == (10, 1)
+    with Store(tmp_path / ".cache/replies.sqlite") as kept:
+        assert kept.batches(url) == []
+
+
+def test_lines_that_fail_are_sent_again_and_replies_of_no_use_asked_for_again():
+    served = Faults(make_app("m", number), fail_share=0.2, malformed_share=0.1, random_seed=1)
+    with on_port(served) as url:
+        session = Session("batch", 0)
+        replies = session.ask(endpoint(url, mode="batch"), numbers(60), "batch")
+    assert [reply.parsed for reply in replies] == [{"n": i} for i in range(60)]
+    assert served.served["batches"] >= 2 and session.tallies["batch"].unusable > 0
+
+
+def test_what_expired_is_sent_again_and_what_fails_three_times_stops():
+    served = Faults(make_app("m", number), expire_after=25)
+    with on_port(served) as url:
+        assert len(ask_all(endpoint(url, mode="batch"), numbers(60), "batch")) == 60
+        assert served.served["batches"] == 3
+        served.expire_after = 0
+        with pytest.raises(LibraError, match="5 requests failed in 3 batches .*expired.*run again later"):
+            ask_all(endpoint(url, mode="batch"), numbers(65), "batch")
+
+
+def test_an_error_no_other_try_can_mend_stops_but_keeps_the_rest():
+    def answer(body):
+        if last_user_text(body) == "prompt 3":
+            raise RequestError("the prompt is too long", status=400)
+        return last_user_text(body)
+
+    with on_port(make_app("m", answer)) as url:
+        with pytest.raises(LibraError, match="refused the request with 400: the prompt is too long.*1 of 20 requests are left"):
+            ask_all(endpoint(url, mode="batch"), texts(20), "batch")
+
+
+def test_a_server_without_schemas_gets_json_mode_in_the_next_batch():
+    served = Faults(make_app("m", number), no_schema=True)
+    with on_port(served) as url:
+        assert [reply.parsed for reply in ask_all(endpoint(url, mode="batch"), numbers(9), "batch")] == [{"n": i} for i in range(9)]
+    assert served.served["batches"] == 2
+
+
+def test_a_batch_that_fails_as_a_whole_says_why(monkeypatch):
+    monkeypatch.setattr(asgi_batches, "MAX_LINES", 2)
+    with on_port(make_app("m", number)) as url:
+        with pytest.raises(LibraError, match="batch batch_.* failed as a whole: .*2"):
+            ask_all(endpoint(url, mode="batch"), numbers(3), "batch")
+        with pytest.raises(LibraError, match="answered 404: the model `other` does not exist"):
+            ask_all(endpoint(url, "other", mode="batch"), numbers(2), "batch")
+
+
+@pytest.mark.parametrize("moment", ["between", "waiting"])
+def test_a_killed_run_finds_its_batch_again(tmp_path, moment, monkeypatch):
+    """Killed while it waits, or (simulated) between the server's taking the batch and its id's being noted."""
+    served = Faults(make_app("m", last_user_text), latency_s=0.4)
+    with on_port(served) as url:
+        if moment == "waiting":
+            run = start(url, 60, tmp_path, "batch")
+            while not served.served["batches"]:
+                assert run.poll() is None
+                time.sleep(0.01)
+            time.sleep(0.2)
+            run.kill()
+            run.communicate()
+        else:
+
+            def killed(self, mark, server_id):
+                raise KeyboardInterrupt
+
+            noted = Store.batch_is
+            monkeypatch.setattr(Store, "batch_is", killed)
+            monkeypatch.setattr("stages.llm.client.store_path", lambda: tmp_path / ".cache" / "replies.sqlite")
+            with pytest.raises(KeyboardInterrupt):
+                ask_all(endpoint(url, mode="batch"), texts(60), "run")
+            monkeypatch.setattr(Store, "batch_is", noted)
+        run = start(url, 60, tmp_path, "batch")
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == 0, said
+    assert (served.served["batches"], served.served["chat"]) == (1, 0)
+
+
+def test_ctrl_c_leaves_the_batch_to_the_server_and_the_next_run_fetches_it(tmp_path):
+    served = Faults(make_app("m", last_user_text), latency_s=0.4)
+    with on_port(served) as url:
+        run = start(url, 60, tmp_path, "batch")
+        while not served.served["batches"]:
+            assert run.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=30)[1]
+        assert run.returncode == 130 and "go on at the server, and the next run fetches them" in said and "Traceback" not in said
+        run = start(url, 60, tmp_path, "batch")
+        said = run.communicate(timeout=60)[1]
+        assert run.returncode == 0, said
+    assert served.served["batches"] == 1
+
+
+def test_two_runs_at_once_share_a_batch(tmp_path):
+    served = Faults(make_app("m", last_user_text), latency_s=0.3)
+    with on_port(served) as url:
+        runs = [start(url, 60, tmp_path, "batch") for _ in range(2)]
+        said = [run.communicate(timeout=60)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert (served.served["batches"], served.served["chat"]) == (1, 0)
+
+
+def test_a_server_that_lost_its_batch_gets_a_new_one(tmp_path):
+    with on_port(make_app("m", last_user_text)) as url:
+        with Store(tmp_path / ".cache/replies.sqlite") as kept:
+            session = Session("batch", 0)
+            rows = session.rows(endpoint(url, mode="batch"), texts(5))
+            kept.begin_batch("mark", url, [row.key for row in rows])
+            kept.batch_is("mark", "batch_of_yesterday")
+        assert len(ask_all(endpoint(url, mode="batch"), texts(5), "batch")) == 5
+
+
+def test_a_cap_holds_back_what_may_not_fit_and_a_higher_one_goes_on():
+    served = Faults(make_app("m", last_user_text))
+    with on_port(served) as url:
+        # before anything is known, a request may cost its 2 or 3 + 100 tokens: the first wave is small, the next ones know better
+        to = endpoint(url, mode="batch", usd_per_million=PRICE)
+        session = Session("batch", 0, BudgetParams(max_tokens=3000))
+        with pytest.raises(OverBudget, match="budget.max_tokens = 3000 is reached: this pipeline run has paid for"):
+            session.ask(to, texts(600), "batch")
+        spent = session.tallies["batch"]
+        assert 2500 < spent.prompt_tokens + spent.completion_tokens <= 3000 and served.served["batches"] >= 2
+        assert len(ask_all(to, texts(600), "batch", budget=BudgetParams(max_tokens=30_000))) == 600
