@@ -31,6 +31,7 @@ SMALL = {
     "judge": {"max_abstained": 1.0},
     "score": {"bootstrap": 100},
 }
+KEY = "sk-planted-" + "in-the-pipeline"  # in two parts: the search below finds this file too
 CANDIDATES = {"sft", "dpo", "always_refuse", "always_comply", "ngram_guard", "teacher"}
 
 
@@ -183,10 +184,18 @@ def restore(folder: Path) -> None:
     assert "up to date" in call(folder, "dvc", "status")
 
 
-def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what_it_costs(clone):
-    """Teacher and judge on ports of their own, a trained policy under `transformers serve` as a further candidate."""
+@pytest.fixture
+def changeable(clone):
+    """The clone, to be changed; afterwards it is as it was."""
     folder, _ = clone
     commit(folder)
+    yield folder
+    restore(folder)
+
+
+def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what_it_costs(changeable):
+    """Teacher and judge on ports of their own, a trained policy under `transformers serve` as a further candidate."""
+    folder = changeable
     lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     kept = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
     params = yaml.safe_load((folder / "params.yaml").read_text())
@@ -206,7 +215,8 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
         params["respond"]["endpoints"] = {"served": candidate}
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
         told = call(folder, "make", "estimate", f"BIN={Path(sys.executable).parent}", "VENV=.")
-        assert ran(call(folder, "dvc", "repro")) == ["craft", "rephrase", "respond", "judge", "score", "report"]
+        said = call(folder, "dvc", "repro", OPENAI_API_KEY=KEY)
+        assert ran(said) == ["craft", "rephrase", "respond", "judge", "score", "report"] and KEY not in said
         generation = json.loads((folder / "data/eval/metrics.json").read_text())["generation"]
         for stage in ("craft", "rephrase"):  # again: all of it is in the store
             call(folder, "python", "-m", f"stages.{stage}")
@@ -225,7 +235,9 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
     row = re.compile(r"^(\S.*?) {2,}([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d.]+)  ", re.MULTILINE)
     estimates = {found[1]: [float(number.replace(",", "")) for number in found.groups()[1:]] for found in row.finditer(told)}
     assert set(estimates) == set(generation), told
-    for what in set(generation) - {"respond: served", "judge: helpfulness", "judge: paper"}:
+    for what in ("judge: helpfulness", "judge: paper"):  # what a new candidate will say isn't known before
+        assert generation[what]["requests"] <= estimates[what][0] <= 1.5 * generation[what]["requests"]
+    for what in ("craft", "rephrase", "respond: teacher"):
         requests, _, to_send, prompt, completion, usd = estimates[what]
         measured = generation[what]
         assert requests == to_send == measured["received"] == measured["requests"], what
@@ -236,8 +248,10 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
     assert generation["craft"]["price"] == "params" and generation["craft"]["wall_s"] > 0
     with sqlite3.connect(folder / "mlflow.db") as store:
         logged = {key for (key,) in store.execute("select distinct key from metrics where key like 'generation.%'")}
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "replies.sqlite", "dvc.lock", "metrics.json"} <= {path.name for path in written}
+    assert not [path for path in written if KEY.encode() in path.read_bytes()], "the key is in nothing that was written"
     assert {"generation.craft.usd", "generation.rephrase.completion_tokens", "generation.craft.wall_s"} <= logged
-    restore(folder)
 
 
 @pytest.mark.parametrize(
@@ -247,18 +261,14 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
         ("prompts", "rephrase.prompts=8", ["rephrase", "combine", "validate", "sft", "dpo", "respond", "judge", "score"]),
     ],
 )
-def test_a_changed_param_runs_its_stage_and_what_comes_after(clone, name, change, first):
+def test_a_changed_param_runs_its_stage_and_what_comes_after(changeable, name, change, first):
     """The README's `dvc exp run -S`; a stage whose inputs come out the same is skipped. Then the old results come back."""
-    folder, _ = clone
-    commit(folder)
-    before = (folder / "dvc.lock").read_bytes()
+    folder = changeable
     said = ran(call(folder, "dvc", "exp", "run", "-n", name, "-S", change))
     assert said[: len(first)] == first and set(said[len(first) :]) <= {"score", "report"}
     with sqlite3.connect(folder / "mlflow.db") as store:
         assert (f"dpo-{name}",) in store.execute("select name from runs").fetchall()
     assert name in call(folder, "dvc", "exp", "show", "--csv")
-    restore(folder)
-    assert (folder / "dvc.lock").read_bytes() == before
 
 
 def test_from_nothing_again_gives_the_same_bytes(clone):

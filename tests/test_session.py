@@ -240,26 +240,25 @@ def test_pace_is_cut_once_per_round_and_grows_again(monkeypatch):
     clock, pace = Clock(monkeypatch), Pace()
 
     async def go() -> list[float]:
-        first = await pace.turn()
-        for _ in range(20):
-            await pace.turn()
-            pace.served()
+        first = [await pace.turn() for _ in range(30)][0]
         assert clock.now == 100.0, "no pace before the first refusal"
-        clock.now += 2.0
-        pace.refused(first, None)  # 20 served in 2 s: 10 a second from now on
-        pace.refused(first, None)
-        rates = [pace._rate]
+        for _ in range(10):
+            pace.refused(first, None)  # 20 of 30 were taken
         second = await pace.turn()
+        assert clock.now == 101.0, "nothing starts for a second"
+        rates = [pace._rate]
         clock.now += 0.1
-        pace.refused(second, None)
+        for _ in range(5):
+            pace.refused(second, None)
         rates.append(pace._rate)
-        for _ in range(100):
-            await pace.turn()
+        third = [await pace.turn() for _ in range(200)][0]
+        pace.refused(third, None)  # it started after the last cut
         return [*rates, pace._rate]
 
     first, second, third = asyncio.run(go())
-    assert first == 10 and second == pytest.approx(10 * 1.002 * CUT, rel=0.01) and third > 10
-    assert 108 < clock.now < 115, "about a hundred turns at 9 to 11 a second"
+    assert first == 20 and second == pytest.approx(20 * 1.01 * CUT, rel=0.01)
+    assert 10 < clock.now - 101 < 13, "two hundred turns at 17 to 20 a second"
+    assert third == pytest.approx((second + 0.02 * 20.2 * (clock.now - 101.1)) * CUT, rel=0.05)
 
 
 def test_retry_after_holds_all_requests_back(monkeypatch):
@@ -455,7 +454,9 @@ def test_a_release_s_archive_replays_without_a_request(tmp_path, monkeypatch):
             kept.use("other", [], anew=True)  # an edit: the stage uses none of its old replies
         monkeypatch.setenv("DVC_ROOT", str(tmp_path))
         monkeypatch.chdir(tmp_path)
-        store._command("export", Path("data/replies/v1.parquet"), used=True)
+        command = [sys.executable, "-m", "stages.llm.store", "export", "--used", str(tmp_path / "data/replies/v1.parquet")]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert said.startswith("40 replies written to")
         other = tmp_path / "b" / ".cache" / "replies.sqlite"
         monkeypatch.setattr(client, "store_path", lambda: other)
         before = dict(served.served)

@@ -57,6 +57,15 @@ class Row:
         return True
 
 
+def placed(rows: list[Row], count: int) -> list[Reply]:
+    """The replies of settled rows at their places in the caller's list of `count`."""
+    replies: list[Any] = [None] * count
+    for row in rows:
+        for place in row.places:
+            replies[place] = row.reply
+    return replies
+
+
 @dataclass
 class Tally:
     """What the replies of one kind cost; what a session reports under `generation`. `usd` is None where no price is known."""
@@ -76,7 +85,7 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float | None = 0.0
-    wall_s: float | None = None  # None for what answers inside the process
+    wall_s: float | None = None  # of what was sent for in this run; None where nothing was, or it answers inside the process
 
     def count(self, reply_fault: str | None, prompt: int, completion: int, usd: float | None) -> None:
         self.unusable += reply_fault is not None
@@ -129,11 +138,7 @@ class Session:
                     self._from_server(endpoint, store, rows, what, tally, pricing, bar)
         finally:
             bar.close()
-        replies: list[Reply | None] = [None] * len(requests)
-        for row in rows:
-            for place in row.places:
-                replies[place] = row.reply
-        return replies
+        return placed(rows, len(requests))
 
     def quarantined(self, what: str, count: int) -> None:
         """Note that `count` rows had no usable reply and are left out."""

@@ -8,14 +8,13 @@
 
 The stages themselves are rehearsed in a temporary folder: what the reply store and the archives in data/replies/ hold is read from
 there, all else the offline teacher and judge answer in the server's place. Its tokens are counted at four characters each, or, once 20
-replies of a stage are kept, as that stage's were on average. The policies and further candidates, whose answers the judge
-would read, are stood in for by the n-gram guard's and the dataset's texts, and a candidate's reply counts as long as max_tokens.
+replies of a stage are kept, as that stage's were on average. The judge reads what policies and further candidates answered in the
+last run, or else what the n-gram guard answers; a further candidate's reply counts as long as max_tokens.
 """
 
 import argparse
 import asyncio
 import os
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from stages.common.params import read_params
 from stages.common.progress import counter
 from stages.llm.budget import BudgetParams, price_of
 from stages.llm.chat import OFFLINE, ChatRequest, Endpoint, Reply, request_body
-from stages.llm.client import ENOUGH, OfflineAsker, Session, Tally
+from stages.llm.client import ENOUGH, OfflineAsker, Session, Tally, placed
 from stages.llm.store import Store, canonical, store_path, tokens
 
 LINKED = ("stages", "params.yaml", "dvc.yaml", "data/catalog", "data/replies", "data/seeds.parquet", "data/substances.parquet")
@@ -35,13 +34,17 @@ LINKED = ("stages", "params.yaml", "dvc.yaml", "data/catalog", "data/replies", "
 class Estimate:
     """Of one kind of request: how many, of them kept, and what those to send would cost (USD None: no price is known)."""
 
-    where: str
+    inside: bool  # the process: nothing is sent
     requests: int = 0
     kept: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float | None = 0.0
-    basis: str = ""
+    basis: str = ""  # what the token counts rest on
+
+    @property
+    def to_send(self) -> int:
+        return 0 if self.inside else self.requests - self.kept
 
 
 class Rehearsal(Session):
@@ -54,9 +57,9 @@ class Rehearsal(Session):
 
     def ask(self, endpoint: Endpoint, requests: list[ChatRequest], what: str, app=None, note: str = "") -> list[Reply]:
         if endpoint.base_url == OFFLINE:
-            self.estimates.setdefault(what, Estimate("inside the process")).requests += len(requests)
+            self.estimates.setdefault(what, Estimate(inside=True)).requests += len(requests)
             return super().ask(endpoint, requests, what, app, note)
-        estimate = self.estimates.setdefault(what, Estimate(f"{endpoint.model} at {endpoint.base_url}"))
+        estimate = self.estimates.setdefault(what, Estimate(inside=False))
         rows, tally = self.rows(endpoint, requests), Tally(endpoint.base_url, endpoint.model, endpoint.mode, None)
         with Store(store_path()) as store:
             missing = list(self.known(endpoint, store, rows, tally))
@@ -68,29 +71,23 @@ class Rehearsal(Session):
         inside = endpoint.model_copy(update={"base_url": OFFLINE, "model": app.state.model_name, "mode": "online"})
         asyncio.run(OfflineAsker(self, inside, tally, counter(what + note, len(missing)), app).run(missing))
         pricing = price_of(endpoint)
-        bare = bool(missing) and missing[0].request.schema is None and not replies >= ENOUGH and what != "respond: teacher"
-        estimate.basis = (
-            f"{replies:,} kept replies" if replies >= ENOUGH else "the longest reply, 4 characters a token" if bare
-            else "rehearsal, 4 characters a token"
-        )  # fmt: skip
         for row in missing:
             body = request_body(endpoint, row.now(), self.random_seed)
             if replies >= ENOUGH:
                 asked, answered = round(len(canonical(body)) / characters), round(told)
+                estimate.basis = f"{replies:,} kept replies"
             else:
                 asked, answered = tokens(body, {"choices": [{"message": {"content": row.reply.content}}]})
-                answered = endpoint.max_tokens if bare else answered
+                estimate.basis = "rehearsal, 4 characters a token"
+                if len(row.request.messages) == 1:  # a further candidate: nobody knows what it will say
+                    answered, estimate.basis = endpoint.max_tokens, "the longest reply, 4 characters a token"
             estimate.prompt_tokens += asked
             estimate.completion_tokens += answered
             if pricing is None or estimate.usd is None:
                 estimate.usd = None
             else:
                 estimate.usd += pricing.usd(asked, answered, {})
-        answers: list[Reply | None] = [None] * len(requests)
-        for row in rows:
-            for place in row.places:
-                answers[place] = row.reply
-        return answers
+        return placed(rows, len(requests))
 
 
 def estimate() -> dict[str, Estimate]:
@@ -132,8 +129,9 @@ def _rehearse(project: Path) -> None:
     answers["always_comply"] = [(text, None, "stop", None) for text in obliging]
     answers["always_refuse"] = [(respond.REFUSAL, None, "stop", None)] * len(obliging)
     answers["ngram_guard"] = guarded
-    for name in ("sft", "dpo", *section.endpoints):  # texts of their own: the judge reads equal ones once
-        answers[name] = [(f"{text} ({name})", *rest) for text, *rest in guarded]
+    for name in ("sft", "dpo", *section.endpoints):
+        # texts of their own: the judge reads equal ones once
+        answers[name] = _last_answers(project, name, asked) or [(f"{text} ({name})", *rest) for text, *rest in guarded]
     parts = []
     for name, rows in answers.items():
         table = pl.DataFrame(rows, schema=dict.fromkeys(respond.COLUMNS[4:], pl.String), orient="row")
@@ -142,6 +140,21 @@ def _rehearse(project: Path) -> None:
     params = read_params("judge")
     endpoint = params.section("judge", judge.JudgeParams).endpoint
     judge.judge_all(Rehearsal("judge", params.random_seed), pl.concat(parts), test, endpoint)
+
+
+def _last_answers(project: Path, candidate: str, asked) -> list[tuple] | None:
+    """What `candidate` answered to the prompts of `asked` in the last run; None unless it answered all of them."""
+    import polars as pl
+
+    from stages.common.tables import read_table
+    from stages.respond import COLUMNS
+
+    path = project / "data/eval/responses.parquet"
+    if not path.exists():
+        return None
+    known = read_table(path, COLUMNS).filter(pl.col("candidate") == candidate).drop("candidate", "seed_id")
+    found = asked.select("prompt_id", "prompt").join(known, on=("prompt_id", "prompt"), how="inner").sort("prompt_id")
+    return found.select(COLUMNS[4:]).rows() if found.height == asked.height else None
 
 
 def main() -> None:
@@ -154,30 +167,34 @@ def main() -> None:
 def _print() -> None:
     caps = read_params("craft").section("budget", BudgetParams)
     found = estimate()
-    print(
-        f"{'stage':<24}{'requests':>10}{'kept':>10}{'to send':>10}{'prompt tokens':>16}{'completion tokens':>19}{'USD':>11}  tokens from",
-    )
+    widths = "{:<24}{:>10}{:>10}{:>10}{:>16}{:>19}{:>11}  {}"
+    print(widths.format("stage", "requests", "kept", "to send", "prompt tokens", "completion tokens", "USD", "tokens from"))
     for what, one in found.items():
-        usd = "no price" if one.usd is None else f"{one.usd:.4f}"
-        if one.where == "inside the process":
+        if one.inside:
             print(f"{what:<24}{one.requests:>10,}  answered inside the process: nothing is sent")
             continue
-        print(
-            f"{what:<24}{one.requests:>10,}{one.kept:>10,}{one.requests - one.kept:>10,}{one.prompt_tokens:>16,}"
-            f"{one.completion_tokens:>19,}{usd:>11}  {one.basis or 'nothing to send'}"
-        )
-    sums = (
-        ("usd", caps.max_usd, None if any(one.usd is None for one in found.values()) else sum(one.usd for one in found.values())),
-        ("requests", caps.max_requests, sum(one.requests - one.kept for one in found.values() if one.where != "inside the process")),
-        ("tokens", caps.max_tokens, sum(one.prompt_tokens + one.completion_tokens for one in found.values())),
-    )
-    for name, cap, value in sums:
-        if value is None:
-            print("total: no price is known for a model above; set its usd_per_million", file=sys.stderr)
-        elif cap is not None and value > cap:
-            print(f"total: {value:,.10g} {name}, more than budget.max_{name} = {cap:g}: the run will stop there", file=sys.stderr)
-        else:
-            print(f"total: {value:,.10g} {name}" + ("" if cap is None else f" (budget.max_{name} = {cap:g})"))
+        counts = (f"{count:,}" for count in (one.requests, one.kept, one.to_send, one.prompt_tokens, one.completion_tokens))
+        usd = "no price" if one.usd is None else f"{one.usd:.4f}"
+        print(widths.format(what, *counts, usd, one.basis if one.to_send else "nothing to send"))
+    with Store(store_path()) as store:
+        paid = store.spent()
+    usd = None if any(one.usd is None for one in found.values()) else sum(one.usd for one in found.values())
+    requests = sum(one.to_send for one in found.values())
+    tokens_all = sum(one.prompt_tokens + one.completion_tokens for one in found.values())
+    _total("USD", "max_usd", caps.max_usd, usd, paid.usd, ",.4f")
+    _total("requests", "max_requests", caps.max_requests, requests, paid.requests, ",")
+    _total("tokens", "max_tokens", caps.max_tokens, tokens_all, paid.tokens, ",")
+
+
+def _total(unit: str, name: str, cap: float | None, value: float | None, paid: float, form: str) -> None:
+    """A line of the sum, with what the last run's stages paid before, against its cap."""
+    if value is None:
+        print(f"total {unit}: a model above has no price; set its usd_per_million")
+        return
+    line = f"total {unit}: {value:{form}}" + (f", and {paid:{form}} paid before" if paid else "")
+    if cap is not None:
+        line += f"; budget.{name} is {cap:{form}}" + (": the run will stop there" if value + paid > cap else "")
+    print(line)
 
 
 if __name__ == "__main__":

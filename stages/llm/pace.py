@@ -6,10 +6,10 @@
     pace.refused(started, retry_after)  # 429, or 503, with what its Retry-After says (seconds or None)
     pace.failed(started)                # 503 that doesn't say when to come back
 
-The first refusal sets a rate, what the server served until then; each later one cuts it by a seventh, and between refusals it
-grows by two percent of the best rate a second (additive increase, multiplicative decrease: Chiu and Jain 1989, on a rate
-instead of a window, since a server's limit is per minute, not per connection). A 503 without Retry-After may be a passing fault: it counts as a refusal
-once a quarter of the last answers were such.
+After the first refusal nothing starts for a second; then the rate is what the server had taken until then. Each later refusal cuts it by a
+seventh, and between refusals it grows by two percent of the best rate a second, by ten until the first cut (additive
+increase, multiplicative decrease: Chiu and Jain 1989, on a rate instead of a window, since a server's limit is per minute, not per
+connection). A 503 without Retry-After may be a passing fault: it counts as a refusal once a quarter of the last answers were such.
 """
 
 import asyncio
@@ -17,10 +17,11 @@ import time
 from collections import deque
 
 CUT = 6 / 7  # of the rate, after a refusal
-GROWTH = 0.02  # of the best rate, a second
+GROWTH, FIRST_GROWTH = 0.02, 0.1  # of the best rate, a second
 FLOOR = 1 / 32  # of the best rate
-FIRST = 1.0  # requests a second where the server had served none before it refused
-SLACK = 0.1  # seconds a late start may be made up for
+FIRST = 1.0  # requests a second where the server took none before it refused
+HOLD = 1.0  # seconds until the answers to what was started before the first refusal are in, as a rule
+SLACK = 0.005  # seconds a late start may be made up for: a server may count strictly
 LAST = 32  # answers that tell a passing fault from a server that is overrun
 LONGEST_WAIT = 120.0  # seconds; a longer Retry-After is cut to it
 
@@ -29,31 +30,35 @@ class Pace:
     """Shared by all requests of one stage to one endpoint."""
 
     def __init__(self):
-        self._rate: float | None = None  # requests a second; None until a first refusal
-        self._best = 0.0
+        self._rate: float | None = None  # requests a second; None until a first refusal was followed by HOLD
+        self._best, self._growth = 0.0, FIRST_GROWTH
         self._began: float | None = None
         self._gate = asyncio.Lock()
         self._next = self._grown = self._cut = 0.0  # next start, last growth, last cut (monotonic seconds)
-        self._served = 0
+        self._started = 0
         self._last: deque[bool] = deque(maxlen=LAST)  # whether an answer was a failure
         self.refusals = 0
 
     async def turn(self) -> float:
         """Wait until the next request may start; returns when it started (monotonic seconds)."""
-        if self._began is None:
-            self._began = time.monotonic()
         async with self._gate:  # first come, first served; a cut holds from the next start on
             while (wait := self._next - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
             now = time.monotonic()
+            if self._began is None:
+                self._began = now
+            if self._rate is None and self.refusals:
+                taken = (self._started - self.refusals) / max(self._cut - self._began, HOLD)
+                self._rate = self._best = max(FIRST, taken)
+                self._grown = self._cut = now
             if self._rate is not None:
                 self._grow(now)
                 self._next = max(self._next, now - SLACK) + 1 / self._rate
+            self._started += 1
         return now
 
     def served(self) -> None:
         """A request was answered."""
-        self._served += 1
         self._last.append(False)
 
     def refused(self, started: float, retry_after: float | None) -> None:
@@ -63,13 +68,13 @@ class Pace:
         if retry_after is not None:
             self._next = max(self._next, now + min(retry_after, LONGEST_WAIT))
         if self._rate is None:
-            self._rate = self._best = max(FIRST, self._served / max(now - (self._began or now), 1.0))
-        elif started < self._cut:
-            return
-        else:
+            if self.refusals == 1:
+                self._next, self._cut = max(self._next, now + HOLD), now
+        elif started >= self._cut:
             self._grow(now)
             self._rate = max(CUT * self._rate, FLOOR * self._best)
-        self._grown = self._cut = now
+            self._grown = self._cut = now
+            self._growth = GROWTH
 
     def failed(self, started: float) -> None:
         """The server failed, and may be overrun."""
@@ -78,6 +83,6 @@ class Pace:
             self.refused(started, None)
 
     def _grow(self, now: float) -> None:
-        self._rate += GROWTH * self._best * (now - self._grown)
+        self._rate += self._growth * self._best * (now - self._grown)
         self._best = max(self._best, self._rate)
         self._grown = now

@@ -349,7 +349,7 @@ def main() -> None:
     parser.add_argument("command", choices=("show", "export", "import", "retry"), nargs="?", default="show")
     parser.add_argument("file", nargs="?", type=Path, help="the archive, a Parquet file")
     parser.add_argument("--used", action="store_true", help="export only what the last run of each stage used")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # a file after --used
     if (options.command in ("export", "import")) != (options.file is not None):
         parser.error("export and import take a file, show and retry take none")
     if options.used and options.command != "export":

@@ -1,0 +1,29 @@
+"""Libra as a contender of replies.py: one session, as a stage has it; its store lies in the working folder."""
+
+import contender
+
+from stages.llm.client import ChatRequest, Endpoint, Session
+
+
+def ask(job: contender.Job) -> list[str]:
+    """The rows of the job."""
+    prompt, parsed = contender.PROMPTS[job.template], contender.PARSERS[job.parser]
+    endpoint = Endpoint(
+        base_url=job.url,
+        model=job.model,
+        temperature=job.temperature,
+        max_tokens=100,
+        concurrency=job.concurrency,
+        api_key_env="NONE",
+        timeout_s=30.0,
+    )
+    system = [{"role": "system", "content": job.system}] if job.system else []
+    requests = [ChatRequest([*system, {"role": "user", "content": prompt(row)}]) for row in job.rows]
+    with Session("bench", 0) as session:
+        replies = session.ask(endpoint, requests, "bench")
+    return [parsed(reply.content) for reply in replies]
+
+
+if __name__ == "__main__":
+    job = contender.begin()
+    contender.finish(job, ask(job))

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# One virtual environment for each peer that replies.py measures against, under .cache/peers/NAME (2.3 GB in all, never in git):
+#     bash tests/benchmarks/peers/make_venvs.sh                   # all of them
+#     bash tests/benchmarks/peers/make_venvs.sh curator           # one
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
+
+install() { ".cache/peers/$peer/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+
+if [ $# -eq 0 ]; then set -- curator distilabel data_designer; fi
+for peer; do
+  echo "$peer ..."
+  test -x ".cache/peers/$peer/bin/python" || "${PYTHON:-python3}" -m venv ".cache/peers/$peer"
+  case $peer in
+    curator) install bespokelabs-curator==0.1.31 ;;
+    distilabel) install 'distilabel[openai]==1.5.3' requests ;;  # which it imports without asking for it
+    data_designer)
+      # 0.9.7 wants a certifi newer than some package indexes have; all its other requirements are 0.9.6's.
+      install data-designer==0.9.7 || {
+        install data-designer==0.9.6
+        install --no-deps data-designer==0.9.7 data-designer-config==0.9.7 data-designer-engine==0.9.7
+      } ;;
+    *) echo "$peer: the peers are curator, distilabel and data_designer" >&2; exit 1 ;;
+  esac
+done
