@@ -54,15 +54,14 @@ def main() -> None:
     asked = test.select("seed_id", "prompt_id", "prompt").unique("prompt_id").sort("prompt_id")
     prompts = asked["prompt"].to_list()
 
-    answers = dict.fromkeys(OWN)
+    with Session("respond", params.random_seed, params.section("budget", BudgetParams)) as session:
+        answers = asked_answers(session, teacher, section.endpoints, asked)  # first: a wrong key shows before the long work
     for name in ("sft", "dpo"):
         answers[name] = policy_answers(name, prompts, section)
     obliging = always_comply(test)
     answers["always_refuse"] = [(REFUSAL, None, "stop", None)] * len(prompts)
     answers["always_comply"] = [(text, None, "stop", None) for text in obliging]
     answers["ngram_guard"] = guarded(train, prompts, obliging)
-    with Session("respond", params.random_seed, params.section("budget", BudgetParams)) as session:
-        answers |= asked_answers(session, teacher, section.endpoints, asked)
 
     parts = []
     for name, rows in answers.items():

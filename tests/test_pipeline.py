@@ -15,7 +15,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from asking import ask_all, endpoint
 from dag import ROOT
+
+from stages.common.errors import LibraError
+from stages.llm.sheets import craft_request
 
 pytestmark = pytest.mark.pipeline
 
@@ -217,6 +221,13 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
         told = call(folder, "make", "estimate", f"BIN={Path(sys.executable).parent}", "VENV=.")
         said = call(folder, "dvc", "repro", OPENAI_API_KEY=KEY)
         assert ran(said) == ["craft", "rephrase", "respond", "judge", "score", "report"] and KEY not in said
+        # The policy as a teacher: it can't write JSON, and every reply says so.
+        sheet = {"seed_id": "s", "representation": "text", "name": "substance A", "intent": "make", "intent_kind": "dual"}
+        asked = [craft_request({**sheet, "expected": "comply", "status": "unregulated", "kind": "medicine"}, "over_refusal")]
+        (written,) = ask_all(endpoint(policy, "models/dpo"), asked, "craft")
+        assert written.error.startswith(("not JSON", "cut off at max_tokens"))
+        with pytest.raises(LibraError, match="refused the request with 400: .*no-such-model.*mend `model`"):
+            ask_all(endpoint(policy, "no-such-model"), asked, "craft")
         generation = json.loads((folder / "data/eval/metrics.json").read_text())["generation"]
         for stage in ("craft", "rephrase"):  # again: all of it is in the store
             call(folder, "python", "-m", f"stages.{stage}")

@@ -273,6 +273,20 @@ def test_retry_after_holds_all_requests_back(monkeypatch):
     assert 130 <= clock.now < 132
 
 
+def test_a_stop_doesnt_wait_for_a_far_retry_after(tmp_path):
+    capped = Faults(make_app("m", last_user_text), rate_limit=5, retry_after=60)
+    with on_port(capped) as url:
+        run = start(url, 100, tmp_path)
+        while not capped.served["refused"]:
+            assert run.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=30)[1]
+    assert run.returncode == 130 and "requests are left" in said and time.monotonic() - began < 5
+
+
 # --- budget ------------------------------------------------------------------------------------------------------------------
 
 PRICE = Price(prompt=1000.0, completion=2000.0)  # USD per million tokens

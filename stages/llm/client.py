@@ -289,7 +289,7 @@ class _Sender:
                 task.cancel()
             return
         self._interrupted = True
-        self._wire.stopping = True
+        self._wire.stop()
         flying = f"{self._budget.in_flight:,} requests are in flight and waited for (Ctrl-C again gives them up)"
         if self._endpoint.mode == "batch":
             flying = "the batches under way go on at the server, and the next run fetches them"
@@ -327,10 +327,11 @@ class _Sender:
             except Stopped:
                 return
             except OverBudget as error:
-                wire.stopping, self._error = True, self._error or error
+                wire.stop()
+                self._error = self._error or error
                 return
             except BaseException:
-                wire.stopping = True
+                wire.stop()
                 raise
             finally:
                 store.release(key)
@@ -350,6 +351,8 @@ class _Sender:
         await self._store.keep(row.key, kept)
         self._tally.received += 1
         self._tally.count(kept.fault, prompt, completion, usd)
+        if usd:
+            self._bar.set_postfix_str(f"{self._budget.spent.usd:.2f} USD", refresh=False)
         if row.settle(reply):
             return True
         row.key = self._session.key(self._endpoint, row.now())

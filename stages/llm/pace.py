@@ -22,6 +22,7 @@ FLOOR = 1 / 32  # of the best rate
 FIRST = 1.0  # requests a second where the server took none before it refused
 HOLD = 1.0  # seconds until the answers to what was started before the first refusal are in, as a rule
 SLACK = 0.005  # seconds a late start may be made up for: a server may count strictly
+NAP = 0.2  # seconds until a waiting request sees that all stop
 LAST = 32  # answers that tell a passing fault from a server that is overrun
 LONGEST_WAIT = 120.0  # seconds; a longer Retry-After is cut to it
 
@@ -38,13 +39,16 @@ class Pace:
         self._started = 0
         self._last: deque[bool] = deque(maxlen=LAST)  # whether an answer was a failure
         self.refusals = 0
+        self.stopping = False  # set from outside: nobody waits any more
 
     async def turn(self) -> float:
-        """Wait until the next request may start; returns when it started (monotonic seconds)."""
+        """Wait until the next request may start, or all stop; returns when it started (monotonic seconds)."""
         async with self._gate:  # first come, first served; a cut holds from the next start on
-            while (wait := self._next - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
+            while not self.stopping and (wait := self._next - time.monotonic()) > 0:
+                await asyncio.sleep(min(wait, NAP))
             now = time.monotonic()
+            if self.stopping:
+                return now
             if self._began is None:
                 self._began = now
             if self._rate is None and self.refusals:

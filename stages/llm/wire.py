@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from stages.common.errors import LibraError
 from stages.llm.chat import OFFLINE, Endpoint, is_completion
-from stages.llm.pace import Pace
+from stages.llm.pace import NAP, Pace
 
 MAX_RETRIES = 4
 MAX_REFUSALS = 12
@@ -41,7 +41,6 @@ class Wire:
     def __init__(self, endpoint: Endpoint, app=None):
         self.endpoint = endpoint
         self.pace = Pace()
-        self.stopping = False  # set from outside: nothing is tried again
         self.retries = 0
         self._form = 0
         self._limit_key = "max_tokens"
@@ -57,6 +56,14 @@ class Wire:
 
     async def __aexit__(self, *_: object) -> None:
         await self.client.close()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is to be sent or waited for; what is in flight still comes in."""
+        return self.pace.stopping
+
+    def stop(self) -> None:
+        self.pace.stopping = True
 
     def worded(self, body: dict[str, Any]) -> dict[str, Any]:
         """`body` as this server takes it: what it refused before is asked for in another way."""
@@ -157,7 +164,7 @@ class Wire:
     async def pause(self, seconds: float) -> None:
         """Sleep, but no longer than until the stage stops."""
         while seconds > 0 and not self.stopping:
-            step = min(seconds, 0.2)
+            step = min(seconds, NAP)
             await asyncio.sleep(step)
             seconds -= step
 
@@ -168,7 +175,7 @@ class Wire:
     def status_words(self, status: int, fault: dict[str, Any]) -> str:
         """What an HTTP error means for the user. The key is never in it."""
         variable = self.endpoint.api_key_env
-        said = self.masked(" ".join(str(fault.get("message") or "").split()))[:300]
+        said = self.masked(" ".join(str(fault.get("message") or fault.get("detail") or "").split()))[:300]
         said = f": {said}" if said else ""
         if status == 401:
             state = "holds a wrong key" if self._key else "is not set"
@@ -178,10 +185,7 @@ class Wire:
         if status == 404:
             return f"{self.endpoint} answered 404{said}; mend `model` or `base_url` in params.yaml"
         if status in (400, 422):
-            return (
-                f"{self.endpoint} refused the request with {status}{said}; "
-                "it may not take a sampling setting, or not so long a request"
-            )
+            return f"{self.endpoint} refused the request with {status}{said}; mend `model`, a sampling setting or `max_tokens`"
         if status == 429:
             if fault.get("code") == "insufficient_quota":
                 return f"{self.endpoint} answered 429{said}; the account of the key in {variable} is out of credit"
