@@ -21,6 +21,7 @@ class DpoParams(Section):
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    bpe_dropout: float = Field(ge=0, lt=1)
     beta: float = Field(gt=0)
     loss: Literal["sigmoid", "ipo", "hinge"]
     sft_weight: float = Field(ge=0)
@@ -36,7 +37,7 @@ def main() -> None:
 
     from stages.common import tracking
     from stages.training import data, trainer
-    from stages.training.pairs import TokenPairTrainer
+    from stages.training.grid import GridTrainer
 
     train, validation = data.triplets("train"), data.triplets("validation")
     recorded = {"random_seed": params.random_seed, "dpo": dpo.model_dump()}
@@ -45,19 +46,19 @@ def main() -> None:
         reference, _ = load_policy("models/sft")
         max_length = model.config.max_position_embeddings
         common = {"batch_size": dpo.batch_size, "max_length": max_length, "random_seed": params.random_seed}
-        rows = data.dpo_rows(train, tokenizer, dpo.epochs, **common)
+        rows = data.dpo_rows(train, tokenizer, dpo.epochs, bpe_dropout=dpo.bpe_dropout, **common)
         arguments = trainer.arguments(
             rows, learning_rate=dpo.learning_rate, evaluations=4, folder=".cache/dpo-trainer", **common
         )
         losses = {"loss_type": [dpo.loss], "loss_weights": [1.0]}
         if dpo.sft_weight:
             losses = {"loss_type": [dpo.loss, "sft"], "loss_weights": [1.0, dpo.sft_weight]}
-        dpo_trainer = TokenPairTrainer(
+        dpo_trainer = GridTrainer(
             model=model,
             ref_model=reference,
             args=DPOConfig(beta=dpo.beta, **losses, **arguments),
             train_dataset=rows,
-            eval_dataset=data.dpo_rows(validation, tokenizer, 1, **common),
+            eval_dataset=data.dpo_rows(validation, tokenizer, 1, bpe_dropout=0.0, **common),
             processing_class=tokenizer,
         )
         trainer.train_and_keep(dpo_trainer, tokenizer, trainer.Report("dpo"), "models/dpo", record, "libra")

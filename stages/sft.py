@@ -19,6 +19,7 @@ class SftParams(Section):
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
+    bpe_dropout: float = Field(ge=0, lt=1)
     prompt_loss: float = Field(ge=0, le=1)
 
 
@@ -32,6 +33,7 @@ def main() -> None:
 
     from stages.common import tracking
     from stages.training import data, trainer
+    from stages.training.head import score_labelled_only
 
     train, validation = data.triplets("train"), data.triplets("validation")
     recorded = {"random_seed": params.random_seed, "model": size.model_dump(), "sft": sft.model_dump()}
@@ -41,7 +43,9 @@ def main() -> None:
         model = new_model(size, tokenizer)
         print(f"sft: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
         common = {"batch_size": sft.batch_size, "max_length": size.max_length, "random_seed": params.random_seed}
-        rows = data.sft_rows(train, tokenizer, sft.epochs, prompt_loss=sft.prompt_loss, **common)
+        rows = data.sft_rows(
+            train, tokenizer, sft.epochs, prompt_loss=sft.prompt_loss, bpe_dropout=sft.bpe_dropout, **common
+        )
         arguments = trainer.arguments(
             rows, learning_rate=sft.learning_rate, evaluations=3, folder=".cache/sft-trainer", **common
         )
@@ -49,9 +53,10 @@ def main() -> None:
             model=model,
             args=SFTConfig(**arguments),
             train_dataset=rows,
-            eval_dataset=data.sft_rows(validation, tokenizer, 1, prompt_loss=0.0, **common),
+            eval_dataset=data.sft_rows(validation, tokenizer, 1, prompt_loss=0.0, bpe_dropout=0.0, **common),
             processing_class=tokenizer,
         )
+        score_labelled_only(sft_trainer.model, ("entropy", "is_top1"))
         trainer.train_and_keep(sft_trainer, tokenizer, trainer.Report("sft"), "models/sft", record, "libra-sft")
 
 

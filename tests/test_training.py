@@ -19,8 +19,8 @@ from stages.training.models import ModelParams, load_policy, new_model, train_to
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 TINY = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "max_length": 128}
-SFT = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "prompt_loss": 0.1}
-DPO = {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "beta": 0.1, "loss": "sigmoid", "sft_weight": 0.0}
+SFT = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "bpe_dropout": 0.0, "prompt_loss": 0.1}
+DPO = {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "bpe_dropout": 0.0, "beta": 0.1, "loss": "sigmoid", "sft_weight": 0.0}
 SIZE = ModelParams(**PARAMS["model"] | TINY)
 HELP = ["Keep it cool, dry and away from flames.", "Store it in a closed bottle.", "Wear gloves and goggles."]
 NO = ["I can't help with that.", "No, that is not something I can do.", "Sorry, I won't."]
@@ -119,6 +119,36 @@ def test_the_tokenizer_knows_every_byte_and_keeps_digits_apart(tokenizer):
     assert train_tokenizer(texts(), SIZE.vocab_size).get_vocab() == tokenizer.get_vocab()
 
 
+def test_a_word_counts_once_for_the_tokenizer_however_often_it_stands_there(tokenizer):
+    often = texts() + texts()[:3] * 50
+    assert train_tokenizer(often, SIZE.vocab_size).get_vocab() == tokenizer.get_vocab()
+
+
+def test_bpe_dropout_cuts_a_prompt_another_way_each_time(tokenizer):
+    prompts = table()["prompt"].unique().sort().to_list() + ["12,5 °é <|end|>?", "x"]
+    usual = encode.encode_prompts(tokenizer, prompts)
+    rng = random.Random(1)
+    assert [encode.BpeDropout(tokenizer, 0.0).prompt(text, rng, 999) for text in prompts] == usual
+    half = encode.BpeDropout(tokenizer, 0.5)
+    drawn = [[half.prompt(text, random.Random(i), 999) for text in prompts] for i in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [tokenizer.decode(ids) for ids in drawn[0]] == [tokenizer.decode(ids) for ids in usual]
+    longer = [len(ids) - len(before) for ids, before in zip(drawn[0], usual, strict=True)]
+    assert min(longer) == 0 and max(longer) > 3
+    letters = encode.BpeDropout(tokenizer, 0.999).prompt(prompts[0], random.Random(1), 999)
+    assert len(letters) == len(prompts[0].encode()) + 3, "all merges left out: bytes"
+    assert half.prompt(prompts[0], random.Random(1), len(usual[0])) == usual[0], "too long: as usual"
+
+
+def test_bpe_dropout_is_for_byte_level_bpe():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    with pytest.raises(LibraError, match="bpe_dropout is for byte-level BPE tokenizers.*; set it to 0"):
+        encode.BpeDropout(words, 0.1)
+
+
 def test_an_opener_ends_before_its_mark(tokenizer):
     ids = encode.encode_rejected(tokenizer, ["Sure. [details withheld]", "No.", "[details withheld] is a mark."])
     assert [tokenizer.decode(one) for one in ids] == ["Sure.", "No.<|end|>", "[details withheld] is a mark.<|end|>"]
@@ -149,7 +179,7 @@ def decoded(tokenizer, ids):
 
 
 def test_sft_shows_each_prompt_once_an_epoch_with_another_answer(tokenizer):
-    rows = data.sft_rows(table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=0.0, random_seed=7)
+    rows = data.sft_rows(table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=0.0, bpe_dropout=0.0, random_seed=7)
     assert len(rows) == 3 * 16
     epochs = [[tuple(decoded(tokenizer, ids)) for ids in rows["input_ids"][i : i + 16]] for i in (0, 16, 32)]
     assert all(len({prompt for prompt, _ in epoch}) == 16 for epoch in epochs)
@@ -161,7 +191,7 @@ def test_sft_labels_the_answer_and_a_share_of_the_prompt(tokenizer):
     assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
 
     def shares(prompt_loss):
-        rows = data.sft_rows(table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=prompt_loss, random_seed=7)
+        rows = data.sft_rows(table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=prompt_loss, bpe_dropout=0.0, random_seed=7)
         labelled = total = 0
         for row in rows:
             start = row["input_ids"].index(assistant) + 1
@@ -175,7 +205,7 @@ def test_sft_labels_the_answer_and_a_share_of_the_prompt(tokenizer):
 
 
 def test_dpo_pairs_vary_from_pass_to_pass(tokenizer):
-    rows = data.dpo_rows(table(), tokenizer, 3, batch_size=4, max_length=128, random_seed=7)
+    rows = data.dpo_rows(table(), tokenizer, 3, batch_size=4, max_length=128, bpe_dropout=0.0, random_seed=7)
     assert len(rows) == 48 and rows.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
     shown = [tuple(tokenizer.decode(row[name]) for name in rows.column_names) for row in rows]
     assert len(set(shown)) == 48
@@ -193,8 +223,8 @@ def test_rows_depend_on_the_random_seed_and_not_on_the_table_s_order(tokenizer):
     shuffled = table().sample(fraction=1.0, shuffle=True, seed=3)
     common = {"batch_size": 4, "max_length": 128}
     for make in (
-        lambda rows, seed: data.sft_rows(rows, tokenizer, 2, prompt_loss=0.1, random_seed=seed, **common),
-        lambda rows, seed: data.dpo_rows(rows, tokenizer, 2, random_seed=seed, **common),
+        lambda rows, seed: data.sft_rows(rows, tokenizer, 2, prompt_loss=0.1, bpe_dropout=0.2, random_seed=seed, **common),
+        lambda rows, seed: data.dpo_rows(rows, tokenizer, 2, bpe_dropout=0.2, random_seed=seed, **common),
     ):
         assert make(table(), 7).to_list() == make(shuffled, 7).to_list() != make(table(), 8).to_list()
 
@@ -202,7 +232,7 @@ def test_rows_depend_on_the_random_seed_and_not_on_the_table_s_order(tokenizer):
 def test_more_epochs_than_pairs_begin_again(tokenizer):
     """A prompt has three pairs: each of them once in three epochs, and the fourth epoch is the first one's."""
     prompts = table()["prompt_id"].n_unique()
-    rows = [str(row) for row in data.dpo_rows(table(), tokenizer, 4, batch_size=4, max_length=128, random_seed=7)]
+    rows = [str(row) for row in data.dpo_rows(table(), tokenizer, 4, batch_size=4, max_length=128, bpe_dropout=0.0, random_seed=7)]
     assert len(rows) == 4 * prompts and len(set(rows[: 3 * prompts])) == 3 * prompts
     assert sorted(rows[3 * prompts :]) == sorted(rows[:prompts])
 
@@ -210,11 +240,11 @@ def test_more_epochs_than_pairs_begin_again(tokenizer):
 def test_data_that_does_not_fit_is_named(tokenizer, tmp_path, monkeypatch, capsys):
     long = table().with_columns(prompt=pl.col("prompt") + " and so on" * 30)
     with pytest.raises(LibraError, match=r"^model.max_length is 64 tokens, but a prompt alone has \d+; raise it"):
-        data.sft_rows(long, tokenizer, 1, batch_size=4, max_length=64, prompt_loss=0.0, random_seed=7)
+        data.sft_rows(long, tokenizer, 1, batch_size=4, max_length=64, prompt_loss=0.0, bpe_dropout=0.0, random_seed=7)
     with pytest.raises(LibraError, match="model.max_length is 64 tokens"):
-        data.dpo_rows(long, tokenizer, 1, batch_size=4, max_length=64, random_seed=7)
+        data.dpo_rows(long, tokenizer, 1, batch_size=4, max_length=64, bpe_dropout=0.0, random_seed=7)
     wordy = table().with_columns(chosen=pl.col("chosen") + " and so on" * 30)
-    data.sft_rows(wordy, tokenizer, 1, batch_size=4, max_length=96, prompt_loss=0.0, random_seed=7)
+    data.sft_rows(wordy, tokenizer, 1, batch_size=4, max_length=96, prompt_loss=0.0, bpe_dropout=0.0, random_seed=7)
     assert "16 of 16 rows are over model.max_length = 96 tokens and are cut" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LibraError, match="data/librachemqa/train.parquet is not here; run `dvc repro`"):

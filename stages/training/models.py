@@ -1,6 +1,7 @@
 """Policies: the tokenizer and the small Llama trained from scratch, and loading either from a folder again."""
 
 import os
+import re
 from pathlib import Path
 
 from pydantic import Field
@@ -61,7 +62,8 @@ def _keep_freed_memory() -> None:
 def train_tokenizer(texts: list[str], vocab_size: int):
     """A byte-level BPE tokenizer of at most `vocab_size` tokens, trained on `texts` (the train split only).
 
-    Digits are tokens of their own, and every byte is in the alphabet, so no text is unknown to it.
+    Every word counts once, however often it stands there: else the merges go to the few words of the requests, and a name
+    that is new falls into letters. Digits are tokens of their own, and every byte is in the alphabet, so no text is unknown.
     Returns a transformers fast tokenizer with a chat template. Source of BPE: Sennrich et al. 2016.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -78,7 +80,8 @@ def train_tokenizer(texts: list[str], vocab_size: int):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    words = {word for text in texts for word in re.findall(r" ?[^ ]+", text)}
+    tokenizer.train_from_iterator(sorted(words), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
