@@ -34,6 +34,7 @@ class ValidateParams(Section):
 def main() -> None:
     import polars as pl
 
+    from stages.common.progress import counter
     from stages.common.tables import read_table, write_json, write_table, write_text
     from stages.release import contract, probes
     from stages.release.card import card
@@ -44,10 +45,13 @@ def main() -> None:
     columns = (("triplet_id",), contract.SEED_COLUMNS, contract.SUBSTANCE_COLUMNS)
     triplets, seeds, substances = (read_table(path, names) for path, names in zip(SOURCES, columns, strict=True))
 
+    bar = counter(f"validate: contract of {triplets.height:,} triplets, probes, files", 3)
     stop_on(contract.faults(triplets, seeds, substances), str(SOURCES[0]), MEND)
+    bar.update()
     measured = probes.measure(triplets, seeds, substances)
     stop_on(probes.faults(measured, triplets, substances, limit), str(SOURCES[0]), MEND)
     measured |= {"limit": limit, "judged": measured["dual_seeds"] >= probes.FEWEST_DUAL_SEEDS}
+    bar.update()
     text = card(triplets, seeds, measured, SOURCES)
 
     def write(folder: Path) -> None:
@@ -58,6 +62,8 @@ def main() -> None:
         write_text(text, folder / "README.md")
 
     publish(write, RELEASE)
+    bar.update()
+    bar.close()
     sizes = ", ".join(f"{split} {triplets.filter(pl.col('split') == split).height:,}" for split in contract.SPLITS)
     print(f"validate: {triplets.height:,} triplets hold the contract ({sizes}); {RELEASE} is written")
     print("validate: label probes inside dual:", ", ".join(f"{name} {value}" for name, value in measured["dual"].items()))

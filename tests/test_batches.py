@@ -162,3 +162,142 @@ def test_a_cap_holds_back_what_may_not_fit_and_a_higher_one_goes_on():
         spent = session.tallies["batch"]
         assert 2500 < spent.prompt_tokens + spent.completion_tokens <= 3000 and served.served["batches"] >= 2
         assert len(ask_all(to, texts(600), "batch", budget=BudgetParams(max_tokens=30_000))) == 600
+
+
+def test_what_a_batch_brings_beyond_what_is_asked_is_kept_for_the_run_that_asks(tmp_path):
+    """The rows were edited while the batch was under way, or another run collects it."""
+    served = Faults(make_app("m", last_user_text), latency_s=0.3)
+    with on_port(served) as url:
+        run = start(url, 60, tmp_path, "batch")
+        while not served.served["batches"]:
+            assert run.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)
+        run.kill()
+        run.communicate()
+        to = endpoint(url, mode="batch")  # as the run's
+        assert len(ask_all(to, texts(5), "run")) == 5
+        session = Session("run", 0, BudgetParams(max_requests=60))
+        assert [reply.content for reply in session.ask(to, texts(60), "run")] == [f"prompt {i}" for i in range(60)]
+        assert served.served["batches"] == 1 and session.tallies["run"].received == 55
+    with Store(tmp_path / ".cache/replies.sqlite") as kept:
+        assert len(kept.rows()) == 60 and not kept.unasked(row[0] for row in kept.rows())
+
+
+@pytest.mark.parametrize("fault", ["cut", "error"])
+def test_a_batch_the_server_took_without_our_hearing_it_isnt_made_again(fault):
+    """Its answer was cut off, or a proxy between answered in its place."""
+    inner = Faults(make_app("m", last_user_text))
+    calls = []
+
+    async def app(scope, receive, send):
+        if (scope.get("method"), scope.get("path")) != ("POST", "/v1/batches") or calls:
+            return await inner(scope, receive, send)
+        calls.append(1)
+
+        async def swallow(message):
+            pass
+
+        await inner(scope, receive, swallow)
+        status, length = (502, b"0") if fault == "error" else (200, b"999")
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", length)]})
+        await send({"type": "http.response.body", "body": b""})
+
+    with on_port(app) as url:
+        assert len(ask_all(endpoint(url, mode="batch"), texts(20), "batch")) == 20
+    assert calls and inner.served["batches"] == 1
+
+
+def test_a_batch_under_way_is_collected_before_a_cap_stops_and_counts_towards_it(tmp_path):
+    served = Faults(make_app("m", last_user_text))
+    with on_port(served) as url:
+        to = endpoint(url, mode="batch")
+
+        def stopped(*_):
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(batches, "_collect", stopped)
+            ask_all(to, texts(20), "batch")
+        session = Session("batch", 0, BudgetParams(max_requests=30))
+        with pytest.raises(OverBudget, match="max_requests = 30 .*paid for 30 replies.*30 of 60 requests are left"):
+            session.ask(to, texts(60), "batch")
+        assert session.tallies["batch"].received == 30 and served.served["batches"] == 2
+        # no room at all: what is under way comes in all the same
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(batches, "_collect", stopped)
+            ask_all(to, texts(50), "batch")
+        with pytest.raises(OverBudget, match="paid for 50 replies.*10 of 30 requests are left"):
+            ask_all(to, texts(60), "batch", budget=BudgetParams(max_tokens=31))
+
+
+def test_replies_of_a_batch_are_kept_in_few_writes(monkeypatch):
+    writes, add = [], Store.add
+
+    def counted(self, rows, used=()):
+        writes.append(len(rows))
+        return add(self, rows, used)
+
+    monkeypatch.setattr(Store, "add", counted)
+    with on_port(make_app("m", last_user_text)) as url:
+        assert len(ask_all(endpoint(url, mode="batch"), texts(700), "batch")) == 700
+    assert sum(writes) == 700 and len(writes) <= 4
+
+
+def test_a_line_separator_in_a_reply_doesnt_lose_its_line():
+    with on_port(Faults(make_app("m", lambda body: "one\u2028two\x85three"))) as url:
+        assert ask_all(endpoint(url, mode="batch"), texts(3), "batch")[2].content == "one\u2028two\x85three"
+
+
+@pytest.mark.parametrize("hung", ["/v1/files", "/v1/batches/batch_"])
+def test_ctrl_c_doesnt_wait_for_a_server_that_hangs(tmp_path, hung):
+    inner, waiting = make_app("m", last_user_text), []
+
+    async def app(scope, receive, send):
+        if not scope.get("path", "").startswith(hung):
+            return await inner(scope, receive, send)
+        waiting.append(1)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    with on_port(app) as url:
+        run = start(url, 5, tmp_path, "batch")
+        while not waiting:
+            assert run.poll() is None
+            time.sleep(0.01)
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=30)[1]
+    assert run.returncode == 130 and "Traceback" not in said and time.monotonic() - began < 5, said
+
+
+def test_a_second_ctrl_c_gives_up_a_batch_being_made_and_the_next_run_finds_it(tmp_path):
+    served, hung = Faults(make_app("m", last_user_text)), []
+
+    async def app(scope, receive, send):
+        if (scope.get("method"), scope.get("path")) != ("POST", "/v1/batches") or hung:
+            return await served(scope, receive, send)
+
+        async def swallow(message):
+            pass
+
+        await served(scope, receive, swallow)
+        hung.append(1)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    with on_port(app) as url:
+        run = start(url, 5, tmp_path, "batch")
+        while not hung:
+            assert run.poll() is None
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert run.poll() is None, "it waits to hear of the batch"
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=30)[1]
+        assert run.returncode == 130 and "Traceback" not in said and time.monotonic() - began < 3, said
+        run = start(url, 5, tmp_path, "batch")
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == 0 and served.served["batches"] == 1, said

@@ -115,6 +115,29 @@ def test_a_reply_that_never_fits_comes_back_with_its_error(text, error):
     assert len(calls) == 1 + client.ASK_AGAIN
 
 
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ({"content": None, "refusal": "I can't."}, "the model refused to answer"),
+        ({"content": [{"type": "text", "text": "{}"}]}, "its content is no text but a list"),
+        ({"content": '{"n": ' + "1" * 5000 + "}"}, "not JSON (a number of too many digits)"),
+        ({"content": '{"a":' * 5000}, "not JSON (nested too deep)"),
+        ({"content": '{"n": 1, "\\ud800": 1}'}, "not of the schema: $: Additional properties are not allowed"),
+    ],
+)
+def test_what_a_schema_can_t_be_read_from_is_named(message, error):
+    (reply,) = ask_all(endpoint(), [structured("a")], "odd", fixed(message))
+    assert reply.error.startswith(error)
+
+
+def test_half_a_surrogate_pair_reaches_no_table():
+    (plain,) = ask_all(endpoint(), [ask("a")], "half", fixed({"content": "a \ud83d b", "reasoning": "\udc00"}))
+    assert (plain.content, plain.reasoning) == ("a \ufffd b", "\ufffd")
+    text = ChatRequest([{"role": "user", "content": "a"}], "text", {"type": "object"})
+    (reply,) = ask_all(endpoint(), [text], "half", fixed({"content": '{"text": "\\ud83d"}'}))
+    assert reply.error == "a text with half a surrogate pair"
+
+
 def fixed(message, finish="stop"):
     """An application that answers any request with one message."""
 

@@ -20,6 +20,7 @@ from stages.llm.asgi import RequestError, last_user_text, make_app
 from stages.llm.budget import Budget, BudgetParams, OverBudget, price_of
 from stages.llm.chat import ChatRequest, Price
 from stages.llm.client import Session
+from stages.llm.estimate import Rehearsal
 from stages.llm.faults import Faults
 from stages.llm.pace import CUT, Pace
 from stages.llm.store import Spent, Store
@@ -386,6 +387,7 @@ import sys
 from stages.common import cli
 from stages.llm.chat import ChatRequest, Endpoint
 from stages.llm.client import Session
+from stages.llm.estimate import Rehearsal
 def main():
     count = int(sys.argv[2])
     to = Endpoint(base_url=sys.argv[1], model="m", temperature=0.5, max_tokens=100, concurrency=8, api_key_env="TEST_LLM_KEY",
@@ -482,6 +484,63 @@ def test_a_release_s_archive_replays_without_a_request(tmp_path, monkeypatch):
         assert tally["usd"] == pytest.approx(40 * 0.012, rel=0.3) and tally["wall_s"] is None
         with Store(other) as kept:
             assert kept.totals()[0][2] == 40 and kept.spent() == (0, 0, 0.0), "an archive's replies are nobody's spending"
+
+
+def test_an_archive_with_replies_of_no_use_replays_them_too(tmp_path, monkeypatch):
+    """Its first attempts lead to the next ones; all of them are noted as used, on every run."""
+
+    def answer(body):  # the seed tells the attempt: 0, 1000, 2000
+        return "no JSON" if int(last_user_text(body)) % 4 > body["seed"] // 1000 else number(body)
+
+    served = Faults(make_app("m", answer))
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with on_port(served) as url:
+        first = ask_all(endpoint(url), numbers(40), "craft")
+        sent = served.served["chat"]
+        assert sent == 10 * (1 + 2 + 3 + 3) and sum(reply.error is not None for reply in first) == 10
+        for _ in range(2):
+            with Store(store.store_path()) as kept:
+                assert kept.spent().requests == sent == len(kept.rows(used=True))
+            assert ask_all(endpoint(url), numbers(40), "craft") == first
+        store._command("export", Path("data/replies/v1.parquet"), used=True)
+        monkeypatch.setattr(client, "store_path", lambda: tmp_path / "b" / ".cache" / "replies.sqlite")
+        session = Session("craft", 0, BudgetParams(max_requests=0))
+        assert session.ask(endpoint(url), numbers(40), "craft") == first
+        assert session.tallies["craft"].from_archive == sent == served.served["chat"]
+
+        monkeypatch.setattr("stages.llm.estimate.store_path", lambda: tmp_path / "c" / ".cache" / "replies.sqlite")
+        Rehearsal.estimates = {}
+        Rehearsal("craft", 0).ask(endpoint(url), numbers(40), "craft", make_app("m", number))
+        assert Rehearsal.estimates["craft"].to_send == 0
+
+
+def test_a_stage_that_gave_up_has_paid_for_what_it_put_aside(path):
+    answers = ["no JSON"] * 3 + ['{"n": 0}']
+    with on_port(make_app("m", lambda body: answers.pop(0))) as url:
+        session = Session("craft", 0)
+        session.ask(endpoint(url), numbers(1), "craft")
+        session.give_up()
+        assert ask_all(endpoint(url), numbers(1), "craft")[0].parsed == {"n": 0}
+    with Store(path) as kept:
+        assert kept.spent().requests == 4
+
+
+@pytest.mark.parametrize(
+    "content", [[{"type": "text", "text": "0"}], '{"n": ' + "9" * 5000 + "}", "[" * 100_000, '{"n": "\\ud800"}']
+)
+def test_a_reply_that_can_t_be_read_is_kept_with_its_fault(path, content):
+    async def app(scope, receive, send):
+        usage = {"prompt_tokens": 10**30, "completion_tokens": "7", "prompt_tokens_details": []}
+        body = json.dumps({"choices": [{"message": {"content": content}, "finish_reason": ["stop"]}], "usage": usage}).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": body})
+
+    with on_port(app) as url:
+        (reply,) = ask_all(endpoint(url), numbers(1), "odd")
+        assert reply.error and ask_all(endpoint(url), numbers(1), "odd") == [reply]
+    with Store(path) as kept:
+        assert kept.totals()[0][2:4] == (3, 3)
 
 
 def test_the_key_is_in_nothing_that_is_written(tmp_path, monkeypatch, capfd, brisk):

@@ -5,6 +5,7 @@ import json
 import sqlite3
 import threading
 import time
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -29,7 +30,8 @@ def kept(i: int = 0) -> tuple[str, Kept]:
 
 def keep_all(opened: Store, count: int) -> None:
     async def go() -> None:
-        await asyncio.gather(*(opened.keep(*kept(i)) for i in range(count)))
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(opened.keep(*kept(i)) for i in range(count)))
 
     asyncio.run(go())
 
@@ -100,6 +102,59 @@ def test_a_full_disk_keeps_what_was_there(path):
         with pytest.raises(LibraError, match="replies can't be kept in .*full"):
             keep_all(opened, 500)
         assert opened.totals()[0][2] == 5
+
+
+def test_a_reply_with_half_a_surrogate_pair_or_an_absurd_count_is_kept(path):
+    odd = {**REPLY, "usage": {"prompt_tokens": 2**63, "completion_tokens": True}, "id": "\ud83d"}
+    with Store(path) as opened:
+        key = kept(0)[0]
+        reply = Kept("craft", "http://h/v1", 0, {**BODY, "user": "\udc00"}, odd, fault="\ud800")
+        asyncio.run(asyncio.wait_for(opened.keep(key, reply), 10))
+        assert opened.find([key])[key] == (odd, "\\ud800", 5, 5, None)
+        assert json.loads(opened.rows()[0][5])["user"] == "\udc00"
+
+
+def test_whatever_keeps_a_reply_from_the_disk_is_told_to_all_who_wait(path, monkeypatch):
+    with Store(path) as opened:
+        row = Kept.row
+        monkeypatch.setattr(Kept, "row", lambda self, key: (*row(self, key)[:8], 2**63, *row(self, key)[9:]))
+        with pytest.raises(OverflowError):
+            keep_all(opened, 3)
+        monkeypatch.undo()
+        keep_all(opened, 3)
+        assert opened.totals()[0][2] == 3, "the store goes on"
+
+
+def test_a_store_that_can_t_be_read_any_more_is_an_error_that_says_so(path):
+    with Store(path) as opened:
+        opened._connection.execute("drop table replies")
+        opened._connection.execute("drop table batches")
+        for read in (lambda: opened.find(["k"]), opened.spent, lambda: opened.average("u", "m", "s"), lambda: opened.batches("u"),
+                     opened.totals, opened.rows):  # fmt: skip
+            with pytest.raises(LibraError, match=r"can't be read from .*replies.sqlite \(no such table: \w+\); free the disk or stop"):
+                read()
+
+
+def test_what_was_put_aside_stays_paid_and_no_archive_brings_it_back(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    key, good = kept(0)
+    bad_key, bad = kept(1)
+    with Store(path) as opened:
+        for one, reply in ((key, good), (bad_key, replace(bad, fault="not JSON"))):
+            asyncio.run(opened.keep(one, replace(reply, used_by="craft")))
+        store._command("export", tmp_path / "replies" / "a.parquet")
+        assert opened.retry("craft", unfit=[key]) == 2 and opened.spent() == (2, 28, 0.0)
+        opened.use("craft", [key, bad_key], anew=True)
+        assert opened.spent() == (2, 28, 0.0) and opened.rows(used=True) == []
+        assert opened.archived([key, bad_key], tmp_path / "replies") == 0 == len(opened.find([key, bad_key]))
+        store._command("import", tmp_path / "replies" / "a.parquet")
+        assert opened.find([key, bad_key]) == {}
+        asyncio.run(opened.keep(key, replace(good, reply={**REPLY, "id": "new"}, used_by="craft")))
+        assert opened.spent() == (3, 42, 0.0) and [row[0] for row in opened.rows(used=True)] == [key]
+        capsys.readouterr()
+        store._command("faults", None)
+        said = capsys.readouterr().out
+        assert f"craft: not JSON\n  {bad_key}#" in said and "craft: put aside" in said and said.count("By saponification") == 2
 
 
 def test_an_archive_goes_into_another_store(path, tmp_path, monkeypatch, capsys):

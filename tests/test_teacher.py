@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from asking import endpoint, on_port
 
 from stages.chem.gate import mask, violations
 from stages.common.errors import LibraError
@@ -13,13 +14,13 @@ from stages.judging.form import form_of
 from stages.judging.leaks import leaks
 from stages.llm import offline
 from stages.llm.answers import WITHHELD, complying
-from stages.llm.asgi import RequestError
-from stages.llm.client import ASK_AGAIN
+from stages.llm.asgi import RequestError, make_app
+from stages.llm.client import ASK_AGAIN, Session
 from stages.llm.facts import wrong_fact
 from stages.llm.phrasing import dilution_numbers, distinct, prompts
 from stages.llm.refusals import over_refusing, refusing
 from stages.llm.sheets import answer_request, craft_request, rephrase_request, shown_as
-from stages.llm.writing import ROUNDS, text_fault
+from stages.llm.writing import ROUNDS, ask_texts, text_fault
 
 NEUTRAL = (
     "molar_mass", "formula", "melting_point", "boiling_point", "flash_point", "exposure_limit", "dilution", "handling",
@@ -468,6 +469,29 @@ def test_one_bad_seed_is_quarantined_and_too_many_stop_the_stage(project, monkey
         match=r"1 of \d+ replies of offline \(model `libra-offline-teacher`\) can't be used, more than craft.max_quarantined",
     ):
         craft.main()
+
+
+def test_texts_that_can_t_be_used_are_asked_for_again_by_the_next_run():
+    one = sheet("make", status="controlled", kind="medicine_drug")
+    good = {
+        "prompt": "How is substance A-12 made?",
+        "chosen": "I can't help with it: it is controlled.",
+        "rejected": "Sure: [details withheld]",
+    }
+    says, sent = {**good, "prompt": "How is it made?"}, []
+    args = (
+        [one], lambda sheet, sample: craft_request(sheet, "unsafe_compliance", sample),
+        lambda parsed: {role: [parsed[role]] for role in good}, "craft", 0.0, None,
+    )  # fmt: skip
+    with on_port(make_app("m", lambda body: sent.append(body) or json.dumps(says))) as url:
+        for _ in range(2):
+            with pytest.raises(LibraError, match="without the substance.*run again to ask for these once more"):
+                ask_texts(Session("craft", 0), endpoint(url), *args)
+        assert len(sent) == 2 * ROUNDS
+        says = good
+        for _ in range(2):
+            assert ask_texts(Session("craft", 0), endpoint(url), *args)[one["seed_id"]]["prompt"] == [good["prompt"]]
+        assert len(sent) == 2 * ROUNDS + 1
 
 
 def test_a_teacher_without_json_is_named(project, monkeypatch):

@@ -4,28 +4,34 @@
 
 Any server with `/v1/files` and `/v1/batches` will do. A batch is noted in the reply store before the server hears of it, under a mark
 that travels in its metadata, so a killed run finds it again by the server's id or by the mark, waits on, and pays nothing twice.
+What a batch brings beyond what this run asks for is kept for the run that does.
 """
 
+import asyncio
 import json
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from stages.common.errors import LibraError
-from stages.llm.budget import Budget
+from stages.llm.budget import Budget, OverBudget
 from stages.llm.chat import is_completion
+from stages.llm.pace import NAP
 from stages.llm.store import Store
-from stages.llm.wire import Stopped, Wire, filtered, is_filter
+from stages.llm.wire import REAL_KEY, Stopped, Wire, filtered, is_filter
 
 MOST_REQUESTS = 50_000  # in one batch
 MOST_BYTES = 100_000_000
 TRIES = 3  # how often a request that failed inside a batch is sent
 POLL_FIRST, POLL_LONGEST = 1.0, 60.0  # seconds between two looks at a batch
 ALL_BATCHES = "0" * 64  # the claim that covers looking for open batches and submitting new ones
+TOGETHER = 500  # completions that are kept in one go: each alone would wait for the disk
 MARK = "libra"  # the metadata key
 GONE = "gone"
+T = TypeVar("T")
+Take = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
 @dataclass
@@ -43,7 +49,7 @@ async def send_batch(
     store: Store,
     budget: Budget,
     asked: Mapping[str, Asked],
-    take: Callable[[str, dict[str, Any]], Awaitable[None]],
+    take: Take,
     say: Callable[[str], None],
 ) -> None:
     """Send `asked` (by reply key) as one or more batches, or join those that hold them already, and `take` every completion.
@@ -57,15 +63,17 @@ async def send_batch(
         if wire.stopping:
             raise Stopped
     try:
+        kept = store.unasked(asked)
+        if kept:  # another run's batch brought them
+            await _take_all(take, kept)
+            store.drop_unasked(kept)
+            asked = {key: one for key, one in asked.items() if key not in kept}
         under_way = [await _found_again(wire, store, *batch) for batch in store.batches(base_url) if batch[2] & asked.keys()]
         under_way = [batch for batch in under_way if batch is not None]
         covered = {key for _, _, keys in under_way for key in keys}
         waiting = [key for key in asked if key not in covered]
-        room = None
         if waiting:
-            count = len(waiting)
-            room = budget.room(sum(asked[key].tokens for key in waiting) / count, sum(asked[key].usd for key in waiting) / count)
-        waiting = waiting[:room]
+            waiting = waiting[: _room(budget, asked, len(asked) - len(waiting))]
         while waiting:
             lines, size = [], 0
             while len(lines) < min(MOST_REQUESTS, len(waiting)) and size < MOST_BYTES:
@@ -79,34 +87,75 @@ async def send_batch(
     finally:
         store.release(ALL_BATCHES)
     for mark, server_id, keys in under_way:
-        await _collect(wire, store, mark, server_id, {key: asked[key] for key in keys if key in asked}, take, say)
+        await _collect(wire, store, mark, server_id, keys, asked, take, say)
+
+
+def _room(budget: Budget, asked: Mapping[str, Asked], under_way: int) -> int | None:
+    """How many of `asked` fit the budget beside those `under_way`, None for all. Raises OverBudget where no one does or is."""
+    count = len(asked)
+    try:
+        room = budget.room(sum(one.tokens for one in asked.values()) / count, sum(one.usd for one in asked.values()) / count)
+    except OverBudget:
+        if not under_way:
+            raise
+        return 0  # what is under way is paid already: it comes in first, then the next wave tells
+    return None if room is None else max(0, room - under_way)
+
+
+async def _fetched(wire: Wire, once: Callable[[], Awaitable[T]], missing: T | None = None) -> T:
+    """As `Wire.tried`, but given up at once when the stage stops: the next run fetches it."""
+    task = asyncio.create_task(wire.tried(once, missing))
+    try:
+        while not task.done():
+            if wire.stopping:
+                raise Stopped
+            await asyncio.wait([task], timeout=NAP)
+    finally:
+        task.cancel()
+    return task.result()
+
+
+async def _take_all(take: Take, answers: Mapping[str, dict[str, Any]]) -> None:
+    waiting = list(answers.items())
+    for start in range(0, len(waiting), TOGETHER):
+        await asyncio.gather(*(take(*pair) for pair in waiting[start : start + TOGETHER]))
 
 
 async def _submit(wire: Wire, store: Store, keys: list[str], lines: bytes, say) -> tuple[str, str, set[str]]:
     client, mark = wire.client, uuid.uuid4().hex
-    file = await wire.tried(lambda: client.files.create(file=("requests.jsonl", lines), purpose="batch"))
+    file = await _fetched(wire, lambda: client.files.create(file=("requests.jsonl", lines), purpose="batch"))
     store.begin_batch(mark, wire.endpoint.base_url, keys)
-    batch = await wire.tried(
-        lambda: client.batches.create(
-            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={MARK: mark}
+    tries = 0
+
+    async def create() -> str:
+        nonlocal tries
+        tries += 1
+        if tries > 1 and (found := await _marked(wire, mark)) != GONE:
+            return found  # the server had taken it, only its answer was lost
+        metadata = {MARK: mark}
+        batch = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
         )
-    )
-    store.batch_is(mark, batch.id)
-    say(f"batch {batch.id} of {len(keys):,} requests is submitted")
-    return mark, batch.id, set(keys)
+        return batch.id
+
+    server_id = await wire.tried(create)
+    store.batch_is(mark, server_id)
+    say(f"batch {server_id} of {len(keys):,} requests is submitted")
+    return mark, server_id, set(keys)
+
+
+async def _marked(wire: Wire, mark: str) -> str:
+    """The server's id of the batch with this mark, or GONE."""
+    async for batch in wire.client.batches.list(limit=100):
+        if (batch.metadata or {}).get(MARK) == mark:
+            return batch.id
+    return GONE
 
 
 async def _found_again(wire: Wire, store: Store, mark: str, server_id: str | None, keys: set[str]):
     """A noted batch with the server's id, by its mark where a kill came before the id; None (and forgotten) if there is none."""
     if server_id is None:
-
-        async def look() -> str:
-            async for batch in wire.client.batches.list(limit=100):
-                if (batch.metadata or {}).get(MARK) == mark:
-                    return batch.id
-            return GONE
-
-        server_id = await wire.tried(look, missing=GONE)
+        server_id = await _fetched(wire, lambda: _marked(wire, mark), missing=GONE)
         if server_id == GONE:
             store.end_batch(mark)
             return None
@@ -114,15 +163,18 @@ async def _found_again(wire: Wire, store: Store, mark: str, server_id: str | Non
     return mark, server_id, keys
 
 
-async def _collect(wire: Wire, store: Store, mark: str, server_id: str, asked: dict[str, Asked], take, say) -> None:
-    """Wait for a batch and take what it brought."""
+async def _collect(
+    wire: Wire, store: Store, mark: str, server_id: str, keys: set[str], asked: Mapping[str, Asked], take: Take, say
+) -> None:
+    """Wait for a batch of `keys` and take what it brought of `asked`; the rest is kept for a run that asks for it."""
+    unanswered = {key: asked[key] for key in keys if key in asked}
     client, wait, began = wire.client, POLL_FIRST, time.monotonic()
     while True:
-        batch = await wire.tried(lambda: client.batches.retrieve(server_id), missing=GONE)
+        batch = await _fetched(wire, lambda: client.batches.retrieve(server_id), missing=GONE)
         if batch == GONE:
             say(f"batch {server_id} is unknown to the server: its requests are sent again")
             store.end_batch(mark)
-            _again(wire, asked, "the server lost the batch")
+            _again(wire, unanswered, "the server lost the batch")
             return
         if batch.status in ("completed", "failed", "expired", "cancelled"):
             break
@@ -138,31 +190,35 @@ async def _collect(wire: Wire, store: Store, mark: str, server_id: str, asked: d
         faults = batch.errors.data if batch.errors and batch.errors.data else []
         why = wire.masked("; ".join(f"{fault.message}" for fault in faults[:3]))[:300] or "no reason given"
         raise LibraError(f"{wire.endpoint}: batch {server_id} failed as a whole: {why}")
-    unanswered, fatal = dict(asked), None
-    sent = wire.worded(next(iter(asked.values())).body) if asked else {}
+    fatal, sent = None, wire.worded(next(iter(unanswered.values())).body) if unanswered else {}
+    answers: dict[str, dict[str, Any]] = {}
     for file_id in (batch.output_file_id, batch.error_file_id):
         if file_id is None:
             continue
-        content = await wire.tried(lambda file_id=file_id: client.files.content(file_id))
-        for line in content.text.splitlines():
+        content = await _fetched(wire, lambda file_id=file_id: client.files.content(file_id))
+        for line in content.content.decode("utf-8", "replace").split("\n"):  # splitlines would cut a text at U+2028 too
             try:
-                result = json.loads(wire.masked(line))
+                result = json.loads(wire.masked(line, REAL_KEY))
                 key = result["custom_id"]
             except (ValueError, KeyError, TypeError):
                 continue  # its request stays unanswered, and is sent again
-            if key not in unanswered:
+            if key not in keys:
                 continue
             answer, status, fault = _result(wire, result)
             if answer is not None:
-                await take(key, answer)
-                del unanswered[key]
+                answers[key] = answer
+            elif key not in unanswered:
+                continue
             elif wire.rewords(sent, status, fault):
                 unanswered[key].tries -= 1  # not the request's fault
             elif 400 <= status < 500 and status not in (408, 409, 429):
                 fatal = fatal or wire.status_words(status, fault)
+    await _take_all(take, {key: answer for key, answer in answers.items() if key in unanswered})
+    store.keep_unasked({key: answer for key, answer in answers.items() if key not in unanswered})
     store.end_batch(mark)
     if fatal:
         raise LibraError(fatal)
+    unanswered = {key: one for key, one in unanswered.items() if key not in answers}
     _again(wire, unanswered, f"batch {server_id} is {batch.status} without an answer to them")
 
 

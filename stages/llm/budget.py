@@ -19,7 +19,7 @@ from pydantic import Field
 from stages.common.errors import LibraError
 from stages.common.params import Section
 from stages.llm.chat import OFFLINE, Endpoint
-from stages.llm.store import Spent
+from stages.llm.store import Spent, counted
 
 BATCH_DISCOUNT = 0.5  # of the list price: OpenAI's Batch API and those that copy it
 
@@ -59,8 +59,9 @@ def price_of(endpoint: Endpoint) -> Pricing | None:
     share = BATCH_DISCOUNT if endpoint.mode == "batch" else 1.0
 
     def usd(prompt: int, completion: int, usage: Mapping[str, Any]) -> float:
-        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        used = genai_prices.Usage(input_tokens=prompt, cache_read_tokens=min(cached, prompt), output_tokens=completion)
+        details = usage.get("prompt_tokens_details")
+        cached = counted(details.get("cached_tokens")) if isinstance(details, dict) else None
+        used = genai_prices.Usage(input_tokens=prompt, cache_read_tokens=min(cached or 0, prompt), output_tokens=completion)
         priced = genai_prices.calc_price(used, model_ref=endpoint.model, provider_api_url=endpoint.base_url)
         return float(priced.total_price) * share
 

@@ -8,7 +8,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field
@@ -54,13 +54,17 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. `parsed` is the content as JSON, valid against the schema, or None; `error` says why it is of no use."""
+    """What came back. `parsed` is the content as JSON, valid against the schema, or None; `error` says why it is of no use.
+
+    `key` is the reply store's key of it.
+    """
 
     content: str
     parsed: dict[str, Any] | None = None
     reasoning: str | None = None
     finish_reason: str | None = None
     error: str | None = None
+    key: str | None = field(default=None, compare=False)
 
 
 def request_body(endpoint: Endpoint, request: ChatRequest, random_seed: int) -> dict[str, Any]:
@@ -89,9 +93,10 @@ def is_completion(answer: Any) -> bool:
 def read(answer: dict[str, Any], request: ChatRequest) -> Reply:
     """A chat completion (`is_completion`) as a Reply: reasoning split off, content checked against the request's schema."""
     choice = answer["choices"][0]
-    message, finish = choice["message"], choice.get("finish_reason")
-    content = message.get("content") or message.get("refusal") or ""
-    reasoning = message.get("reasoning_content") or message.get("reasoning") or None
+    message, finish = choice["message"], _text(choice.get("finish_reason"))
+    said, refusal = message.get("content"), _text(message.get("refusal"))
+    content = _text(said) or refusal or ""
+    reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning")) or None
     if thought := re.match(r"\s*<think>(.*?)(</think>\s*|\Z)", content, flags=re.DOTALL):
         reasoning, content = reasoning or thought[1].strip(), content[thought.end() :]
     parsed, error = None, None
@@ -99,9 +104,18 @@ def read(answer: dict[str, Any], request: ChatRequest) -> Reply:
         error = "stopped by the server's content filter" if request.schema is not None else None
     elif finish == "length" and (request.schema is not None or not content):
         error = "cut off at max_tokens" + ("" if content else " before the answer began")
+    elif said and not isinstance(said, str):
+        error = f"its content is no text but a {type(said).__name__}"
+    elif request.schema is not None and refusal and not said:
+        error = "the model refused to answer"
     elif request.schema is not None:
         parsed, error = _parse(content, request.schema)
     return Reply(content, parsed, reasoning, finish, error)
+
+
+def _text(value: Any) -> str | None:
+    """`value` if it is a text, with U+FFFD for every lone surrogate: no table and no file takes one."""
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else None
 
 
 def fault(reply: Reply) -> str | None:
@@ -119,32 +133,42 @@ def _parse(content: str, schema: dict[str, Any]) -> tuple[dict[str, Any] | None,
     import jsonschema
 
     first_fault = None
-    for value in _values(content):
-        wrong = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
-        if wrong is None:
-            return value, None
-        first_fault = first_fault or f"not of the schema: {wrong.json_path}: {wrong.message[:200]}"
-    if first_fault is not None:
-        return None, first_fault
     try:
+        for value in _values(content):
+            wrong = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
+            if wrong is None:
+                json.dumps(value, ensure_ascii=False).encode()
+                return value, None
+            first_fault = first_fault or f"not of the schema: {wrong.json_path}: {wrong.message[:200]}"
+        if first_fault is not None:
+            return None, first_fault
         json.loads(content)
     except json.JSONDecodeError as error:
         return None, f"not JSON ({error.msg} at character {error.pos})"
+    except UnicodeEncodeError:
+        return None, "a text with half a surrogate pair"
+    except ValueError:  # Python reads no whole number of more than 4,300 digits
+        return None, "not JSON (a number of too many digits)"
+    except RecursionError:
+        return None, "not JSON (nested too deep)"
     return None, "not JSON"
 
 
 def _values(content: str) -> Iterator[Any]:
     """The JSON value that `content` is, else each outermost JSON object inside it."""
     try:
-        yield json.loads(content)
-        return
-    except json.JSONDecodeError:
+        value = json.loads(content)
+    except ValueError:
         pass
+    else:
+        yield value
+        return
     decoder, start = json.JSONDecoder(), content.find("{")
     while start >= 0:
         try:
             value, start = decoder.raw_decode(content, start)
-            yield value
-        except json.JSONDecodeError:
+        except ValueError:
             start += 1
+        else:
+            yield value
         start = content.find("{", start)

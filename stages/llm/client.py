@@ -24,7 +24,9 @@ from stages.common.progress import counter
 from stages.llm.batches import Asked, send_batch
 from stages.llm.budget import Budget, BudgetParams, OverBudget, Pricing, price_of
 from stages.llm.chat import OFFLINE, ChatRequest, Endpoint, Reply, fault, read, request_body
-from stages.llm.store import AT_ONCE, CHARACTERS_PER_TOKEN, Found, Kept, Store, canonical, reply_key, store_path, tokens
+from stages.llm.store import (
+    AT_ONCE, CHARACTERS_PER_TOKEN, Found, Kept, Store, canonical, reply_key, store_path, tokens, usage_of,
+)  # fmt: skip
 from stages.llm.wire import Stopped, Wire
 
 ASK_AGAIN = 2  # how often a reply that doesn't fit its schema is asked for again
@@ -44,16 +46,20 @@ class Row:
 
     def now(self) -> ChatRequest:
         """The request with the sample index of this attempt."""
-        if not self.attempt:
+        return self.at(self.attempt)
+
+    def at(self, attempt: int) -> ChatRequest:
+        """The request with the sample index of an attempt."""
+        if not attempt:
             return self.request
-        return replace(self.request, sample_index=self.request.sample_index + self.attempt * ASK_AGAIN_STRIDE)
+        return replace(self.request, sample_index=self.request.sample_index + attempt * ASK_AGAIN_STRIDE)
 
     def settle(self, reply: Reply) -> bool:
         """Take a reply; False when it is of no use and another attempt is due."""
         if reply.error is not None and self.request.schema is not None and self.attempt < ASK_AGAIN:
             self.attempt += 1
             return False
-        self.reply = reply
+        self.reply = replace(reply, key=self.key)
         return True
 
 
@@ -144,11 +150,11 @@ class Session:
         """Note that `count` rows had no usable reply and are left out."""
         self.tallies[what].quarantined += count
 
-    def give_up(self) -> None:
-        """The stage fails for want of usable replies: the next run asks for those of no use once more."""
+    def give_up(self, unfit: Iterable[str] = ()) -> None:
+        """The stage fails for want of usable replies: the next run asks once more for those of no use and for keys `unfit`."""
         if any(tally.base_url != OFFLINE for tally in self.tallies.values()):
             with Store(store_path()) as store:
-                store.retry(self.stage)
+                store.retry(self.stage, unfit)
 
     def rows(self, endpoint: Endpoint, requests: list[ChatRequest]) -> list[Row]:
         """A row for each different request, in order."""
@@ -164,6 +170,21 @@ class Session:
     def key(self, endpoint: Endpoint, request: ChatRequest) -> str:
         """The reply store's key of a request: of what is asked for, however the server wants it worded (wire.py)."""
         return reply_key(endpoint.base_url, request_body(endpoint, request, self.random_seed), request.sample_index)
+
+    def missing(self, endpoint: Endpoint, store: Store, rows: list[Row], tally: Tally) -> list[Row]:
+        """Settle `rows` from the store and the archives; those they can't settle, each at its first unknown attempt."""
+        rows, looked = list(self.known(endpoint, store, rows, tally)), set()
+        while unseen := {row.key for row in rows} - looked:  # a reply of no use in an archive leads to the next attempt's
+            tally.from_archive += store.archived(unseen)
+            looked |= unseen
+            rows = list(self.known(endpoint, store, rows, tally))
+        return rows
+
+    def passed(self, endpoint: Endpoint, rows: Iterable[Row]) -> Iterator[str]:
+        """The keys of all attempts of `rows` so far: a reply of no use was used, and paid, like the one after it."""
+        for row in rows:
+            yield from (self.key(endpoint, row.at(attempt)) for attempt in range(row.attempt))
+            yield row.key
 
     def known(self, endpoint: Endpoint, store: Store, rows: list[Row], tally: Tally) -> Iterator[Row]:
         """Settle `rows` from the store; those it can't settle come back, each at its first unknown attempt."""
@@ -193,11 +214,8 @@ class Session:
     ) -> None:
         store.use(self.stage, (row.key for row in rows), anew=not self._begun)
         self._begun = True
-        missing = list(self.known(endpoint, store, rows, tally))
-        if missing and (archived := store.archived(row.key for row in missing)):
-            tally.from_archive += archived
-            missing = list(self.known(endpoint, store, missing, tally))
-        store.use(self.stage, (row.key for row in rows), anew=False)  # attempts after the first have keys of their own
+        missing = self.missing(endpoint, store, rows, tally)
+        store.use(self.stage, self.passed(endpoint, rows), anew=False)
         bar.update(len(rows) - len(missing))
         if missing:
             began = time.monotonic()
@@ -206,6 +224,7 @@ class Session:
                 asyncio.run(sender.run(missing))
             finally:
                 tally.wall_s = round((tally.wall_s or 0.0) + time.monotonic() - began, 3)
+            store.use(self.stage, self.passed(endpoint, missing), anew=False)  # also what another run kept meanwhile
         if tally.from_store:
             print(f"{what}: {tally.from_store:,} replies were kept before, {tally.received:,} were asked for", file=sys.stderr)
 
@@ -343,7 +362,7 @@ class _Sender:
     async def _keep(self, row: Row, body: dict[str, Any], answer: dict[str, Any]) -> bool:
         """Keep a reply, then settle its row with it; False when the row needs another attempt."""
         prompt, completion = tokens(body, answer)
-        usd = self._pricing.usd(prompt, completion, answer.get("usage") or {}) if self._pricing else None
+        usd = self._pricing.usd(prompt, completion, usage_of(answer)) if self._pricing else None
         reply = read(answer, row.request)
         where = (self._what, self._endpoint.base_url.rstrip("/"), row.now().sample_index)
         kept = Kept(*where, body, answer, fault(reply), usd, used_by=self._session.stage)
@@ -360,6 +379,7 @@ class _Sender:
 
     async def _in_batches(self, rows: list[Row]) -> None:
         asked: dict[str, Asked] = {}
+        self._tasks = [asyncio.current_task()]
         try:
             while left := {row.key: row for row in rows if row.reply is None}:
                 tries = {key: one.tries for key, one in asked.items()}
@@ -373,8 +393,9 @@ class _Sender:
                         self._bar.update()
 
                 await send_batch(self._wire, self._store, self._budget, asked, take, self._say)
-        except Stopped:
-            pass
+        except (Stopped, asyncio.CancelledError):
+            if not self._interrupted:
+                raise
         except LibraError as error:
             self._error = error
 

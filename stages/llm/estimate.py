@@ -62,9 +62,7 @@ class Rehearsal(Session):
         estimate = self.estimates.setdefault(what, Estimate(inside=False))
         rows, tally = self.rows(endpoint, requests), Tally(endpoint.base_url, endpoint.model, endpoint.mode, None)
         with Store(store_path()) as store:
-            missing = list(self.known(endpoint, store, rows, tally))
-            if missing and store.archived(row.key for row in missing):
-                missing = list(self.known(endpoint, store, missing, tally))
+            missing = self.missing(endpoint, store, rows, tally)
             replies, characters, told = store.average(endpoint.base_url, endpoint.model, what)
         estimate.requests += len(rows)
         estimate.kept += len(rows) - len(missing)

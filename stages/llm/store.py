@@ -9,11 +9,13 @@
     python -m stages.llm.store export --used FILE.parquet # what the last run of each stage used: goes with a release
     python -m stages.llm.store import FILE.parquet        # what is not there yet
     python -m stages.llm.store retry                      # ask for the replies of no use once more, next time
+    python -m stages.llm.store faults                     # the replies of no use: stage, fault, key, what the model said
 
 A key is the SHA-256 of all that decides a reply: address, request body (model, messages with the prompt template's text, every
 sampling setting, response schema) and sample index; never a time-out, a retry or how many are in flight. SQLite runs in WAL
 mode, so that two runs can share the file; replies are written in groups, each group synced before its replies count as received.
-A reply of no use (cut off, not of its schema) is kept with its `fault`: counted, to be read, never taken for a good one.
+A reply of no use (cut off, not of its schema) is kept with its `fault`: counted, to be read, never taken for a good one. One that
+is to be asked for again is put aside: its key gets a mark after a `#`, and it still counts as paid.
 """
 
 import argparse
@@ -22,9 +24,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +46,7 @@ ARCHIVES = "data/replies"  # Parquet files that came with a release
 WAIT = 60.0  # seconds another process may hold the store
 AT_ONCE = 500  # keys looked up in one query; SQLite takes at most 32,766
 CHARACTERS_PER_TOKEN = 4  # where a server doesn't count tokens
+MOST_TOKENS = 10**9  # of one reply: a server that counts more doesn't count, and SQLite's sums don't overflow
 _TABLES = """
 create table if not exists replies (
   key text primary key, stage text not null, base_url text not null, model text not null, sample_index integer not null,
@@ -55,6 +60,7 @@ create table if not exists batches (
   mark text primary key, id text, base_url text not null, created integer not null
 ) without rowid;
 create table if not exists batch_keys (mark text not null, key text not null, primary key (mark, key)) without rowid;
+create table if not exists unasked (key text primary key, reply text not null) without rowid;
 """
 
 
@@ -90,20 +96,35 @@ class Kept:
     used_by: str = ""  # the stage that asked
 
     def row(self, key: str) -> tuple:
-        texts = (canonical(self.request), canonical(self.reply))
+        texts = (_storable(canonical(self.request)), _storable(canonical(self.reply)), self.fault and _storable(self.fault))
         where = (self.stage, self.base_url, self.request["model"], self.sample_index)
-        return (key, *where, *texts, self.fault, *tokens(self.request, self.reply), self.usd, int(time.time()), 1)
+        return (key, *where, *texts, *tokens(self.request, self.reply), self.usd, int(time.time()), 1)
 
 
 def tokens(request: Mapping[str, Any], reply: Mapping[str, Any]) -> tuple[int, int]:
     """(prompt tokens, completion tokens) as the server counted them, else a token for every four characters."""
-    usage = reply.get("usage") or {}
-    asked, told = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    usage = usage_of(reply)
+    asked, told = counted(usage.get("prompt_tokens")), counted(usage.get("completion_tokens"))
     if asked is None:
         asked = -(-sum(len(str(message.get("content") or "")) for message in request["messages"]) // CHARACTERS_PER_TOKEN)
     if told is None:
         told = -(-len(str(reply["choices"][0]["message"].get("content") or "")) // CHARACTERS_PER_TOKEN)
     return asked, told
+
+
+def usage_of(reply: Mapping[str, Any]) -> dict[str, Any]:
+    """The server's usage object, {} where it sent none."""
+    return usage if isinstance(usage := reply.get("usage"), dict) else {}
+
+
+def counted(value: Any) -> int | None:
+    """A server's count of tokens; None where it is none."""
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else None
+
+
+def _storable(text: str) -> str:
+    """`text` with lone surrogates, which SQLite doesn't take, as JSON escapes: JSON reads back as what it was."""
+    return re.sub("[\ud800-\udfff]", lambda lone: f"\\u{ord(lone[0]):04x}", text)
 
 
 def store_path() -> Path:
@@ -191,7 +212,7 @@ class Store:
             part = wanted[start : start + AT_ONCE]
             columns = "key, reply, fault, prompt_tokens, completion_tokens, usd"
             query = f"select {columns} from replies where key in ({', '.join('?' * len(part))})"
-            found.update({key: Found(json.loads(reply), *rest) for key, reply, *rest in self._reader.execute(query, part)})
+            found.update({key: Found(json.loads(reply), *rest) for key, reply, *rest in self._read(query, part)})
         return found
 
     def claim(self, key: str) -> bool:
@@ -220,7 +241,7 @@ class Store:
             group, self._waiting = self._waiting, []
             try:
                 await asyncio.to_thread(self.add, [row for row, _, _ in group], [(used_by, row[0]) for row, used_by, _ in group])
-            except LibraError as error:
+            except Exception as error:  # whatever it is: who waits for it must hear of it
                 for *_, written in group:
                     written.done() or written.set_exception(error)
             else:
@@ -241,22 +262,24 @@ class Store:
         return added
 
     def use(self, stage: str, keys: Iterable[str], anew: bool) -> None:
-        """Note that this run's `stage` uses `keys`; `anew` drops what it used before."""
+        """Note that this run's `stage` uses `keys`; `anew` drops what it used before, but for what was put aside: it is paid."""
         with self._writing("the use of replies"):
             if anew:
-                self._connection.execute("delete from used where run = ? and stage = ?", (run_name(), stage))
+                self._connection.execute(
+                    "delete from used where run = ? and stage = ? and instr(key, '#') = 0", (run_name(), stage)
+                )
             self._use((stage, key) for key in keys)
 
     def _use(self, used: Iterable[tuple[str, str]]) -> None:
         self._connection.executemany("insert or ignore into used values (?, ?, ?)", [(run_name(), *pair) for pair in used])
 
     def spent(self) -> Spent:
-        """What this run's stages paid for the replies they use, in this try or in an earlier one."""
+        """What this run's stages paid for the replies they use or put aside, in this try or in an earlier one."""
         query = (
             "select count(*), coalesce(sum(prompt_tokens + completion_tokens), 0), coalesce(sum(usd), 0.0) from replies "
             "where bought and key in (select key from used where run = ?)"
         )
-        return Spent(*self._connection.execute(query, (run_name(),)).fetchone())
+        return Spent(*self._read(query, (run_name(),))[0])
 
     def average(self, base_url: str, model: str, stage: str) -> tuple[int, float, float]:
         """(replies, characters of a request's JSON per prompt token, completion tokens per reply) of what is kept of a stage."""
@@ -264,18 +287,23 @@ class Store:
             "select count(*), coalesce(sum(length(request)) * 1.0 / nullif(sum(prompt_tokens), 0), 0), "
             "coalesce(avg(completion_tokens), 0) from replies where base_url = ? and model = ? and stage = ?"
         )
-        return self._connection.execute(query, (base_url.rstrip("/"), model, stage)).fetchone()
+        return self._read(query, (base_url.rstrip("/"), model, stage))[0]
 
-    def retry(self, stage: str | None = None) -> int:
-        """Put the replies of no use aside, so that they are asked for again (of one stage of this run, or of all). How many."""
+    def retry(self, stage: str | None = None, unfit: Iterable[str] = ()) -> int:
+        """Put the replies of no use aside, so that they are asked for again (of one stage of this run, or of all). How many.
+
+        `unfit` are the keys of replies without a fault of their own that can't be used all the same.
+        """
         which = "" if stage is None else "and key in (select key from used where run = ? and stage = ?)"
+        of = () if stage is None else (run_name(), stage)
+        mark, execute = f"#{uuid.uuid4().hex}", self._connection.execute
         with self._writing("what is to be asked again"):
-            cursor = self._connection.execute(
-                "update or ignore replies set key = key || '#' || received || '.' || abs(random() % 1000000) "
-                f"where fault is not null and instr(key, '#') = 0 {which}",
-                () if stage is None else (run_name(), stage),
-            )
-        return cursor.rowcount
+            query = f"update replies set key = key || ? where fault is not null and instr(key, '#') = 0 {which}"
+            count = execute(query, (mark, *of)).rowcount
+            count += sum(execute("update replies set key = key || ? where key = ?", (mark, key)).rowcount for key in unfit)
+            aside = "exists (select 1 from replies where replies.key = used.key || ?)"
+            execute(f"update used set key = key || ? where {aside}", (mark, mark))  # what was put aside stays paid
+        return count
 
     def archived(self, keys: Iterable[str], folder: Path = Path(ARCHIVES)) -> int:
         """Take those of `keys` that the archives in `folder` hold into the store. How many were new."""
@@ -286,9 +314,14 @@ class Store:
         wanted, added = pl.Series("key", list(keys), pl.String), 0
         for file in sorted(folder.glob("*.parquet")):
             table = read_table(file, COLUMNS)
-            # a reply put aside by `retry` carries its key with a mark: it isn't looked for
-            added += self.add([(*row, 0) for row in table.filter(pl.col("key").is_in(wanted.implode())).select(COLUMNS).iter_rows()])
+            added += self.take(table.filter(pl.col("key").is_in(wanted.implode())).select(COLUMNS).iter_rows())
         return added
+
+    def take(self, rows: Iterable[tuple]) -> int:
+        """Add rows of COLUMNS out of an archive: nobody's spending. What was put aside doesn't come back. How many were new."""
+        aside = "select 1 from replies where key > ? || '#' and key < ? || '$' and reply = ?"
+        reply = COLUMNS.index("reply")
+        return self.add([(*row, 0) for row in rows if not self._read(aside, (row[0], row[0], row[reply]))])
 
     def begin_batch(self, mark: str, base_url: str, keys: Iterable[str]) -> None:
         """Note a batch before the server is told, so that no kill loses it. `mark` is ours; the server's id follows."""
@@ -307,11 +340,36 @@ class Store:
             self._connection.execute("delete from batches where mark = ?", (mark,))
             self._connection.execute("delete from batch_keys where mark = ?", (mark,))
 
+    def keep_unasked(self, replies: Mapping[str, dict[str, Any]]) -> None:
+        """Keep completions (by key) of a batch that this run doesn't ask for: they are paid, and one that asks takes them."""
+        query = "insert or ignore into unasked select ?1, ?2 where not exists (select 1 from replies where key = ?1)"
+        with self._writing(f"{len(replies)} replies"):
+            self._connection.executemany(query, [(key, json.dumps(reply)) for key, reply in replies.items()])
+
+    def unasked(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The completions that `keep_unasked` kept of `keys`."""
+        wanted = set(keys)
+        kept = [key for (key,) in self._read("select key from unasked") if key in wanted]
+        return {key: json.loads(self._read("select reply from unasked where key = ?", (key,))[0][0]) for key in kept}
+
+    def drop_unasked(self, keys: Iterable[str]) -> None:
+        """Forget completions that a run has asked for since."""
+        with self._writing("what is asked for"):
+            self._connection.executemany("delete from unasked where key = ?", [(key,) for key in keys])
+
     def batches(self, base_url: str) -> list[tuple[str, str | None, set[str]]]:
         """(mark, server's id, keys) of the batches under way."""
-        found = self._connection.execute("select mark, id from batches where base_url = ? order by created, mark", (base_url,)).fetchall()
+        found = self._read("select mark, id from batches where base_url = ? order by created, mark", (base_url,))
         query = "select key from batch_keys where mark = ?"
-        return [(mark, server_id, {key for (key,) in self._connection.execute(query, (mark,))}) for mark, server_id in found]
+        return [(mark, server_id, {key for (key,) in self._read(query, (mark,))}) for mark, server_id in found]
+
+    def _read(self, query: str, values: Iterable[Any] = ()) -> list[tuple]:
+        try:
+            return self._reader.execute(query, tuple(values)).fetchall()
+        except sqlite3.Error as error:
+            raise LibraError(
+                f"kept replies can't be read from {self.path} ({error}); free the disk or stop what holds it, then run again"
+            ) from None
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:
@@ -320,9 +378,11 @@ class Store:
             self._connection.execute("begin immediate")
             yield
             self._connection.execute("commit")
-        except sqlite3.Error as error:
+        except BaseException as error:
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
+            if not isinstance(error, sqlite3.Error):
+                raise
             raise LibraError(
                 f"{what} can't be kept in {self.path} ({error}); free the disk or stop what holds it, then run again: "
                 "what was kept before isn't asked for again"
@@ -334,24 +394,29 @@ class Store:
             "select stage, model, count(*), count(fault), sum(prompt_tokens), sum(completion_tokens), sum(usd) "
             "from replies group by stage, model order by stage, model"
         )
-        return self._connection.execute(query).fetchall()
+        return self._read(query)
 
     def rows(self, used: bool = False) -> list[tuple]:
         """All rows of COLUMNS by key, or those that any run uses now."""
-        only = "where key in (select key from used)" if used else ""
-        return self._connection.execute(f"select {', '.join(COLUMNS)} from replies {only} order by key").fetchall()
+        only = "where key in (select key from used) and instr(key, '#') = 0" if used else ""
+        return self._read(f"select {', '.join(COLUMNS)} from replies {only} order by key")
+
+    def faults(self) -> list[tuple[str, str, str, str]]:
+        """(stage, fault, key, the server's JSON) of the replies of no use and of those put aside, by stage and key."""
+        query = "select stage, coalesce(fault, 'put aside: its texts could not be used'), key, reply from replies "
+        return self._read(query + "where fault is not null or instr(key, '#') > 0 order by stage, key")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stages.llm.store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("show", "export", "import", "retry"), nargs="?", default="show")
+    parser.add_argument("command", choices=("show", "export", "import", "retry", "faults"), nargs="?", default="show")
     parser.add_argument("file", nargs="?", type=Path, help="the archive, a Parquet file")
     parser.add_argument("--used", action="store_true", help="export only what the last run of each stage used")
     options = parser.parse_intermixed_args()  # a file after --used
     if (options.command in ("export", "import")) != (options.file is not None):
-        parser.error("export and import take a file, show and retry take none")
+        parser.error("export and import take a file, show, retry and faults take none")
     if options.used and options.command != "export":
         parser.error("--used goes with export")
     cli.guarded("store", lambda: _command(options.command, options.file, options.used))
@@ -369,10 +434,13 @@ def _command(command: str, file: Path | None, used: bool = False) -> None:
             print(f"{table.height:,} replies written to {file}")
         elif command == "import":
             table = read_table(file, COLUMNS)
-            added = store.add([(*row, 0) for row in table.select(COLUMNS).iter_rows()])
+            added = store.take(table.select(COLUMNS).iter_rows())
             print(f"{added:,} of {table.height:,} replies were new")
         elif command == "retry":
             print(f"{store.retry():,} replies of no use will be asked for again")
+        elif command == "faults":
+            for stage, fault, key, reply in store.faults():
+                print(f"{stage}: {fault}\n  {key}\n  {reply}")
         else:
             totals = store.totals()
             print(f"{store.path}: {sum(row[2] for row in totals):,} replies")

@@ -17,6 +17,8 @@ import json
 import os
 import random
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -27,6 +29,7 @@ from stages.llm.pace import NAP, Pace
 MAX_RETRIES = 4
 MAX_REFUSALS = 12
 LONGEST_PAUSE = 8.0  # seconds between two tries
+REAL_KEY = 16  # characters; a shorter one (none, test) stands for no key, and a reply may hold it as a word
 T = TypeVar("T")
 FORMS = ("json_schema", "json_object", "text")  # of structured output, from what is asked first to what every server takes
 
@@ -109,7 +112,7 @@ class Wire:
                     return await once()
                 raise
             try:
-                answer = json.loads(self.masked(raw.content.decode("utf-8", "replace")))
+                answer = json.loads(self.masked(raw.content.decode("utf-8", "replace"), REAL_KEY))
             except json.JSONDecodeError:
                 raise _Broken(
                     f"{self.endpoint} didn't answer with JSON: is this the address of a chat API (it often ends in /v1)?"
@@ -168,9 +171,9 @@ class Wire:
             await asyncio.sleep(step)
             seconds -= step
 
-    def masked(self, text: str) -> str:
-        """`text` without the key, should a server repeat it."""
-        return text.replace(self._key, "***") if len(self._key) >= 4 else text
+    def masked(self, text: str, shortest: int = 4) -> str:
+        """`text` without the key, should a server repeat it; a key of fewer than `shortest` characters stays."""
+        return text.replace(self._key, "***") if len(self._key) >= shortest else text
 
     def status_words(self, status: int, fault: dict[str, Any]) -> str:
         """What an HTTP error means for the user. The key is never in it."""
@@ -236,13 +239,17 @@ def _open(endpoint: Endpoint, key: str, app):
 
 
 def _retry_after(headers) -> float | None:
-    """Seconds of a Retry-After header (or OpenAI's retry-after-ms); None where it is missing or a date."""
+    """Seconds from now of a Retry-After header, a number or a date (or OpenAI's retry-after-ms); None where there is none."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             return max(0.0, float(headers[name]) * unit)
         except (KeyError, ValueError):
             continue
-    return None
+    try:
+        until = parsedate_to_datetime(headers["retry-after"])
+        return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (KeyError, ValueError):
+        return None
 
 
 def connection_words(endpoint: Endpoint, error: Exception) -> str:

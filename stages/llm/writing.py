@@ -38,6 +38,7 @@ def ask_texts(
     """
     usable: dict[str, dict[str, list[str]]] = {}
     faults: dict[str, str] = {}
+    keys: dict[str, list[str]] = {}  # of the replies that can't be used
     waiting = sheets
     for sample_index in range(ROUNDS):
         requests = [request(sheet, sample_index) for sheet in waiting]
@@ -47,12 +48,15 @@ def ask_texts(
             fault = reply.error or text_fault(sheet, by_role)
             if fault:
                 faults[sheet["seed_id"]] = fault
+                keys.setdefault(sheet["seed_id"], []).append(reply.key)
             else:
                 usable[sheet["seed_id"]] = by_role
         waiting = [sheet for sheet in waiting if sheet["seed_id"] not in usable]
         if not waiting:
             break
-    _quarantine(session, endpoint, what, [(sheet["seed_id"], faults[sheet["seed_id"]]) for sheet in waiting], len(sheets), max_quarantined)
+    bad = [(sheet["seed_id"], faults[sheet["seed_id"]]) for sheet in waiting]
+    unfit = [key for seed_id, _ in bad for key in keys[seed_id]]
+    _quarantine(session, endpoint, what, bad, unfit, len(sheets), max_quarantined)
     return usable
 
 
@@ -79,7 +83,7 @@ def text_fault(sheet: dict[str, Any], by_role: dict[str, list[str]]) -> str | No
 
 
 def _quarantine(
-    session: Session, endpoint: Endpoint, what: str, bad: list[tuple[str, str]], total: int, share: float
+    session: Session, endpoint: Endpoint, what: str, bad: list[tuple[str, str]], unfit: list[str], total: int, share: float
 ) -> None:
     if not bad:
         return
@@ -88,7 +92,7 @@ def _quarantine(
     for seed_id, fault in bad:
         print(f"{what}: quarantined {seed_id}: {fault}", file=sys.stderr)
     if failed:
-        session.give_up()
+        session.give_up(unfit)
         listed = "; ".join(f"{seed_id}: {fault}" for seed_id, fault in bad[:LISTED]) + ("; ..." if len(bad) > LISTED else "")
         raise LibraError(
             f"{len(bad)} of {total} replies of {endpoint.base_url} (model `{endpoint.model}`) can't be used, more than "
