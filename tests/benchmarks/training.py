@@ -27,7 +27,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / "TRAINING.md"
-STEPS, PAIRS, REPEATS = 12, 50, 3
+STEPS, PAIRS = 12, 50
 SIDES = (5, 2, 1)
 KINDS = ("trl", "grid", "best", "grid, reference before")
 
@@ -100,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--kind", "--side", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each, of which the medians are shown")
     options = parser.parse_args()
     if options.kind:
         print(json.dumps(measure(options.kind, int(options.side), Path(options.folder))))
@@ -107,7 +108,7 @@ def main() -> None:
     lines = []
     for side in SIDES:
         figures: dict[str, list[dict]] = {kind: [] for kind in KINDS}
-        for _ in range(REPEATS):
+        for _ in range(options.repeats):
             for kind, found in figures.items():
                 found.append(run(kind, side))
                 print(f"{side} x {side}, {kind}: {found[-1]['seconds']:.1f} s, loss {found[-1]['loss']:.5f}", flush=True)
@@ -119,12 +120,12 @@ def main() -> None:
         lines.append(
             f"| {side} x {side} | {middle['trl'] / middle['grid']:.1f} x | "
             f"{middle['best'] / middle['grid, reference before']:.1f} x | {figures['grid'][0]['rows']:.2f} | "
-            f"{peak['grid']:.0f} / {peak['trl']:.0f} MiB | {PAIRS / middle['grid'] * STEPS:.0f} pairs/s | {date.today()} |"
+            f"{peak['grid']:.0f} / {peak['trl']:.0f} MiB | {PAIRS / middle['grid'] * STEPS:.0f} pairs/s | {options.repeats} | {date.today()} |"
         )
     table = "\n".join(
         [
-            "| grid | faster than TRL's defaults | than TRL's best, training alone | rows | peak memory, grid / TRL | grid | date |",
-            "|---|---|---|---|---|---|---|",
+            "| grid | faster than TRL's defaults | than TRL's best, training alone | rows | peak memory, grid / TRL | grid | runs | date |",
+            "|---|---|---|---|---|---|---|---|",
             *lines,
         ]
     )
