@@ -3,7 +3,7 @@
     python tests/benchmarks/training.py        # about ten minutes on two idle cores; writes tests/benchmarks/TRAINING.md
 
 Grids of 5 x 5, 2 x 2 and 1 x 1 answers to each prompt, from data/librachemqa/train.parquet, on the default policy's size with
-fresh weights; 50 pairs a step, the same pairs in the same order for all. Contenders, each a process of its own, in turn:
+fresh weights; 50 pairs a step, up to 12 steps, the same pairs in the same order for all. Contenders, each a process of its own, in turn:
 
     trl       TRL at its defaults but fp32: a reference model beside the policy, activation checkpointing
     best      TRL without checkpointing, reference log-probabilities computed when the trainer is made, and not counted
@@ -60,9 +60,11 @@ def measure(kind: str, side: int, folder: Path) -> dict:
     texts = [text for role in ("prompt", "chosen", "rejected") for text in table[role].unique().sort()]
     tokenizer = train_tokenizer(texts, size.vocab_size)
     seeds = table.group_by("seed_id", maintain_order=True).agg(pl.col("prompt", "chosen", "rejected").unique(maintain_order=True))
+    unique = table["rejected"].unique().sort().to_list()
+    rejected_ids = dict(zip(unique, encode_rejected(tokenizer, unique), strict=True))
     rows = []
     for prompts, chosen, rejected in random.Random(1).sample(seeds.drop("seed_id").rows(), seeds.height):
-        good, bad = encode_answers(tokenizer, chosen[:side]), encode_rejected(tokenizer, rejected[:side])
+        good, bad = encode_answers(tokenizer, chosen[:side]), [rejected_ids[text] for text in rejected[:side]]
         for prompt in encode_prompts(tokenizer, prompts[: max(1, 2 // side)]):
             rows += [{"prompt_ids": prompt, "chosen_ids": c, "rejected_ids": r} for c in good for r in bad]
     rows = rows[: STEPS * PAIRS]
@@ -120,7 +122,7 @@ def main() -> None:
         lines.append(
             f"| {side} x {side} | {middle['trl'] / middle['grid']:.1f} x | "
             f"{middle['best'] / middle['grid, reference before']:.1f} x | {figures['grid'][0]['rows']:.2f} | "
-            f"{peak['grid']:.0f} / {peak['trl']:.0f} MiB | {PAIRS / middle['grid'] * STEPS:.0f} pairs/s | {options.repeats} | {date.today()} |"
+            f"{peak['grid']:.0f} / {peak['trl']:.0f} MiB | {figures['grid'][0]['pairs'] / middle['grid']:.0f} pairs/s | {options.repeats} | {date.today()} |"
         )
     table = "\n".join(
         [
@@ -130,9 +132,9 @@ def main() -> None:
         ]
     )
     text = RESULTS.read_text(encoding="utf-8")
-    start, end = "<!-- training.py -->\n", "\n<!-- end -->"
+    start, end = "<!-- training.py -->\n", "<!-- end -->"
     head, rest = text.split(start)
-    RESULTS.write_text(head + start + table + end + rest.split(end, 1)[1], encoding="utf-8")
+    RESULTS.write_text(head + start + table + "\n" + end + rest.split(end, 1)[1], encoding="utf-8")
     print(table)
 
 
