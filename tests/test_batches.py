@@ -115,14 +115,19 @@ def test_a_killed_run_finds_its_batch_again(tmp_path, moment, monkeypatch):
     assert (served.served["batches"], served.served["chat"]) == (1, 0)
 
 
+def under_way(run, served: Faults) -> None:
+    """Wait until the server works on a batch of the process `run`, and a little more."""
+    while not served.served["batches"]:
+        assert run.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.2)
+
+
 def test_ctrl_c_leaves_the_batch_to_the_server_and_the_next_run_fetches_it(tmp_path):
     served = Faults(make_app("m", last_user_text), latency_s=0.4)
     with on_port(served) as url:
         run = start(url, 60, tmp_path, "batch")
-        while not served.served["batches"]:
-            assert run.poll() is None
-            time.sleep(0.01)
-        time.sleep(0.2)
+        under_way(run, served)
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=30)[1]
         assert run.returncode == 130 and "go on at the server, and the next run fetches them" in said and "Traceback" not in said
@@ -169,10 +174,7 @@ def test_what_a_batch_brings_beyond_what_is_asked_is_kept_for_the_run_that_asks(
     served = Faults(make_app("m", last_user_text), latency_s=0.3)
     with on_port(served) as url:
         run = start(url, 60, tmp_path, "batch")
-        while not served.served["batches"]:
-            assert run.poll() is None
-            time.sleep(0.01)
-        time.sleep(0.2)
+        under_way(run, served)
         run.kill()
         run.communicate()
         to = endpoint(url, mode="batch")  # as the run's

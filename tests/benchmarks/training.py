@@ -126,7 +126,7 @@ def main() -> None:
         )
     table = "\n".join(
         [
-            "| grid | faster than TRL's defaults | than TRL's best, training alone | rows | peak memory, grid / TRL | grid | runs | date |",
+            "| grid | faster than TRL's defaults | than TRL's best, training alone | rows | peak memory, grid / TRL | speed | runs | date |",
             "|---|---|---|---|---|---|---|---|",
             *lines,
         ]
