@@ -2,15 +2,18 @@
 
 import signal
 import time
+from dataclasses import replace
+from pathlib import Path
 
+import openai
 import pytest
 from asking import ask_all, endpoint, on_port
 from test_session import PRICE, RUN, number, numbers, start, texts
 
 from stages.common.errors import LibraError
-from stages.llm import asgi_batches, batches, wire
+from stages.llm import asgi_batches, batches, client, wire
 from stages.llm.asgi import RequestError, last_user_text, make_app
-from stages.llm.budget import BudgetParams, OverBudget
+from stages.llm.budget import BudgetParams, OverBudget, Pricing
 from stages.llm.client import Session
 from stages.llm.faults import Faults
 from stages.llm.store import Store
@@ -184,6 +187,76 @@ def test_what_a_batch_brings_beyond_what_is_asked_is_kept_for_the_run_that_asks(
         assert served.served["batches"] == 1 and session.tallies["run"].received == 55
     with Store(tmp_path / ".cache/replies.sqlite") as kept:
         assert len(kept.rows()) == 60 and not kept.unasked(row[0] for row in kept.rows())
+
+
+def left_under_way(run_in: Path, url: str, served: Faults, count: int = 60) -> None:
+    """A killed run of `count` requests whose batch goes on at the server."""
+    run = start(url, count, run_in, "batch")
+    under_way(run, served)
+    run.kill()
+    run.communicate()
+
+
+def test_online_a_batch_under_way_is_waited_for_and_not_paid_twice(tmp_path, capsys):
+    served = Faults(make_app("m", last_user_text), latency_s=0.3)
+    with on_port(served) as url:
+        left_under_way(tmp_path, url, served)
+        session = Session("run", 0, BudgetParams(max_requests=70))
+        replies = session.ask(endpoint(url), texts(70), "run")
+    assert [reply.content for reply in replies] == [f"prompt {i}" for i in range(70)]
+    assert (served.served["batches"], served.served["chat"]) == (1, 10) and session.tallies["run"].received == 70
+    assert "60 requests are in a batch that is paid; it is waited for" in capsys.readouterr().err
+
+
+def test_online_what_a_batch_cancelled_at_the_server_left_is_asked_for(tmp_path):
+    served = Faults(make_app("m", last_user_text), latency_s=0.2)
+    with on_port(served) as url:
+        left_under_way(tmp_path, url, served)
+        server = openai.OpenAI(base_url=url, api_key="none")
+        server.batches.cancel(server.batches.list().data[0].id)
+        assert len(ask_all(endpoint(url), texts(60), "run")) == 60
+    assert served.served["batches"] == 1 and 0 < served.served["chat"] < 60
+
+
+@pytest.mark.parametrize("mode", ["online", "batch"])
+def test_a_batch_nothing_of_which_is_asked_for_any_more_is_collected_for_later(tmp_path, mode):
+    """Its rows were edited; nobody waits for it while it is under way, and once it is done an edit back costs nothing."""
+    served = Faults(make_app("m", last_user_text), latency_s=0.4)
+    with on_port(served) as url:
+        left_under_way(tmp_path, url, served)
+        edited = [replace(request, sample_index=1) for request in texts(5)]
+        ask_all(endpoint(url, mode=mode), edited, "run")
+        with Store(tmp_path / ".cache/replies.sqlite") as kept:
+            assert len(kept.batches(url)) == 1
+        while openai.OpenAI(base_url=url, api_key="none").batches.list().data[-1].status != "completed":
+            time.sleep(0.05)
+        edited = [replace(request, sample_index=2) for request in texts(5)]
+        ask_all(endpoint(url, mode=mode), edited, "run")
+        before = dict(served.served)
+        to = endpoint(url, "m", mode=mode, usd_per_million=PRICE)
+        session = Session("run", 0, BudgetParams(max_requests=60))
+        assert len(session.ask(to, texts(60), "run")) == 60
+        assert served.served == before and session.tallies["run"].received == 60
+    with Store(tmp_path / ".cache/replies.sqlite") as kept:
+        keys = [row[0] for row in kept.rows()]
+        assert len(keys) == 70 and kept.unasked(keys) == {} and kept.batches(url) == [] and kept.spent().requests == 60
+
+
+def test_what_a_batch_brought_costs_what_a_batch_costs(monkeypatch):
+    """... also when it is asked for online."""
+    half = Pricing("table", lambda prompt, completion, usage: 0.5), Pricing("table", lambda prompt, completion, usage: 1.0)
+    monkeypatch.setattr(client, "price_of", lambda to: half[to.mode == "online"])
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with on_port(make_app("m", last_user_text)) as url:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(batches, "_collect", stopped)
+            ask_all(endpoint(url, mode="batch"), texts(20), "run")
+        session = Session("run", 0)
+        session.ask(endpoint(url), texts(30), "run")
+        assert session.tallies["run"].usd == 20 * 0.5 + 10 * 1.0
 
 
 @pytest.mark.parametrize("fault", ["cut", "error"])

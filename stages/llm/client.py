@@ -21,7 +21,7 @@ from typing import Any
 
 from stages.common.errors import Interrupted, LibraError
 from stages.common.progress import counter
-from stages.llm.batches import Asked, send_batch
+from stages.llm.batches import Asked, Take, fetch_batches, send_batch
 from stages.llm.budget import Budget, BudgetParams, OverBudget, Pricing, price_of
 from stages.llm.chat import OFFLINE, ChatRequest, Endpoint, Reply, fault, read, request_body
 from stages.llm.store import (
@@ -263,10 +263,11 @@ class _Sender:
     def __init__(self, session: Session, endpoint: Endpoint, store: Store, tally: Tally, pricing: Pricing | None, bar, what: str):
         self._session, self._endpoint, self._store, self._tally, self._pricing = session, endpoint, store, tally, pricing
         self._bar, self._what = bar, what
+        self._in_batch = price_of(endpoint.model_copy(update={"mode": "batch"}))
         self._budget = Budget(session.caps, endpoint, pricing, store.spent())
         self._wire: Wire | None = None
         self._tasks: list[asyncio.Task] = []
-        self._interrupted = False
+        self._interrupted = self._batched = False  # _batched: what is waited for is a batch
         self._error: BaseException | None = None
 
     async def run(self, rows: list[Row]) -> None:
@@ -281,8 +282,14 @@ class _Sender:
                 pass
         try:
             async with Wire(self._endpoint) as self._wire:
+                self._tasks = [asyncio.current_task()]
                 work = self._in_batches if self._endpoint.mode == "batch" else self._online
                 await work(rows)
+        except (Stopped, asyncio.CancelledError):
+            if not self._interrupted:
+                raise
+        except LibraError as error:
+            self._error = error
         finally:
             if self._wire is not None:
                 self._tally.retries += self._wire.retries
@@ -310,13 +317,20 @@ class _Sender:
         self._interrupted = True
         self._wire.stop()
         flying = f"{self._budget.in_flight:,} requests are in flight and waited for (Ctrl-C again gives them up)"
-        if self._endpoint.mode == "batch":
+        if self._batched:
             flying = "the batches under way go on at the server, and the next run fetches them"
         print(f"\n{self._what}: stopping; {flying}", file=sys.stderr)
 
     async def _online(self, rows: list[Row]) -> None:
-        waiting = deque(rows)
-        self._tasks = [asyncio.create_task(self._work(waiting)) for _ in range(min(self._endpoint.concurrency, len(rows)))]
+        if self._store.batches(self._endpoint.base_url):  # sent before `mode` was changed, or the rows were
+            self._batched, looked = True, set()
+            while left := {row.key: row for row in rows if row.reply is None and row.key not in looked}:
+                looked |= left.keys()
+                asked = dict(zip(left, self._asked(left.values()), strict=True))
+                await fetch_batches(self._wire, self._store, asked, self._taker(left, asked), self._say)
+            self._batched = False
+        waiting = deque(row for row in rows if row.reply is None)
+        self._tasks = [asyncio.create_task(self._work(waiting)) for _ in range(min(self._endpoint.concurrency, len(waiting)))]
         for result in await asyncio.gather(*self._tasks, return_exceptions=True):
             if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 self._error = self._error or result
@@ -332,17 +346,19 @@ class _Sender:
                 continue
             key = row.key
             try:
+                body = request_body(self._endpoint, row.now(), self._session.random_seed)
                 if kept := store.find([key]):
                     settled = self._session.take(self._endpoint, row, kept[key], self._tally)
+                elif brought := store.unasked([key]):
+                    settled = await self._keep_paid(row, body, brought[key])
                 else:
                     self._budget.admit()
-                    body = request_body(self._endpoint, row.now(), self._session.random_seed)
                     try:
                         answer = await wire.complete(body)
                     except BaseException:
                         self._budget.land(None, None)
                         raise
-                    settled = await self._keep(row, body, answer)
+                    settled = await self._keep(row, body, answer, self._pricing)
             except Stopped:
                 return
             except OverBudget as error:
@@ -359,10 +375,15 @@ class _Sender:
             else:
                 waiting.appendleft(row)
 
-    async def _keep(self, row: Row, body: dict[str, Any], answer: dict[str, Any]) -> bool:
+    async def _keep_paid(self, row: Row, body: dict[str, Any], answer: dict[str, Any]) -> bool:
+        """Keep what a batch brought: it needs no room in the budget any more."""
+        self._budget.in_flight += 1
+        return await self._keep(row, body, answer, self._in_batch)
+
+    async def _keep(self, row: Row, body: dict[str, Any], answer: dict[str, Any], pricing: Pricing | None) -> bool:
         """Keep a reply, then settle its row with it; False when the row needs another attempt."""
         prompt, completion = tokens(body, answer)
-        usd = self._pricing.usd(prompt, completion, usage_of(answer)) if self._pricing else None
+        usd = pricing.usd(prompt, completion, usage_of(answer)) if pricing else None
         reply = read(answer, row.request)
         where = (self._what, self._endpoint.base_url.rstrip("/"), row.now().sample_index)
         kept = Kept(*where, body, answer, fault(reply), usd, used_by=self._session.stage)
@@ -379,25 +400,20 @@ class _Sender:
 
     async def _in_batches(self, rows: list[Row]) -> None:
         asked: dict[str, Asked] = {}
-        self._tasks = [asyncio.current_task()]
-        try:
-            while left := {row.key: row for row in rows if row.reply is None}:
-                tries = {key: one.tries for key, one in asked.items()}
-                asked = dict(zip(left, self._asked(left.values()), strict=True))
-                for key, one in asked.items():
-                    one.tries = tries.get(key, 0)
+        self._batched = True
+        while left := {row.key: row for row in rows if row.reply is None}:
+            tries = {key: one.tries for key, one in asked.items()}
+            asked = dict(zip(left, self._asked(left.values()), strict=True))
+            for key, one in asked.items():
+                one.tries = tries.get(key, 0)
+            await send_batch(self._wire, self._store, self._budget, asked, self._taker(left, asked), self._say)
 
-                async def take(key: str, answer: dict[str, Any], left=left, asked=asked) -> None:
-                    self._budget.in_flight += 1
-                    if await self._keep(left[key], asked[key].body, answer):
-                        self._bar.update()
+    def _taker(self, rows: dict[str, Row], asked: dict[str, Asked]) -> Take:
+        async def take(key: str, answer: dict[str, Any]) -> None:
+            if await self._keep_paid(rows[key], asked[key].body, answer):
+                self._bar.update()
 
-                await send_batch(self._wire, self._store, self._budget, asked, take, self._say)
-        except (Stopped, asyncio.CancelledError):
-            if not self._interrupted:
-                raise
-        except LibraError as error:
-            self._error = error
+        return take
 
     def _asked(self, rows: Iterable[Row]) -> Iterator[Asked]:
         """The rows' bodies with their likely cost: the average of what is kept, else of a reply as long as it may be."""

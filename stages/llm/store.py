@@ -207,13 +207,15 @@ class Store:
 
     def find(self, keys: Iterable[str]) -> dict[str, Found]:
         """The kept replies of those `keys` that have one."""
-        wanted, found = list(dict.fromkeys(keys)), {}
+        what = "key, reply, fault, prompt_tokens, completion_tokens, usd from replies"
+        return {key: Found(json.loads(reply), *rest) for key, reply, *rest in self._of(what, keys)}
+
+    def _of(self, what: str, keys: Iterable[str]) -> Iterator[tuple]:
+        """The rows of `what` (columns and table) for `keys`."""
+        wanted = list(dict.fromkeys(keys))
         for start in range(0, len(wanted), AT_ONCE):
             part = wanted[start : start + AT_ONCE]
-            columns = "key, reply, fault, prompt_tokens, completion_tokens, usd"
-            query = f"select {columns} from replies where key in ({', '.join('?' * len(part))})"
-            found.update({key: Found(json.loads(reply), *rest) for key, reply, *rest in self._read(query, part)})
-        return found
+            yield from self._read(f"select {what} where key in ({', '.join('?' * len(part))})", part)
 
     def claim(self, key: str) -> bool:
         """Whether this process may ask for `key`: no other one is asking. The kernel ends a claim with its process."""
@@ -258,6 +260,7 @@ class Store:
             marks = ", ".join("?" * (len(COLUMNS) + 1))
             self._connection.executemany(f"insert or ignore into replies values ({marks})", rows)
             added = self._connection.total_changes - before
+            self._connection.executemany("delete from unasked where key = ?", [row[:1] for row in rows])
             self._use(used)
         return added
 
@@ -347,15 +350,8 @@ class Store:
             self._connection.executemany(query, [(key, json.dumps(reply)) for key, reply in replies.items()])
 
     def unasked(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The completions that `keep_unasked` kept of `keys`."""
-        wanted = set(keys)
-        kept = [key for (key,) in self._read("select key from unasked") if key in wanted]
-        return {key: json.loads(self._read("select reply from unasked where key = ?", (key,))[0][0]) for key in kept}
-
-    def drop_unasked(self, keys: Iterable[str]) -> None:
-        """Forget completions that a run has asked for since."""
-        with self._writing("what is asked for"):
-            self._connection.executemany("delete from unasked where key = ?", [(key,) for key in keys])
+        """The completions that `keep_unasked` kept of `keys`; once a run keeps one as its reply, `add` forgets it here."""
+        return {key: json.loads(reply) for key, reply in self._of("key, reply from unasked", keys)}
 
     def batches(self, base_url: str) -> list[tuple[str, str | None, set[str]]]:
         """(mark, server's id, keys) of the batches under way."""
