@@ -1,5 +1,6 @@
 """The Batch API as a mode of the same client: interchangeable with online replies, resumed after a kill, re-sent where it failed."""
 
+import json
 import signal
 import time
 from dataclasses import replace
@@ -322,6 +323,64 @@ def test_replies_of_a_batch_are_kept_in_few_writes(monkeypatch):
 def test_a_line_separator_in_a_reply_doesnt_lose_its_line():
     with on_port(Faults(make_app("m", lambda body: "one\u2028two\x85three"))) as url:
         assert ask_all(endpoint(url, mode="batch"), texts(3), "batch")[2].content == "one\u2028two\x85three"
+
+
+ODD = [b"<html>", b"[" * 100_000, b'{"n": ' + b"9" * 5000 + b"}", b"[]", b"{}", b"null"]
+
+
+@pytest.mark.parametrize("body", ODD, ids=["html", "deep", "digits", "list", "empty", "null"])
+@pytest.mark.parametrize("kind", [b"application/json", b"text/html"])
+def test_odd_answers_about_files_and_batches_are_tried_again(kind, body):
+    inner = Faults(make_app("m", last_user_text))
+    calls, created = {}, []
+
+    async def app(scope, receive, send):
+        called = (scope.get("method"), scope.get("path"))
+        calls[called] = calls.get(called, 0) + 1
+        if scope["type"] != "http" or calls[called] > 1 or "content" in called[1]:
+            return await inner(scope, receive, send)
+        if called == ("POST", "/v1/batches"):  # the server takes it, and only its answer is odd
+            created.append(1)
+
+            async def swallow(message):
+                pass
+
+            await inner(scope, receive, swallow)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+        await send({"type": "http.response.body", "body": body})
+
+    with on_port(app) as url:
+        assert len(ask_all(endpoint(url, mode="batch"), texts(5), "batch")) == 5
+    assert created and inner.served["batches"] == 1
+
+
+@pytest.mark.parametrize(
+    "result", ["[" * 100_000, '{"n": ' + "9" * 5000 + "}", '{"custom_id": []}', "7", '{"custom_id": KEY, "response": 3, "error": []}',
+               '{"custom_id": KEY, "response": {"status_code": "400", "body": {"error": "no"}}, "error": "no"}']
+)  # fmt: skip
+def test_odd_lines_of_a_result_are_sent_again(result):
+    inner, spoiled = Faults(make_app("m", last_user_text)), []
+
+    async def app(scope, receive, send):
+        if spoiled or not scope.get("path", "").endswith("/content"):
+            return await inner(scope, receive, send)
+
+        async def spoil(message):
+            if body := message.get("body"):
+                spoiled.append(1)
+                first, rest = body.split(b"\n", 1)
+                odd = result.replace("KEY", json.dumps(json.loads(first)["custom_id"])).encode()
+                await send({**message, "body": odd + b"\n" + rest})
+            else:
+                head = [pair for pair in message.get("headers", []) if pair[0] != b"content-length"]
+                await send({**message, "headers": head} if "headers" in message else message)
+
+        await inner(scope, receive, spoil)
+
+    with on_port(app) as url:
+        replies = ask_all(endpoint(url, mode="batch"), texts(5), "batch")
+        assert [reply.content for reply in replies] == [f"prompt {i}" for i in range(5)]
+    assert spoiled and inner.served["batches"] == 2
 
 
 @pytest.mark.parametrize("hung", ["/v1/files", "/v1/batches/batch_"])

@@ -23,7 +23,7 @@ from stages.llm.budget import Budget, OverBudget
 from stages.llm.chat import is_completion
 from stages.llm.pace import NAP
 from stages.llm.store import Store
-from stages.llm.wire import REAL_KEY, Stopped, Wire, filtered, is_filter
+from stages.llm.wire import REAL_KEY, Stopped, Wire, filtered, is_filter, server_json
 
 MOST_REQUESTS = 50_000  # in one batch
 MOST_BYTES = 100_000_000
@@ -150,7 +150,7 @@ async def _take_all(take: Take, answers: Mapping[str, dict[str, Any]]) -> None:
 
 async def _submit(wire: Wire, store: Store, keys: list[str], lines: bytes, say) -> tuple[str, str, set[str]]:
     client, mark = wire.client, uuid.uuid4().hex
-    file = await _fetched(wire, lambda: client.files.create(file=("requests.jsonl", lines), purpose="batch"))
+    file = await _fetched(wire, lambda: wire.typed(client.files.create(file=("requests.jsonl", lines), purpose="batch")))
     store.begin_batch(mark, wire.endpoint.base_url, keys)
     tries = 0
 
@@ -160,10 +160,10 @@ async def _submit(wire: Wire, store: Store, keys: list[str], lines: bytes, say) 
         if tries > 1 and (found := await _marked(wire, mark)) != GONE:
             return found  # the server had taken it, only its answer was lost
         metadata = {MARK: mark}
-        batch = await client.batches.create(
+        batch = client.batches.create(
             input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
         )
-        return batch.id
+        return (await wire.typed(batch)).id
 
     server_id = await wire.tried(create)
     store.batch_is(mark, server_id)
@@ -173,9 +173,12 @@ async def _submit(wire: Wire, store: Store, keys: list[str], lines: bytes, say) 
 
 async def _marked(wire: Wire, mark: str) -> str:
     """The server's id of the batch with this mark, or GONE."""
-    async for batch in wire.client.batches.list(limit=100):
-        if (batch.metadata or {}).get(MARK) == mark:
-            return batch.id
+    try:
+        async for batch in wire.client.batches.list(limit=100):
+            if (batch.metadata or {}).get(MARK) == mark:
+                return batch.id
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        raise wire.no_json(error) from None
     return GONE
 
 
@@ -200,7 +203,7 @@ async def _collect(
     unanswered = {key: asked[key] for key in keys if key in asked}
     client, wait, began = wire.client, POLL_FIRST, time.monotonic()
     while True:
-        batch = await _fetched(wire, lambda: client.batches.retrieve(server_id), missing=GONE)
+        batch = await _fetched(wire, lambda: wire.typed(client.batches.retrieve(server_id)), missing=GONE)
         if batch == GONE and not unanswered:
             return  # perhaps of another account; it may be known again to the next run
         if batch == GONE:
@@ -234,11 +237,11 @@ async def _collect(
         content = await _fetched(wire, lambda file_id=file_id: client.files.content(file_id))
         for line in content.content.decode("utf-8", "replace").split("\n"):  # splitlines would cut a text at U+2028 too
             try:
-                result = json.loads(wire.masked(line, REAL_KEY))
-                key = result["custom_id"]
-            except (ValueError, KeyError, TypeError):
+                result = server_json(wire.masked(line, REAL_KEY))
+            except ValueError:
                 continue  # its request stays unanswered, and is sent again
-            if key not in keys:
+            key = result.get("custom_id") if isinstance(result, dict) else None
+            if not isinstance(key, str) or key not in keys:
                 continue
             answer, status, fault = _result(wire, result)
             if answer is not None:
@@ -260,12 +263,17 @@ async def _collect(
 
 def _result(wire: Wire, result: dict[str, Any]) -> tuple[dict[str, Any] | None, int, dict[str, Any]]:
     """(the completion or None, HTTP status or 0, the error object) of a line of a batch's result."""
-    response = result.get("response") or {}
-    status, body = response.get("status_code") or 0, response.get("body")
+    response = _dict(result.get("response"))
+    status, body = response.get("status_code"), response.get("body")
+    status = status if type(status) is int else 0
     if status == 200 and is_completion(body):
         return body, status, {}
-    fault = (body.get("error") if isinstance(body, dict) else None) or result.get("error") or {}
+    fault = _dict(_dict(body).get("error")) or _dict(result.get("error"))
     return (filtered(wire.endpoint.model) if is_filter(fault) else None), status, fault
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _again(wire: Wire, unanswered: dict[str, Asked], why: str) -> None:
