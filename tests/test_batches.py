@@ -351,7 +351,7 @@ def test_odd_answers_about_files_and_batches_are_tried_again(kind, body):
 
     with on_port(app) as url:
         assert len(ask_all(endpoint(url, mode="batch"), texts(5), "batch")) == 5
-    assert created and inner.served["batches"] == 1
+    assert created and inner.served["batches"] == (2 if body == b"{}" else 1), "{} is a list of no batches"
 
 
 @pytest.mark.parametrize(

@@ -326,6 +326,18 @@ def test_the_cap_is_one_for_all_stages_of_a_run_and_each_experiment_has_its_own(
         Session("rephrase", 3, caps).ask(endpoint(url), texts(30), "rephrase")
 
 
+def test_two_processes_of_one_run_keep_one_cap(tmp_path):
+    """Each asks for its own; the cap is passed by no more than what both have in flight."""
+    served = Faults(make_app("m", last_user_text), latency_s=0.02)
+    with on_port(served) as url:
+        runs = [start(url, 400, tmp_path, stage=name, cap="150") for name in ("craft", "rephrase")]
+        said = [run.communicate(timeout=60)[1] for run in runs]
+    assert [run.returncode for run in runs] == [1, 1] and all("budget.max_requests = 150 is reached" in one for one in said), said
+    assert 150 <= served.served["chat"] <= 150 + 2 * 8
+    with Store(tmp_path / ".cache/replies.sqlite") as kept:
+        assert kept.spent().requests == served.served["chat"]
+
+
 def test_a_cap_in_usd_needs_a_price(monkeypatch):
     monkeypatch.setenv("TEST_LLM_KEY", KEY)
     with pytest.raises(LibraError, match="has no price in the price table.*usd_per_million"):
@@ -338,7 +350,7 @@ def test_a_cap_in_usd_needs_a_price(monkeypatch):
     assert pricing.usd(1_000_000, 0, usage) == pytest.approx(0.075)
     assert price_of(known.model_copy(update={"mode": "batch"})).usd(1_000_000, 1_000_000, {}) == pytest.approx(0.375)
     assert price_of(endpoint("https://api.openai.com/v1", "no-such-model")) is None
-    Budget(BudgetParams(max_usd=1.0), known, pricing, Spent(0, 0, 0.0)).admit()
+    Budget(BudgetParams(max_usd=1.0), known, pricing, lambda: Spent(0, 0, 0.0)).admit()
 
 
 def test_a_reply_of_no_use_costs_too(path):
@@ -385,26 +397,27 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch):
 RUN = """
 import sys
 from stages.common import cli
+from stages.llm.budget import BudgetParams
 from stages.llm.chat import ChatRequest, Endpoint
 from stages.llm.client import Session
-from stages.llm.estimate import Rehearsal
 def main():
-    count = int(sys.argv[2])
+    count, stage, cap = int(sys.argv[2]), sys.argv[4], int(sys.argv[5])
+    random_seed = ["run", "craft", "rephrase"].index(stage)
     to = Endpoint(base_url=sys.argv[1], model="m", temperature=0.5, max_tokens=100, concurrency=8, api_key_env="TEST_LLM_KEY",
                   timeout_s=10.0, mode=sys.argv[3])
-    with Session("run", 0) as session:
-        replies = session.ask(to, [ChatRequest([{"role": "user", "content": f"prompt {i}"}]) for i in range(count)], "run")
+    with Session(stage, random_seed, BudgetParams(max_requests=cap)) as session:
+        replies = session.ask(to, [ChatRequest([{"role": "user", "content": f"prompt {i}"}]) for i in range(count)], stage)
     assert [reply.content for reply in replies] == [f"prompt {i}" for i in range(count)]
 cli.guarded("run", main)
 """
 
 
-def start(url: str, count: int, folder: Path, mode: str = "online", **more) -> subprocess.Popen:
+def start(url: str, count: int, folder: Path, mode: str = "online", stage: str = "run", cap: str = "9999", **more) -> subprocess.Popen:
     """A run in a process of its own, in `folder`."""
     import os
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder), "TEST_LLM_KEY": KEY}
-    command = [sys.executable, "-c", RUN, url, str(count), mode]
+    command = [sys.executable, "-c", RUN, url, str(count), mode, stage, cap]
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, **more)
 
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,15 +146,18 @@ class Session:
             bar.close()
         return placed(rows, len(requests))
 
-    def quarantined(self, what: str, count: int) -> None:
-        """Note that `count` rows had no usable reply and are left out."""
+    def quarantined(self, what: str, count: int, unfit: Mapping[str, str] | None = None) -> None:
+        """Note that `count` rows had no usable reply and are left out; `unfit` are {key: fault} of what came in for them."""
         self.tallies[what].quarantined += count
+        if unfit is not None and self.tallies[what].base_url != OFFLINE:
+            with Store(store_path()) as store:
+                store.note_unfit(self.stage, unfit)
 
-    def give_up(self, unfit: Iterable[str] = ()) -> None:
-        """The stage fails for want of usable replies: the next run asks once more for those of no use and for keys `unfit`."""
+    def give_up(self, unfit: Mapping[str, str] | None = None) -> None:
+        """The stage fails for want of usable replies: the next run asks once more for those of no use and for `unfit`."""
         if any(tally.base_url != OFFLINE for tally in self.tallies.values()):
             with Store(store_path()) as store:
-                store.retry(self.stage, unfit)
+                store.retry(self.stage, unfit or {})
 
     def rows(self, endpoint: Endpoint, requests: list[ChatRequest]) -> list[Row]:
         """A row for each different request, in order."""
@@ -264,7 +267,8 @@ class _Sender:
         self._session, self._endpoint, self._store, self._tally, self._pricing = session, endpoint, store, tally, pricing
         self._bar, self._what = bar, what
         self._in_batch = price_of(endpoint.model_copy(update={"mode": "batch"}))
-        self._budget = Budget(session.caps, endpoint, pricing, store.spent())
+        store.reckon()
+        self._budget = Budget(session.caps, endpoint, pricing, lambda: store.paid_elsewhere)
         self._wire: Wire | None = None
         self._tasks: list[asyncio.Task] = []
         self._interrupted = self._batched = False  # _batched: what is waited for is a batch

@@ -55,6 +55,12 @@ class Rehearsal(Session):
     def __exit__(self, *_: object) -> None:
         """Nothing is reported."""
 
+    def quarantined(self, what: str, count: int, unfit=None) -> None:
+        """Nor noted."""
+
+    def give_up(self, unfit=None) -> None:
+        """Nor put aside."""
+
     def ask(self, endpoint: Endpoint, requests: list[ChatRequest], what: str, app=None, note: str = "") -> list[Reply]:
         if endpoint.base_url == OFFLINE:
             self.estimates.setdefault(what, Estimate(inside=True)).requests += len(requests)
