@@ -127,7 +127,7 @@ def _rehearse(project: Path) -> None:
 
     params = read_params("respond")
     section, teacher = params.section("respond", respond.RespondParams), params.section("teacher", Endpoint)
-    answers = respond.asked_answers(Rehearsal("respond", params.random_seed), teacher, section.endpoints, asked)
+    answers = respond.asked_answers(Rehearsal("respond", params.random_seed), teacher, section, asked)
     obliging = respond.always_comply(test)
     guarded = respond.guarded(train, asked["prompt"].to_list(), obliging)
     answers["always_comply"] = [(text, None, "stop", None) for text in obliging]
