@@ -19,7 +19,8 @@ from pydantic import Field
 from stages.common.errors import LibraError
 from stages.common.params import Section
 from stages.llm.chat import OFFLINE, Endpoint
-from stages.llm.store import Spent, counted
+from stages.llm.store import Spent
+from stages.llm.tokens import counted
 
 BATCH_DISCOUNT = 0.5  # of the list price: OpenAI's Batch API and those that copy it
 

@@ -24,9 +24,8 @@ from stages.common.progress import counter
 from stages.llm.batches import Asked, Take, fetch_batches, send_batch
 from stages.llm.budget import Budget, BudgetParams, OverBudget, Pricing, price_of
 from stages.llm.chat import OFFLINE, ChatRequest, Endpoint, Reply, fault, read, request_body
-from stages.llm.store import (
-    AT_ONCE, CHARACTERS_PER_TOKEN, Found, Kept, Store, canonical, reply_key, store_path, tokens, usage_of,
-)  # fmt: skip
+from stages.llm.store import AT_ONCE, Found, Kept, Store, canonical, reply_key, store_path
+from stages.llm.tokens import guess_asked, tokens, usage_of
 from stages.llm.wire import Stopped, Wire
 
 ASK_AGAIN = 2  # how often a reply that doesn't fit its schema is asked for again
@@ -422,12 +421,11 @@ class _Sender:
     def _asked(self, rows: Iterable[Row]) -> Iterator[Asked]:
         """The rows' bodies with their likely cost: the average of what is kept, else of a reply as long as it may be."""
         count, characters, told = self._store.average(self._endpoint.base_url, self._endpoint.model, self._what)
-        if count < ENOUGH or not characters:
-            characters, told = CHARACTERS_PER_TOKEN, self._endpoint.max_tokens
-        told = math.ceil(told)
+        known = count >= ENOUGH and characters
+        told = math.ceil(told) if known else self._endpoint.max_tokens
         for row in rows:
             body = request_body(self._endpoint, row.now(), self._session.random_seed)
-            asked = math.ceil(len(canonical(body)) / characters)
+            asked = math.ceil(len(canonical(body)) / characters if known else guess_asked(body))
             yield Asked(body, asked + told, self._pricing.usd(asked, told, {}) if self._pricing else 0.0)
 
     def _say(self, words: str) -> None:

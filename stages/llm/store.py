@@ -39,6 +39,7 @@ from typing import Any, NamedTuple
 from stages.common import cli
 from stages.common.errors import LibraError
 from stages.llm.chat import is_completion
+from stages.llm.tokens import tokens
 
 COLUMNS = (
     "key", "stage", "base_url", "model", "sample_index", "request", "reply", "fault", "prompt_tokens", "completion_tokens", "usd",
@@ -48,8 +49,6 @@ SQLITE = b"SQLite format 3\0"  # how its files begin
 ARCHIVES = "data/replies"  # Parquet files that came with a release
 WAIT = 60.0  # seconds another process may hold the store
 AT_ONCE = 500  # keys looked up in one query; SQLite takes at most 32,766
-CHARACTERS_PER_TOKEN = 4  # where a server doesn't count tokens
-MOST_TOKENS = 10**9  # of one reply: a server that counts more doesn't count, and SQLite's sums don't overflow
 _TABLES = """
 create table if not exists replies (
   key text primary key, stage text not null, base_url text not null, model text not null, sample_index integer not null,
@@ -116,27 +115,6 @@ class Kept:
         texts = (_storable(canonical(self.request)), _storable(canonical(self.reply)), self.fault and _storable(self.fault))
         where = (self.stage, self.base_url, self.request["model"], self.sample_index)
         return (key, *where, *texts, *tokens(self.request, self.reply), self.usd, int(time.time()), 1)
-
-
-def tokens(request: Mapping[str, Any], reply: Mapping[str, Any]) -> tuple[int, int]:
-    """(prompt tokens, completion tokens) as the server counted them, else a token for every four characters."""
-    usage = usage_of(reply)
-    asked, told = counted(usage.get("prompt_tokens")), counted(usage.get("completion_tokens"))
-    if asked is None:
-        asked = -(-sum(len(str(message.get("content") or "")) for message in request["messages"]) // CHARACTERS_PER_TOKEN)
-    if told is None:
-        told = -(-len(str(reply["choices"][0]["message"].get("content") or "")) // CHARACTERS_PER_TOKEN)
-    return asked, told
-
-
-def usage_of(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """The server's usage object, {} where it sent none."""
-    return usage if isinstance(usage := reply.get("usage"), dict) else {}
-
-
-def counted(value: Any) -> int | None:
-    """A server's count of tokens; None where it is none."""
-    return value if type(value) is int and 0 <= value <= MOST_TOKENS else None
 
 
 def _storable(text: str) -> str:
@@ -336,6 +314,15 @@ class Store:
             "coalesce(avg(completion_tokens), 0) from replies where base_url = ? and model = ? and stage = ?"
         )
         return self._read(query, (base_url.rstrip("/"), model, stage))[0]
+
+    def sample(self, base_url: str, model: str, stage: str, count: int) -> list[tuple[dict, dict, int, int]]:
+        """(request, reply, prompt tokens, completion tokens) of up to `count` replies: a stage's, or (`stage` %) of all stages."""
+        query = (
+            "select request, reply, prompt_tokens, completion_tokens from replies "
+            f"where base_url = ? and model = ? and stage like ? and not {_UNREADABLE} order by key limit ?"
+        )
+        found = self._read(query, (base_url.rstrip("/"), model, stage, count))
+        return [(json.loads(request), json.loads(reply), *counts) for request, reply, *counts in found]
 
     def retry(self, stage: str | None = None, unfit: Mapping[str, str] | None = None) -> int:
         """Put the replies of no use aside, so that they are asked for again (of one stage of this run, or of all). How many.

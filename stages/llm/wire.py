@@ -14,9 +14,11 @@
 
 import asyncio
 import json
+import logging
 import os
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -53,6 +55,9 @@ class Wire:
         import openai
 
         self._errors, self._response = openai, httpx2.Response
+        if len(self._key) >= REAL_KEY:
+            for handler in logging.getLogger().handlers:  # OPENAI_LOG=debug logs what a server sends, whatever it holds
+                handler.addFilter(_Mask(self._key))
         self.client = _open(endpoint, self._key, app)
 
     async def __aenter__(self) -> "Wire":
@@ -208,6 +213,17 @@ class Wire:
                 return f"{self.endpoint} answered 429{said}; the account of the key in {variable} is out of credit"
             return f"{self.endpoint} answered 429 {MAX_REFUSALS + 1} times{said}; lower concurrency or raise the account's limit"
         return f"{self.endpoint} answered {status}{said}; run again when the server is well"
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """A filter of logs that takes the key out."""
+
+    key: str
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = record.getMessage().replace(self.key, "***"), ()
+        return True
 
 
 class _Broken(Exception):
