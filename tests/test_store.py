@@ -182,7 +182,7 @@ def test_a_reply_with_half_a_surrogate_pair_or_an_absurd_count_is_kept(path):
         key = kept(0)[0]
         reply = Kept("craft", "http://h/v1", 0, {**BODY, "user": "\udc00"}, odd, fault="\ud800")
         asyncio.run(asyncio.wait_for(opened.keep(key, reply), 10))
-        assert opened.find([key])[key] == (odd, "\\ud800", 5, 5, None)
+        assert opened.find([key])[key] == (odd, "\\ud800", 12, 5, None)
         assert json.loads(opened.rows()[0][5])["user"] == "\udc00"
 
 

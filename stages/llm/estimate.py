@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.common import cli
+from stages.common.errors import LibraError
 from stages.common.params import read_params
 from stages.common.progress import counter
 from stages.llm.budget import BudgetParams, price_of
@@ -80,9 +81,9 @@ class Rehearsal(Session):
         inside = endpoint.model_copy(update={"base_url": OFFLINE, "model": app.state.model_name, "mode": "online"})
         asyncio.run(OfflineAsker(self, inside, tally, counter(what + note, len(missing)), app).run(missing))
         estimate.basis, asking, telling = "rehearsal", 1.0, 1.0
-        if len(of_stage) >= ENOUGH:
+        said = asyncio.run(_said(inside, app, [request for request, *_ in of_stage])) if len(of_stage) >= ENOUGH else None
+        if said is not None:
             estimate.basis = f"{len(of_stage)} of its replies"
-            said = asyncio.run(_said(inside, app, [request for request, *_ in of_stage]))
             asking, telling = _corrections(of_stage, said)
         elif len(of_model) >= ENOUGH:
             estimate.basis = f"rehearsal, {len(of_model)} replies of the model"
@@ -91,7 +92,7 @@ class Rehearsal(Session):
         for row in missing:
             asked = round(asking * guess_asked(request_body(endpoint, row.now(), self.random_seed)))
             answered = round(telling * guess(row.reply.content))
-            if len(row.request.messages) == 1 and len(of_stage) < ENOUGH:  # a further candidate: nobody knows what it will say
+            if len(row.request.messages) == 1 and said is None:  # a further candidate: nobody knows what it will say
                 answered, estimate.basis = endpoint.max_tokens, "the longest replies there may be"
             estimate.prompt_tokens += asked
             estimate.completion_tokens += answered
@@ -109,10 +110,13 @@ def _corrections(kept: list[tuple[dict, dict, int, int]], said: list[str]) -> tu
     return sum(row[2] for row in kept) / asked, sum(row[3] for row in kept) / (told or 1.0)
 
 
-async def _said(inside: Endpoint, app, requests: list[dict]) -> list[str]:
-    """What the offline application answers to requests that a server answered."""
+async def _said(inside: Endpoint, app, requests: list[dict]) -> list[str] | None:
+    """What the offline application answers to requests that a server answered; None where one is of a form it doesn't know."""
     async with Wire(inside, app) as wire:
-        return [text_of(await wire.complete({**request, "model": inside.model})) for request in requests]
+        try:
+            return [text_of(await wire.complete({**request, "model": inside.model})) for request in requests]
+        except LibraError:
+            return None
 
 
 def estimate() -> dict[str, Estimate]:
