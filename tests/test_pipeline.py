@@ -9,6 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +37,14 @@ SMALL = {
     "judge": {"max_abstained": 1.0},
     "score": {"bootstrap": 100},
 }
+ARCHIVE = """
+from pathlib import Path
+from stages.llm import store
+row = ("k", "craft", "http://h/v1", "m", 0, "{}", "{}", None, 1, 1, None, 0)
+with store.Store(store.store_path()) as kept:
+    kept.take([row])
+store._command("export", Path("data/replies/v1.parquet"))
+"""
 KEY = "sk-planted-" + "in-the-pipeline"  # in two parts: the search below finds this file too
 CANDIDATES = {"sft", "dpo", "always_refuse", "always_comply", "ngram_guard", "teacher"}
 
@@ -148,6 +158,25 @@ def test_mlflow_has_a_run_of_each_recorded_stage(clone):
     assert tags["sft"]["input.data.librachemqa"] == tags["dpo"]["input.data.librachemqa"] == hashes["data/librachemqa"]
     assert tags["dpo"]["input.models.sft"] == hashes["models/sft"]
     assert "candidates.dpo.safety" in metrics and models == {"libra", "libra-sft"}
+
+
+def test_an_archive_of_replies_is_kept_by_dvc_and_never_by_git(changeable):
+    """The README's `export` and `dvc add`; a clone gets it back with `dvc pull`."""
+    folder = changeable
+    call(folder, "python", "-c", ARCHIVE)
+    assert "replies" not in call(folder, "git", "status", "--porcelain", "-uall"), "git doesn't take it before DVC does either"
+    call(folder, "dvc", "add", "data/replies")
+    call(folder, "git", "add", "-A")
+    assert call(folder, "git", "diff", "--cached", "--name-only").split() == ["data/replies.dvc"]
+    commit(folder)
+    other = folder.parent / "other"
+    call(folder, "git", "clone", "-q", str(folder), str(other))
+    call(other, "dvc", "remote", "add", "-d", "--local", "first", str(folder / ".dvc/cache"))
+    call(other, "dvc", "pull", "data/replies.dvc")
+    assert (other / "data/replies/v1.parquet").read_bytes() == (folder / "data/replies/v1.parquet").read_bytes()
+    call(folder, "git", "rm", "-q", "data/replies.dvc")
+    shutil.rmtree(folder / "data/replies")
+    commit(folder)
 
 
 def test_a_second_run_runs_nothing(clone):
@@ -286,6 +315,39 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
     assert {"mlflow.db", "replies.sqlite", "dvc.lock", "metrics.json"} <= {path.name for path in written}
     assert not [path for path in written if KEY.encode() in path.read_bytes()], "the key is in nothing that was written"
     assert {"generation.craft.usd", "generation.rephrase.completion_tokens", "generation.craft.wall_s"} <= logged
+
+
+def test_two_queued_experiments_at_once_share_one_store(changeable):
+    """`dvc exp run --queue`, then two at once: both succeed, and what both ask for is paid for once."""
+    folder = changeable
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    with served(folder, sys.executable, "-m", "stages.llm.offline", "--port", "0", "--latency", "0.05") as teacher:
+        params["teacher"] |= {"base_url": teacher, "usd_per_million": {"prompt": 1.0, "completion": 2.0}, "concurrency": 4}
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+        for name, tries in (("one", 100), ("two", 101)):
+            call(folder, "dvc", "exp", "run", "--queue", "-n", name, "-S", f"score.bootstrap={tries}")
+        call(folder, "dvc", "queue", "start", "-j", "2")
+        until = time.monotonic() + 300
+        while not re.fullmatch(r"(.*(Success|Failed).*\n?){2}", said := queue_status(folder)):
+            assert time.monotonic() < until, said
+            time.sleep(1)
+        counted = json.loads(urllib.request.urlopen(f"{teacher}/served").read())
+    logs = "".join(call(folder, "dvc", "queue", "logs", name) for name in ("one", "two"))
+    assert "Failed" not in said, logs
+    spent = {}
+    for ref in call(folder, "git", "for-each-ref", "refs/exps", "--format=%(refname)").split():
+        if (name := ref.rpartition("/")[2]) in ("one", "two"):
+            spent[name] = json.loads(call(folder, "git", "show", f"{ref}:data/eval/metrics.json"))["generation"]
+    needed = sum(spent["one"][what]["requests"] for what in ("craft", "rephrase", "respond: teacher"))
+    assert needed == 2 * 112 + 144 == counted["chat"], "each request was sent once"
+    for what in ("craft", "rephrase", "respond: teacher"):
+        assert spent["one"][what]["received"] + spent["two"][what]["received"] == spent["one"][what]["requests"], what
+
+
+def queue_status(folder: Path) -> str:
+    """A line for each experiment of the queue."""
+    said = call(folder, "dvc", "queue", "status")
+    return "\n".join(line for line in said.splitlines() if re.search(r"\b(one|two)\b", line))
 
 
 @pytest.mark.parametrize(

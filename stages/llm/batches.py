@@ -89,7 +89,8 @@ async def fetch_batches(
     async with _alone(wire, store):
         asked, under_way, covered = await _brought(wire, store, asked, take)
     if held := sum(key in covered for key in asked):
-        say(f"{held:,} requests are in a batch that is paid; it is waited for (cancel it at the server, and the rest is asked online)")
+        mend = "cancel it at the server, and the rest is asked online"
+        say(f"{held:,} requests are in a batch that is paid; it is waited for ({mend})")
     for batch in under_way:
         await _collect(wire, store, *batch, asked, take, say)
 

@@ -5,8 +5,8 @@
     budget.land(tokens, usd)  # when its reply is there
 
 The caps hold for the whole pipeline run: all replies its stages use that were paid for, in this try or in an earlier one
-(`Store.spent`), and by other processes with the run's name (`Store.paid_elsewhere`). What is in flight counts with the average of what came back, so that a cap is hardly ever passed, and never by more
-than what is in flight. Prices come from genai-prices (Pydantic; pinned in requirements.lock, its version goes into the results), or
+(`Store.spent`), by this process or by another one with the run's name (`Store.paid_elsewhere`). What is in flight counts with the
+average of what came back, so that a cap is hardly ever passed, and never by more than what is in flight. Prices come from genai-prices (Pydantic; pinned in requirements.lock, its version goes into the results), or
 from `usd_per_million` of the endpoint.
 """
 

@@ -270,7 +270,9 @@ class _Sender:
         self._budget = Budget(session.caps, endpoint, pricing, lambda: store.paid_elsewhere)
         self._wire: Wire | None = None
         self._tasks: list[asyncio.Task] = []
-        self._interrupted = self._batched = False  # _batched: what is waited for is a batch
+        self._interrupted = False
+        self._batched = False  # what is waited for is a batch
+        self._unasked = False  # there are replies that batches brought and nobody asked for
         self._error: BaseException | None = None
 
     async def run(self, rows: list[Row]) -> None:
@@ -332,6 +334,7 @@ class _Sender:
                 asked = dict(zip(left, self._asked(left.values()), strict=True))
                 await fetch_batches(self._wire, self._store, asked, self._taker(left, asked), self._say)
             self._batched = False
+        self._unasked = self._store.holds_unasked()
         waiting = deque(row for row in rows if row.reply is None)
         self._tasks = [asyncio.create_task(self._work(waiting)) for _ in range(min(self._endpoint.concurrency, len(waiting)))]
         for result in await asyncio.gather(*self._tasks, return_exceptions=True):
@@ -352,7 +355,7 @@ class _Sender:
                 body = request_body(self._endpoint, row.now(), self._session.random_seed)
                 if kept := store.find([key]):
                     settled = self._session.take(self._endpoint, row, kept[key], self._tally)
-                elif brought := store.unasked([key]):
+                elif self._unasked and (brought := store.unasked([key])):
                     settled = await self._keep_paid(row, body, brought[key])
                 else:
                     self._budget.admit()

@@ -276,7 +276,10 @@ class Store:
         """Add replies to what this run has paid, and see what others with its name added."""
         tokens_all = sum(one["prompt_tokens"] + one["completion_tokens"] for one in replies)
         more = Spent(len(replies), tokens_all, sum(one["usd"] or 0.0 for one in replies))
-        query = "update paid set requests = requests + ?, tokens = tokens + ?, usd = usd + ? where run = ? returning requests, tokens, usd"
+        query = (
+            "update paid set requests = requests + ?, tokens = tokens + ?, usd = usd + ? where run = ? "
+            "returning requests, tokens, usd"
+        )
         if total := self._connection.execute(query, (*more, run_name())).fetchall():
             self._own = self._own.plus(more)
             self.paid_elsewhere = Spent(*total[0]).plus(self._own, -1)
@@ -394,6 +397,10 @@ class Store:
     def unasked(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The completions that `keep_unasked` kept of `keys`; once a run keeps one as its reply, `add` forgets it here."""
         return {key: json.loads(reply) for key, reply in self._of("key, reply from unasked", keys)}
+
+    def holds_unasked(self) -> bool:
+        """Whether `keep_unasked` kept anything that nobody has asked for yet."""
+        return bool(self._read("select 1 from unasked limit 1"))
 
     def batches(self, base_url: str) -> list[tuple[str, str | None, set[str]]]:
         """(mark, server's id, keys) of the batches under way."""

@@ -222,7 +222,10 @@ class _Mask:
     key: str
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = record.getMessage().replace(self.key, "***"), ()
+        try:
+            record.msg, record.args = record.getMessage().replace(self.key, "***"), ()
+        except (TypeError, ValueError):
+            pass  # a record that can't be formatted: logging says so itself
         return True
 
 
