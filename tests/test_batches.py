@@ -243,6 +243,28 @@ def test_a_batch_nothing_of_which_is_asked_for_any_more_is_collected_for_later(t
         assert len(keys) == 70 and kept.unasked(keys) == {} and kept.batches(url) == [] and kept.spent().requests == 60
 
 
+def test_a_batch_nobody_asks_for_that_can_t_be_fetched_stops_nothing(tmp_path, capsys):
+    inner = make_app("m", last_user_text)
+
+    async def app(scope, receive, send):
+        if not scope.get("path", "").startswith("/v1/batches"):
+            return await inner(scope, receive, send)
+        await send({"type": "http.response.start", "status": 403, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with on_port(app) as url:
+        with Store(tmp_path / ".cache/replies.sqlite") as kept:
+            kept.begin_batch("mark", url, ["another key"])
+            kept.batch_is("mark", "batch_1")
+        assert len(ask_all(endpoint(url), texts(5), "run")) == 5
+        assert "batch batch_1, of which nothing is asked for any more, is left at the server" in capsys.readouterr().err
+        with Store(tmp_path / ".cache/replies.sqlite") as kept:
+            kept.begin_batch("ours", url, [row.key for row in Session("run", 0).rows(endpoint(url), texts(6))])
+            kept.batch_is("ours", "batch_2")
+        with pytest.raises(LibraError, match="answered 403"):
+            ask_all(endpoint(url), texts(6), "run")
+
+
 def test_what_a_batch_brought_costs_what_a_batch_costs(monkeypatch):
     """... also when it is asked for online."""
     half = Pricing("table", lambda prompt, completion, usage: 0.5), Pricing("table", lambda prompt, completion, usage: 1.0)

@@ -75,8 +75,7 @@ async def send_batch(
                 size += len(lines[-1]) + 1
             keys, waiting = waiting[: len(lines)], waiting[len(lines) :]
             under_way.append(await _submit(wire, store, keys, b"\n".join(lines) + b"\n", say))
-    for batch in under_way:
-        await _collect(wire, store, *batch, asked, take, say)
+    await _collect_all(wire, store, under_way, asked, take, say)
 
 
 async def fetch_batches(
@@ -91,8 +90,7 @@ async def fetch_batches(
     if held := sum(key in covered for key in asked):
         mend = "cancel it at the server, and the rest is asked online"
         say(f"{held:,} requests are in a batch that is paid; it is waited for ({mend})")
-    for batch in under_way:
-        await _collect(wire, store, *batch, asked, take, say)
+    await _collect_all(wire, store, under_way, asked, take, say)
 
 
 @asynccontextmanager
@@ -192,6 +190,16 @@ async def _found_again(wire: Wire, store: Store, mark: str, server_id: str | Non
             return None
         store.batch_is(mark, server_id)
     return mark, server_id, keys
+
+
+async def _collect_all(wire: Wire, store: Store, under_way: list, asked: Mapping[str, Asked], take: Take, say) -> None:
+    for mark, server_id, keys in under_way:
+        try:
+            await _collect(wire, store, mark, server_id, keys, asked, take, say)
+        except LibraError as error:
+            if keys & asked.keys():
+                raise
+            say(f"batch {server_id}, of which nothing is asked for any more, is left at the server: {error}")
 
 
 async def _collect(
