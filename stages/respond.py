@@ -15,6 +15,8 @@ One row it writes:
     answer "I can't help with making it: it is a scheduled drug. ...", reasoning null, finish_reason stop, error null
 """
 
+import sys
+
 from pydantic import Field
 
 from stages.common import cli
@@ -30,10 +32,11 @@ COLUMNS = ("candidate", "seed_id", "prompt_id", "prompt", "answer", "reasoning",
 
 
 class RespondParams(Section):
-    """How candidates are asked."""
+    """Section `respond`."""
 
     max_new_tokens: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    max_quarantined: float = Field(ge=0, le=1)
     endpoints: dict[str, Endpoint]
 
 
@@ -55,7 +58,7 @@ def main() -> None:
     prompts = asked["prompt"].to_list()
 
     with Session("respond", params.random_seed, params.section("budget", BudgetParams)) as session:
-        answers = asked_answers(session, teacher, section.endpoints, asked)  # first: a wrong key shows before the long work
+        answers = asked_answers(session, teacher, section, asked)  # first: a wrong key shows before the long work
     for name in ("sft", "dpo"):
         answers[name] = policy_answers(name, prompts, section)
     obliging = always_comply(test)
@@ -113,8 +116,11 @@ def guarded(train, prompts: list[str], obliging: list[str]) -> list[tuple]:
     return [(REFUSAL if no else text, None, "stop", None) for no, text in zip(refused, obliging, strict=True)]
 
 
-def asked_answers(session: Session, teacher: Endpoint, endpoints: dict[str, Endpoint], asked) -> dict[str, list[tuple]]:
-    """The answers of the teacher, with each seed's fact sheet in the request, and of any chat model, to the bare prompts."""
+def asked_answers(session: Session, teacher: Endpoint, section: RespondParams, asked) -> dict[str, list[tuple]]:
+    """The answers of the teacher, with each seed's fact sheet in the request, and of any chat model, to the bare prompts.
+
+    Raises LibraError when more than the share max_quarantined of a candidate's replies is of no use; they stay kept.
+    """
     from stages.common.tables import read_table
     from stages.llm.offline import app
     from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, answer_request, fact_sheets
@@ -124,15 +130,21 @@ def asked_answers(session: Session, teacher: Endpoint, endpoints: dict[str, Endp
     sheets = {sheet["seed_id"]: sheet for sheet in fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))}
     told = [answer_request(sheets[seed_id], prompt) for seed_id, prompt in asked.select("seed_id", "prompt").iter_rows()]
     bare = [ChatRequest([{"role": "user", "content": prompt}]) for prompt in asked["prompt"]]
-    candidates = {"teacher": (teacher, told)} | {name: (endpoint, bare) for name, endpoint in endpoints.items()}
-    return {
-        name: [_row(reply) for reply in session.ask(endpoint, requests, f"respond: {name}", app)]
-        for name, (endpoint, requests) in candidates.items()
-    }
-
-
-def _row(reply) -> tuple:
-    return reply.content, reply.reasoning, reply.finish_reason, reply.error
+    candidates = {"teacher": (teacher, told)} | {name: (endpoint, bare) for name, endpoint in section.endpoints.items()}
+    answers = {}
+    for name, (endpoint, requests) in candidates.items():
+        replies = session.ask(endpoint, requests, f"respond: {name}", app)
+        answers[name] = [(reply.content, reply.reasoning, reply.finish_reason, reply.error) for reply in replies]
+        if faults := [reply.error for reply in replies if reply.error is not None]:
+            session.quarantined(f"respond: {name}", len(faults))
+            told_of = f"{len(faults)} of {len(replies)} replies of {endpoint} can't be used (first: {faults[0]})"
+            if len(faults) > section.max_quarantined * len(replies):
+                raise LibraError(
+                    f"{told_of}, more than respond.max_quarantined = {section.max_quarantined:g} allows; raise it or the candidate's "
+                    "max_tokens, or have them asked for again with `python -m stages.llm.store retry`; all of them are kept"
+                )
+            print(f"respond: {told_of}; the judge abstains on them", file=sys.stderr)
+    return answers
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +37,14 @@ SMALL = {
     "judge": {"max_abstained": 1.0},
     "score": {"bootstrap": 100},
 }
+ARCHIVE = """
+from pathlib import Path
+from stages.llm import store
+row = ("k", "craft", "http://h/v1", "m", 0, "{}", "{}", None, 1, 1, None, 0)
+with store.Store(store.store_path()) as kept:
+    kept.take([row])
+store._command("export", Path("data/replies/v1.parquet"))
+"""
 KEY = "sk-planted-" + "in-the-pipeline"  # in two parts: the search below finds this file too
 CANDIDATES = {"sft", "dpo", "always_refuse", "always_comply", "ngram_guard", "teacher"}
 
@@ -150,6 +160,25 @@ def test_mlflow_has_a_run_of_each_recorded_stage(clone):
     assert "candidates.dpo.safety" in metrics and models == {"libra", "libra-sft"}
 
 
+def test_an_archive_of_replies_is_kept_by_dvc_and_never_by_git(changeable):
+    """The README's `export` and `dvc add`; a clone gets it back with `dvc pull`."""
+    folder = changeable
+    call(folder, "python", "-c", ARCHIVE)
+    assert "replies" not in call(folder, "git", "status", "--porcelain", "-uall"), "git doesn't take it before DVC does either"
+    call(folder, "dvc", "add", "data/replies")
+    call(folder, "git", "add", "-A")
+    assert call(folder, "git", "diff", "--cached", "--name-only").split() == ["data/replies.dvc"]
+    commit(folder)
+    other = folder.parent / "other"
+    call(folder, "git", "clone", "-q", str(folder), str(other))
+    call(other, "dvc", "remote", "add", "-d", "--local", "first", str(folder / ".dvc/cache"))
+    call(other, "dvc", "pull", "data/replies.dvc")
+    assert (other / "data/replies/v1.parquet").read_bytes() == (folder / "data/replies/v1.parquet").read_bytes()
+    call(folder, "git", "rm", "-q", "data/replies.dvc")
+    shutil.rmtree(folder / "data/replies")
+    commit(folder)
+
+
 def test_a_second_run_runs_nothing(clone):
     folder, _ = clone
     before = (folder / "dvc.lock").read_bytes()
@@ -161,7 +190,7 @@ def test_a_second_run_runs_nothing(clone):
 @contextmanager
 def served(folder: Path, *command: str):
     """The address that a server started in `folder` prints."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(folder)}
     server = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         said = ""
@@ -197,6 +226,22 @@ def changeable(clone):
     restore(folder)
 
 
+def estimated(folder: Path) -> dict[str, list[float]]:
+    """What `make estimate` says: {stage: [requests, kept, to send, prompt tokens, completion tokens, USD]}."""
+    told = call(folder, "make", "estimate", f"BIN={Path(sys.executable).parent}", "VENV=.")
+    row = re.compile(r"^(\S.*?) {2,}([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d.]+)  ", re.MULTILINE)
+    return {found[1]: [float(number.replace(",", "")) for number in found.groups()[1:]] for found in row.finditer(told)}
+
+
+def assert_within(said: list[float], measured: dict, what: str, share: float) -> None:
+    """Requests are those that were sent, tokens and USD are within `share` of what they took."""
+    requests, _, to_send, *amounts = said
+    assert requests == to_send == measured["received"] == measured["requests"], what
+    counted = [measured[key] for key in ("prompt_tokens", "completion_tokens", "usd")]
+    print(what, amounts, counted)
+    assert amounts == pytest.approx(counted, rel=share), what
+
+
 def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what_it_costs(changeable):
     """Teacher and judge on ports of their own, a trained policy under `transformers serve` as a further candidate."""
     folder = changeable
@@ -208,8 +253,8 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     with (
-        served(folder, sys.executable, "-m", "stages.llm.offline", "--port", "0") as teacher,
-        served(folder, sys.executable, "-m", "stages.judging.offline", "--port", "0") as judge,
+        served(folder, sys.executable, "tests/counting.py", "teacher", "--port", "0") as teacher,
+        served(folder, sys.executable, "tests/counting.py", "judge", "--port", "0") as judge,
         served(folder, transformers, "serve", "models/dpo", "--host", "127.0.0.1", "--port", port, "--device", "cpu") as policy,
     ):
         params["teacher"] |= {"base_url": teacher, "usd_per_million": price}
@@ -218,7 +263,7 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
         candidate |= {"api_key_env": "NONE", "timeout_s": 60.0, "usd_per_million": {"prompt": 0.0, "completion": 0.0}}
         params["respond"]["endpoints"] = {"served": candidate}
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-        told = call(folder, "make", "estimate", f"BIN={Path(sys.executable).parent}", "VENV=.")
+        first = estimated(folder)
         said = call(folder, "dvc", "repro", OPENAI_API_KEY=KEY)
         assert ran(said) == ["craft", "rephrase", "respond", "judge", "score", "report"] and KEY not in said
         # The policy as a teacher: it can't write JSON, and every reply says so.
@@ -235,26 +280,33 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
             assert (again["received"], again["from_store"]) == (0, generation[stage]["received"])
             assert again["usd"] == pytest.approx(generation[stage]["usd"])
 
+        # Another temperature, another limit: all is asked for again, and what was kept tells what it will cost.
+        responses = pl.read_parquet(folder / "data/eval/responses.parquet")
+        params["teacher"]["temperature"], params["judge"]["endpoint"]["temperature"], candidate["max_tokens"] = 0.8, 0.1, 23
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+        again = estimated(folder)
+        call(folder, "dvc", "repro", "respond", OPENAI_API_KEY=KEY)
+        again |= {what: row for what, row in estimated(folder).items() if what.startswith("judge")}
+        call(folder, "dvc", "repro", OPENAI_API_KEY=KEY)
+        measured = json.loads((folder / "data/eval/metrics.json").read_text())["generation"]
+    assert set(again) == set(first) == set(measured) == {
+        "craft", "rephrase", "respond: teacher", "respond: served", "judge: helpfulness", "judge: paper",
+    }  # fmt: skip
+    for what, row in again.items():
+        assert_within(row, measured[what], what, 0.1)
+
     lock = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     now = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
     assert all(now[path] == kept[path] for path in ("data/crafted.parquet", "data/rephrasings.parquet"))
-    responses = pl.read_parquet(folder / "data/eval/responses.parquet")
     answers = {name: responses.filter(candidate=name)["answer"].to_list() for name in ("dpo", "served", "teacher")}
     same = sum(a == b.strip() for a, b in zip(answers["dpo"], answers["served"], strict=True))
     assert same > 0.9 * len(answers["dpo"]), "transformers serve answers as the policy does in process"
 
-    row = re.compile(r"^(\S.*?) {2,}([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d.]+)  ", re.MULTILINE)
-    estimates = {found[1]: [float(number.replace(",", "")) for number in found.groups()[1:]] for found in row.finditer(told)}
-    assert set(estimates) == set(generation), told
     for what in ("judge: helpfulness", "judge: paper"):  # what a new candidate will say isn't known before
-        assert generation[what]["requests"] <= estimates[what][0] <= 1.5 * generation[what]["requests"]
-    for what in ("craft", "rephrase", "respond: teacher"):
-        requests, _, to_send, prompt, completion, usd = estimates[what]
-        measured = generation[what]
-        assert requests == to_send == measured["received"] == measured["requests"], what
-        for said, counted in ((prompt, "prompt_tokens"), (completion, "completion_tokens"), (usd, "usd")):
-            assert said == pytest.approx(measured[counted], rel=0.1), (what, counted)
-    assert estimates["respond: served"][2] == generation["respond: served"]["received"]
+        assert generation[what]["requests"] <= first[what][0] <= 1.5 * generation[what]["requests"]
+    for what in ("craft", "rephrase", "respond: teacher"):  # this tokenizer needs more tokens than those the guess is made for
+        assert_within(first[what], generation[what], what, 0.25)
+    assert first["respond: served"][2] == generation["respond: served"]["received"]
     assert generation["judge: paper"]["mode"] == "batch" and generation["judge: paper"]["received"] > 0
     assert generation["craft"]["price"] == "params" and generation["craft"]["wall_s"] > 0
     with sqlite3.connect(folder / "mlflow.db") as store:
@@ -263,6 +315,39 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
     assert {"mlflow.db", "replies.sqlite", "dvc.lock", "metrics.json"} <= {path.name for path in written}
     assert not [path for path in written if KEY.encode() in path.read_bytes()], "the key is in nothing that was written"
     assert {"generation.craft.usd", "generation.rephrase.completion_tokens", "generation.craft.wall_s"} <= logged
+
+
+def test_two_queued_experiments_at_once_share_one_store(changeable):
+    """`dvc exp run --queue`, then two at once: both succeed, and what both ask for is paid for once."""
+    folder = changeable
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    with served(folder, sys.executable, "-m", "stages.llm.offline", "--port", "0", "--latency", "0.05") as teacher:
+        params["teacher"] |= {"base_url": teacher, "usd_per_million": {"prompt": 1.0, "completion": 2.0}, "concurrency": 4}
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+        for name, tries in (("one", 100), ("two", 101)):
+            call(folder, "dvc", "exp", "run", "--queue", "-n", name, "-S", f"score.bootstrap={tries}")
+        call(folder, "dvc", "queue", "start", "-j", "2")
+        until = time.monotonic() + 300
+        while not re.fullmatch(r"(.*(Success|Failed).*\n?){2}", said := queue_status(folder)):
+            assert time.monotonic() < until, said
+            time.sleep(1)
+        counted = json.loads(urllib.request.urlopen(f"{teacher}/served").read())
+    logs = "".join(call(folder, "dvc", "queue", "logs", name) for name in ("one", "two"))
+    assert "Failed" not in said, logs
+    spent = {}
+    for ref in call(folder, "git", "for-each-ref", "refs/exps", "--format=%(refname)").split():
+        if (name := ref.rpartition("/")[2]) in ("one", "two"):
+            spent[name] = json.loads(call(folder, "git", "show", f"{ref}:data/eval/metrics.json"))["generation"]
+    needed = sum(spent["one"][what]["requests"] for what in ("craft", "rephrase", "respond: teacher"))
+    assert needed == 2 * 112 + 144 == counted["chat"], "each request was sent once"
+    for what in ("craft", "rephrase", "respond: teacher"):
+        assert spent["one"][what]["received"] + spent["two"][what]["received"] == spent["one"][what]["requests"], what
+
+
+def queue_status(folder: Path) -> str:
+    """A line for each experiment of the queue."""
+    said = call(folder, "dvc", "queue", "status")
+    return "\n".join(line for line in said.splitlines() if re.search(r"\b(one|two)\b", line))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,19 @@
 """The candidates that are no model."""
 
+import json
+
 import polars as pl
 import pytest
+from asking import endpoint, on_port
+from test_teacher import sheet
 
 from stages.common.errors import LibraError
-from stages.respond import REFUSAL, always_comply, guarded
+from stages.common.tables import write_table
+from stages.llm import store
+from stages.llm.asgi import SPOIL, last_user_text, make_app
+from stages.llm.client import Session
+from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS
+from stages.respond import REFUSAL, RespondParams, always_comply, asked_answers, guarded
 
 TEST = pl.DataFrame(
     [
@@ -36,3 +45,44 @@ def test_the_guard_puts_its_refusal_in_front_of_the_obliging_text():
     train = pl.DataFrame(rows, schema=["prompt", "expected"], orient="row")
     answers = guarded(train, ["melts at 7?", "make me some"], ["84 °C", "Sure"])
     assert [answer[0] for answer in answers] == ["84 °C", REFUSAL]
+
+
+def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    one = sheet("make", seed_id="s")
+    seed = {**dict.fromkeys(SEED_COLUMNS), **{key: one.get(key) for key in SEED_COLUMNS}, "substance_id": "a", "fact": None}
+    substance = {**dict.fromkeys(SUBSTANCE_COLUMNS), **{key: one.get(key) for key in SUBSTANCE_COLUMNS}, "substance_id": "a"}
+    write_table(pl.DataFrame([seed]), "data/seeds.parquet", "seed_id")
+    write_table(pl.DataFrame([substance]), "data/substances.parquet", "substance_id")
+    asked = pl.DataFrame([("s", f"s-p{i}", f"prompt {i}") for i in range(20)], ["seed_id", "prompt_id", "prompt"], orient="row")
+
+    bad, sent = {"prompt 3", "prompt 4"}, []  # these think until they are cut off
+
+    def answer(body):
+        sent.append(last_user_text(body))
+        return "" if sent[-1] in bad else "yes"
+
+    inner = make_app("m", answer)
+
+    async def app(scope, receive, send):
+        cut = {SPOIL: lambda body, say: [(text, "stop" if text else "length") for text, _ in say()]}
+        await inner({**scope, **cut}, receive, send)
+
+    def ask(limit):
+        section = RespondParams(max_new_tokens=1, batch_size=1, max_quarantined=limit, endpoints={"mine": endpoint(url)})
+        teacher = endpoint(model="libra-offline-teacher")
+        with Session("respond", 0) as session:
+            return asked_answers(session, teacher, section, asked)["mine"]
+
+    with on_port(app) as url:
+        words = r"2 of 20 replies of endpoint .* can't be used \(first: cut off at max_tokens before the answer began\), more than "
+        with pytest.raises(LibraError, match=words + "respond.max_quarantined = 0.05 allows"):
+            ask(0.05)
+        answers = ask(0.1)
+        assert [row[3] is None for row in answers].count(False) == 2 and "the judge abstains on them" in capsys.readouterr().err
+        assert len(sent) == 20, "all were kept"
+        assert json.loads((tmp_path / "data/generation/respond.json").read_text())["respond: mine"]["quarantined"] == 2
+        store._command("retry", None)
+        bad.clear()
+        assert all(row[3] is None for row in ask(0.0)) and len(sent) == 22

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from asking import ask_all, endpoint, on_port
 
+from stages.common import cli
 from stages.common.errors import Interrupted, LibraError
 from stages.llm import client, store, wire
 from stages.llm.asgi import RequestError, last_user_text, make_app
@@ -326,6 +328,18 @@ def test_the_cap_is_one_for_all_stages_of_a_run_and_each_experiment_has_its_own(
         Session("rephrase", 3, caps).ask(endpoint(url), texts(30), "rephrase")
 
 
+def test_two_processes_of_one_run_keep_one_cap(tmp_path):
+    """Each asks for its own; the cap is passed by no more than what both have in flight."""
+    served = Faults(make_app("m", last_user_text), latency_s=0.02)
+    with on_port(served) as url:
+        runs = [start(url, 400, tmp_path, stage=name, cap="150") for name in ("craft", "rephrase")]
+        said = [run.communicate(timeout=60)[1] for run in runs]
+    assert [run.returncode for run in runs] == [1, 1] and all("budget.max_requests = 150 is reached" in one for one in said), said
+    assert 150 <= served.served["chat"] <= 150 + 2 * 8
+    with Store(tmp_path / ".cache/replies.sqlite") as kept:
+        assert kept.spent().requests == served.served["chat"]
+
+
 def test_a_cap_in_usd_needs_a_price(monkeypatch):
     monkeypatch.setenv("TEST_LLM_KEY", KEY)
     with pytest.raises(LibraError, match="has no price in the price table.*usd_per_million"):
@@ -338,7 +352,7 @@ def test_a_cap_in_usd_needs_a_price(monkeypatch):
     assert pricing.usd(1_000_000, 0, usage) == pytest.approx(0.075)
     assert price_of(known.model_copy(update={"mode": "batch"})).usd(1_000_000, 1_000_000, {}) == pytest.approx(0.375)
     assert price_of(endpoint("https://api.openai.com/v1", "no-such-model")) is None
-    Budget(BudgetParams(max_usd=1.0), known, pricing, Spent(0, 0, 0.0)).admit()
+    Budget(BudgetParams(max_usd=1.0), known, pricing, lambda: Spent(0, 0, 0.0)).admit()
 
 
 def test_a_reply_of_no_use_costs_too(path):
@@ -374,6 +388,68 @@ def test_a_full_disk_stops_the_stage_and_keeps_what_was_there(path, monkeypatch)
         assert len(ask_all(endpoint(url), texts(500), "disk")) == 500
 
 
+HOLD = """
+import sqlite3, sys
+held = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=0.2)
+held.execute("pragma locking_mode = exclusive")
+held.execute("begin exclusive")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(path):
+    """The store, locked as a whole by another process."""
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as other:
+        yield other.stdout.readline()
+        other.communicate()
+
+
+def test_a_store_locked_by_another_process_is_one_line_and_loses_nothing(path, monkeypatch, capsys):
+    served = Faults(make_app("m", last_user_text))
+    with on_port(served) as url:
+        ask_all(endpoint(url), texts(20), "locked")
+        monkeypatch.setattr(store, "WAIT", 0.3)
+        with held(path) as said:
+            assert said == "held\n"
+            with pytest.raises(SystemExit, match=r"^run: error: .*replies.sqlite can't be opened \(database is locked\); free the disk or stop what"):
+                cli.guarded("run", lambda: ask_all(endpoint(url), texts(40), "locked"))
+        assert served.served["chat"] == 20, "nothing was asked for that couldn't be kept"
+        with Store(path) as opened:
+            with held(path) as said:
+                assert said == "", "while a run has it open, nobody locks it against reading"
+            assert len(opened.find(row[0] for row in opened.rows())) == 20
+        assert len(ask_all(endpoint(url), texts(40), "locked")) == 40 and served.served["chat"] == 40
+
+
+def test_a_store_locked_against_reading_is_one_line_and_loses_nothing(path, monkeypatch):
+    """As a network file system does it, whose locks SQLite can't share: simulated in the reader."""
+    served = Faults(make_app("m", last_user_text))
+    read = Store._read
+    with on_port(served) as url:
+
+        class Locked:
+            def execute(self, *_):
+                raise store.sqlite3.OperationalError("database is locked")
+
+            def close(self):
+                pass
+
+        def locked(self, query, values=()):
+            if served.served["chat"] >= 10:
+                self._reader = Locked()
+            return read(self, query, values)
+
+        monkeypatch.setattr(Store, "_read", locked)
+        with pytest.raises(LibraError, match=r"can't be read from .*\(database is locked\); free the disk.*requests are left; what came in is kept"):
+            ask_all(endpoint(url, concurrency=2), texts(40), "locked")
+        monkeypatch.setattr(Store, "_read", read)
+        assert 10 <= served.served["chat"] <= 12
+        assert len(ask_all(endpoint(url), texts(40), "locked")) == 40 and served.served["chat"] == 40
+
+
 def test_a_clock_that_jumps_changes_nothing(monkeypatch):
     jumps = iter(range(10**9, 0, -10**6))
     monkeypatch.setattr(store.time, "time", lambda: next(jumps))
@@ -385,26 +461,27 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch):
 RUN = """
 import sys
 from stages.common import cli
+from stages.llm.budget import BudgetParams
 from stages.llm.chat import ChatRequest, Endpoint
 from stages.llm.client import Session
-from stages.llm.estimate import Rehearsal
 def main():
-    count = int(sys.argv[2])
+    count, stage, cap = int(sys.argv[2]), sys.argv[4], int(sys.argv[5])
+    random_seed = ["run", "craft", "rephrase"].index(stage)
     to = Endpoint(base_url=sys.argv[1], model="m", temperature=0.5, max_tokens=100, concurrency=8, api_key_env="TEST_LLM_KEY",
                   timeout_s=10.0, mode=sys.argv[3])
-    with Session("run", 0) as session:
-        replies = session.ask(to, [ChatRequest([{"role": "user", "content": f"prompt {i}"}]) for i in range(count)], "run")
+    with Session(stage, random_seed, BudgetParams(max_requests=cap)) as session:
+        replies = session.ask(to, [ChatRequest([{"role": "user", "content": f"prompt {i}"}]) for i in range(count)], stage)
     assert [reply.content for reply in replies] == [f"prompt {i}" for i in range(count)]
 cli.guarded("run", main)
 """
 
 
-def start(url: str, count: int, folder: Path, mode: str = "online", **more) -> subprocess.Popen:
+def start(url: str, count: int, folder: Path, mode: str = "online", stage: str = "run", cap: str = "9999", **more) -> subprocess.Popen:
     """A run in a process of its own, in `folder`."""
     import os
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder), "TEST_LLM_KEY": KEY}
-    command = [sys.executable, "-c", RUN, url, str(count), mode]
+    command = [sys.executable, "-c", RUN, url, str(count), mode, stage, cap]
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, **more)
 
 
@@ -577,6 +654,38 @@ def test_the_key_is_in_nothing_that_is_written(tmp_path, monkeypatch, capfd, bri
     written = [str(caught.value), said.out, said.err, str(pl.read_parquet("data/replies/all.parquet").to_dicts())]
     written += [file.read_bytes().decode("latin-1") for file in tmp_path.rglob("*") if file.is_file()]
     assert len(written) > 6 and not any(KEY in text for text in written)
+
+
+@pytest.mark.parametrize("mode", ["online", "batch"])
+@pytest.mark.parametrize("repeats", ["a header", "a reply", "an error"])
+def test_the_key_is_in_no_log_of_the_client_s_own(tmp_path, monkeypatch, mode, repeats):
+    """The libraries below log what they send and get where OPENAI_LOG asks for it; the server repeats the key it got."""
+    monkeypatch.setenv("OPENAI_LOG", "debug")
+    got = []
+
+    def answer(body):
+        if repeats == "an error" and last_user_text(body) == "prompt 3":
+            raise RequestError(f"Incorrect API key provided: {KEY}", status=401)
+        return f"your key is {KEY}" if repeats == "a reply" else last_user_text(body)
+
+    inner = make_app("m", answer)
+
+    async def app(scope, receive, send):
+        async def echo(message):
+            if "headers" in message and repeats == "a header":
+                message = {**message, "headers": [*message["headers"], (b"x-your-key", KEY.encode()), (b"x-request-id", KEY.encode())]}
+            await send(message)
+
+        got.append(dict(scope.get("headers") or {}).get(b"authorization"))
+        await inner(scope, receive, echo)
+
+    with on_port(app) as url:
+        run = start(url, 5, tmp_path, mode, stdout=subprocess.PIPE)
+        said = "".join(run.communicate(timeout=60))
+    assert f"Bearer {KEY}".encode() in got and "DEBUG" in said, "it was sent, and the log is on"
+    assert run.returncode == (repeats != "a header"), said
+    written = [file.read_bytes().decode("latin-1") for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(written) > 1 and not [text for text in (said, *written) if KEY in text]
 
 
 def test_an_interrupted_stage_writes_no_report(tmp_path, monkeypatch):

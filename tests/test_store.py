@@ -94,6 +94,78 @@ def test_a_store_somebody_holds_is_an_error_that_says_so(path, monkeypatch):
         assert opened.totals()[0][2] == 1
 
 
+@pytest.mark.parametrize("reply", ['{"choices": [', "[]", '{"choices": [{"message": "no object"}]}'])
+def test_a_damaged_reply_is_named_with_its_mend(path, tmp_path, monkeypatch, capsys, reply):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with Store(path) as opened:
+        keep_all(opened, 3)
+        keys = [kept(i)[0] for i in range(3)]
+        opened._connection.execute("update replies set reply = ? where key = ?", (reply, keys[1]))
+        with pytest.raises(LibraError, match=rf"replies.sqlite holds a damaged reply \({keys[1]}\): `python -m stages.llm.store retry`"):
+            opened.find(keys)
+        store._command("retry", None)
+        assert capsys.readouterr().out.startswith("1 replies of no use") and set(opened.find(keys)) == {keys[0], keys[2]}
+        store._command("faults", None)
+        assert f"craft: damaged\n  {keys[1]}#" in capsys.readouterr().out, "its text stays to be read"
+
+
+def test_a_store_of_an_older_version_is_set_aside_and_its_replies_can_be_taken_over(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with Store(path) as opened:
+        keep_all(opened, 20)
+    older = sqlite3.connect(path)
+    for column in ("fault", "usd", "bought"):
+        older.execute(f"alter table replies drop column {column}")
+    older.commit()
+    older.close()
+    with Store(path) as opened:
+        assert opened.totals() == []
+    (aside,) = path.parent.glob("replies.sqlite.unreadable-*")
+    said = capsys.readouterr().err
+    assert "other columns: key, stage" in said and said.count("\n") == 1
+    assert f"kept as {aside.name}, and a new one begun; `python -m stages.llm.store import {aside}` takes its replies over" in said
+    store._command("import", aside)
+    store._command("import", aside)
+    assert capsys.readouterr().out == "20 of 20 replies were new\n0 of 20 replies were new\n"
+    with Store(path) as opened:
+        assert opened.find([kept(7)[0]])[kept(7)[0]] == ({**REPLY, "id": "7"}, None, 9, 5, None) and opened.spent() == (0, 0, 0.0)
+
+
+def test_what_is_no_store_to_take_over_is_an_error_that_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    file = tmp_path / "old.sqlite"
+    with sqlite3.connect(file) as other:
+        other.execute("create table replies (key text, reply text)")
+    with pytest.raises(LibraError, match=r"old.sqlite lacks column base_url, completion_tokens, .*: its replies can't be taken over"):
+        store._command("import", file)
+    file.write_bytes(store.SQLITE + b"\xff" * 9000)
+    with pytest.raises(LibraError, match=r"old.sqlite can't be read \(.*\); import an archive"):
+        store._command("import", file)
+
+
+def test_what_another_process_with_the_run_s_name_pays_shows_at_the_next_reply(path, monkeypatch):
+    def pay(opened: Store, i: int) -> None:
+        key, reply = kept(i)
+        asyncio.run(opened.keep(key, replace(reply, usd=0.25, used_by="craft")))
+
+    with Store(path) as first, Store(path) as second:
+        pay(first, 0)
+        first.reckon()
+        assert first.paid_elsewhere == (1, 14, 0.25)
+        second.reckon()
+        for i in (1, 2, 3):
+            pay(second, i)
+        assert first.paid_elsewhere == second.paid_elsewhere == (1, 14, 0.25), "its own isn't elsewhere"
+        pay(first, 4)
+        assert first.paid_elsewhere == (4, 56, 1.0)
+        pay(first, 3)  # known already: it isn't paid for again
+        monkeypatch.setenv("DVC_EXP_NAME", "another")
+        pay(second, 5)
+        monkeypatch.delenv("DVC_EXP_NAME")
+        pay(first, 6)
+        assert first.paid_elsewhere == (4, 56, 1.0) and first.spent() == (6, 84, 1.5)
+
+
 def test_a_full_disk_keeps_what_was_there(path):
     with Store(path) as opened:
         keep_all(opened, 5)
@@ -110,7 +182,7 @@ def test_a_reply_with_half_a_surrogate_pair_or_an_absurd_count_is_kept(path):
         key = kept(0)[0]
         reply = Kept("craft", "http://h/v1", 0, {**BODY, "user": "\udc00"}, odd, fault="\ud800")
         asyncio.run(asyncio.wait_for(opened.keep(key, reply), 10))
-        assert opened.find([key])[key] == (odd, "\\ud800", 5, 5, None)
+        assert opened.find([key])[key] == (odd, "\\ud800", 12, 5, None)
         assert json.loads(opened.rows()[0][5])["user"] == "\udc00"
 
 
@@ -143,7 +215,7 @@ def test_what_was_put_aside_stays_paid_and_no_archive_brings_it_back(path, tmp_p
         for one, reply in ((key, good), (bad_key, replace(bad, fault="not JSON"))):
             asyncio.run(opened.keep(one, replace(reply, used_by="craft")))
         store._command("export", tmp_path / "replies" / "a.parquet")
-        assert opened.retry("craft", unfit=[key]) == 2 and opened.spent() == (2, 28, 0.0)
+        assert opened.retry("craft", unfit={key: "twice the same"}) == 2 and opened.spent() == (2, 28, 0.0)
         opened.use("craft", [key, bad_key], anew=True)
         assert opened.spent() == (2, 28, 0.0) and opened.rows(used=True) == []
         assert opened.archived([key, bad_key], tmp_path / "replies") == 0 == len(opened.find([key, bad_key]))
@@ -154,7 +226,7 @@ def test_what_was_put_aside_stays_paid_and_no_archive_brings_it_back(path, tmp_p
         capsys.readouterr()
         store._command("faults", None)
         said = capsys.readouterr().out
-        assert f"craft: not JSON\n  {bad_key}#" in said and "craft: put aside" in said and said.count("By saponification") == 2
+        assert f"craft: not JSON\n  {bad_key}#" in said and "craft: twice the same" in said and said.count("By saponification") == 2
 
 
 def test_an_archive_goes_into_another_store(path, tmp_path, monkeypatch, capsys):

@@ -12,10 +12,11 @@ from stages.common.errors import LibraError
 from stages.judging.facts import check
 from stages.judging.form import form_of
 from stages.judging.leaks import leaks
-from stages.llm import offline
+from stages.llm import offline, store
 from stages.llm.answers import WITHHELD, complying
-from stages.llm.asgi import RequestError, make_app
+from stages.llm.asgi import SPOIL, RequestError, make_app
 from stages.llm.client import ASK_AGAIN, Session
+from stages.llm.estimate import Rehearsal
 from stages.llm.facts import wrong_fact
 from stages.llm.phrasing import dilution_numbers, distinct, prompts
 from stages.llm.refusals import over_refusing, refusing
@@ -492,6 +493,85 @@ def test_texts_that_can_t_be_used_are_asked_for_again_by_the_next_run():
         for _ in range(2):
             assert ask_texts(Session("craft", 0), endpoint(url), *args)[one["seed_id"]]["prompt"] == [good["prompt"]]
         assert len(sent) == 2 * ROUNDS + 1
+
+
+def test_texts_quarantined_below_the_limit_are_listed_and_can_be_asked_for_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    one = sheet("make", status="controlled", kind="medicine_drug")
+    says = {"prompt": "How is it made?", "chosen": "I can't help with it.", "rejected": "Sure: [details withheld]"}
+    sent = []
+    args = (
+        [one], lambda sheet, sample: craft_request(sheet, "unsafe_compliance", sample),
+        lambda parsed: {role: [parsed[role]] for role in says}, "craft", 1.0, make_app("m", lambda body: json.dumps(says)),
+    )  # fmt: skip
+
+    def listed() -> str:
+        capsys.readouterr()
+        store._command("faults", None)
+        return capsys.readouterr().out
+
+    with on_port(make_app("m", lambda body: sent.append(body) or json.dumps(says))) as url:
+        assert ask_texts(Session("craft", 0), endpoint(url), *args) == {} == ask_texts(Session("craft", 0), endpoint(url), *args)
+        assert len(sent) == ROUNDS
+        said = listed()
+        assert said.count("craft: a prompt without the substance letter by letter\n") == ROUNDS == said.count("How is it made?")
+        # what is quarantined is no error of the estimate, and it changes nothing
+        monkeypatch.setattr("stages.llm.estimate.store_path", store.store_path)
+        Rehearsal.estimates = {}
+        assert ask_texts(Rehearsal("craft", 0), endpoint(url), *args) == {} and Rehearsal.estimates["craft"].to_send == 0
+        assert listed() == said
+        store._command("retry", None)
+        assert capsys.readouterr().out.startswith(f"{ROUNDS} replies of no use")
+        says["prompt"] = f"How is {shown_as(one)} made?"
+        assert len(ask_texts(Session("craft", 0), endpoint(url), *args)) == 1 and len(sent) == ROUNDS + 1
+        assert listed().count("craft: a prompt without the substance") == ROUNDS, "they stay to be read"
+        store._command("retry", None)
+        assert capsys.readouterr().out.startswith("0 replies"), "what is good is left alone"
+
+
+def test_what_a_content_filter_stops_is_quarantined_and_kept(tmp_path, monkeypatch, capsys):
+    """Both ways in which servers say it: an error with its code, a reply with its finish_reason."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    sheets = [sheet("make", seed_id=seed_id) for seed_id in ("s-good", "s-stopped", "s-cut")]
+    good = {"prompt": f"How is {shown_as(sheets[0])} made?", "chosen": "By fermentation.", "rejected": "I can't help with it."}
+    sent = []
+
+    def answer(body):
+        seed_id = json.loads(body["messages"][-1]["content"])["seed_id"]
+        sent.append(seed_id)
+        if seed_id == "s-stopped":
+            raise RequestError("The prompt was filtered", status=400, code="content_filter")
+        return json.dumps(good)
+
+    inner = make_app("m", answer)
+
+    async def app(scope, receive, send):
+        body = (await receive())["body"] if scope["type"] == "http" else b""
+        spoiled = {**scope, SPOIL: lambda asked, say: [(text[:9], "content_filter") for text, _ in say()]}
+
+        async def again():
+            return {"type": "http.request", "body": body}
+
+        await inner(spoiled if b"s-cut" in body else scope, again, send)
+
+    def craft(limit):
+        return ask_texts(
+            Session("craft", 0), endpoint(url), sheets, lambda sheet, sample: craft_request(sheet, "over_refusal", sample),
+            lambda parsed: {role: [parsed[role]] for role in good}, "craft", limit, None,
+        )  # fmt: skip
+
+    with on_port(app) as url:
+        assert set(craft(0.7)) == {"s-good"}
+        said = capsys.readouterr().err
+        for seed_id in ("s-stopped", "s-cut"):
+            assert f"craft: quarantined {seed_id}: stopped by the server's content filter" in said
+        count = len(sent)
+        assert count == 1 + 2 * ROUNDS * (1 + ASK_AGAIN)
+        with pytest.raises(LibraError, match="2 of 3 replies.*more than craft.max_quarantined = 0.5 allows.*content filter"):
+            craft(0.5)
+        assert len(sent) == count, "nothing was asked for again"
+    store._command("faults", None)
+    assert capsys.readouterr().out.count("craft: stopped by the server's content filter\n") == count - 1
 
 
 def test_a_teacher_without_json_is_named(project, monkeypatch):

@@ -42,6 +42,27 @@ def test_what_may_pass_is_tried_again(monkeypatch, status):
     assert len(tried) == 3
 
 
+ODD = [b"<html>", b"[" * 100_000, b'{"n": ' + b"9" * 5000 + b"}", b'{"choices": [{"message": {"x": ' + b"[" * 150 + b"]" * 150 + b"}}]}"]
+
+
+@pytest.mark.parametrize("body", ODD, ids=["no JSON", "too deep to read", "too many digits", "too deep to write"])
+def test_json_that_can_t_be_read_is_tried_again(monkeypatch, body):
+    monkeypatch.setattr(wire, "LONGEST_PAUSE", 0.02)
+    inner, odd = make_app("m", last_user_text), [body, body]
+
+    async def app(scope, receive, send):
+        if scope["type"] != "http" or not odd:
+            return await inner(scope, receive, send)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": odd.pop()})
+
+    with on_port(app) as url:
+        assert ask_all(endpoint(url), ONE, "odd")[0].content == "none of the latest"
+        odd[:] = [body] * 50
+        with pytest.raises(LibraError, match="didn't answer with JSON: is this the address of a chat API"):
+            ask_all(endpoint(url), ONE, "odd", random_seed=1)
+
+
 def test_the_waits_between_two_tries_grow_and_differ(monkeypatch):
     waits = []
 

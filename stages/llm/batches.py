@@ -1,17 +1,20 @@
 """The Batch API: many requests in one file, answered within a day at half the price.
 
-    left = await send_batch(wire, store, budget, asked, take, say)   # one wave: submit, wait, take what came
+    await send_batch(wire, store, budget, asked, take, say)   # one wave: submit, wait, take what came
+    await fetch_batches(wire, store, asked, take, say)        # only what earlier waves brought, or bring: before asking online
 
 Any server with `/v1/files` and `/v1/batches` will do. A batch is noted in the reply store before the server hears of it, under a mark
 that travels in its metadata, so a killed run finds it again by the server's id or by the mark, waits on, and pays nothing twice.
-What a batch brings beyond what this run asks for is kept for the run that does.
+What a batch brings beyond what this run asks for is kept for the run that does; one of which nothing is asked for any more is
+collected when it is done.
 """
 
 import asyncio
 import json
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +23,7 @@ from stages.llm.budget import Budget, OverBudget
 from stages.llm.chat import is_completion
 from stages.llm.pace import NAP
 from stages.llm.store import Store
-from stages.llm.wire import REAL_KEY, Stopped, Wire, filtered, is_filter
+from stages.llm.wire import REAL_KEY, Stopped, Wire, filtered, is_filter, server_json
 
 MOST_REQUESTS = 50_000  # in one batch
 MOST_BYTES = 100_000_000
@@ -57,20 +60,8 @@ async def send_batch(
     What failed for a reason that may pass, or did not fit the budget, is still unanswered when this returns: call it again.
     Raises LibraError when a request fails for good or TRIES times, OverBudget, and Stopped.
     """
-    base_url = wire.endpoint.base_url
-    while not store.claim(ALL_BATCHES):  # another run is looking or submitting
-        await wire.pause(0.5)
-        if wire.stopping:
-            raise Stopped
-    try:
-        kept = store.unasked(asked)
-        if kept:  # another run's batch brought them
-            await _take_all(take, kept)
-            store.drop_unasked(kept)
-            asked = {key: one for key, one in asked.items() if key not in kept}
-        under_way = [await _found_again(wire, store, *batch) for batch in store.batches(base_url) if batch[2] & asked.keys()]
-        under_way = [batch for batch in under_way if batch is not None]
-        covered = {key for _, _, keys in under_way for key in keys}
+    async with _alone(wire, store):
+        asked, under_way, covered = await _brought(wire, store, asked, take)
         waiting = [key for key in asked if key not in covered]
         if waiting:
             waiting = waiting[: _room(budget, asked, len(asked) - len(waiting))]
@@ -84,10 +75,45 @@ async def send_batch(
                 size += len(lines[-1]) + 1
             keys, waiting = waiting[: len(lines)], waiting[len(lines) :]
             under_way.append(await _submit(wire, store, keys, b"\n".join(lines) + b"\n", say))
+    await _collect_all(wire, store, under_way, asked, take, say)
+
+
+async def fetch_batches(
+    wire: Wire, store: Store, asked: Mapping[str, Asked], take: Take, say: Callable[[str], None]
+) -> None:
+    """Take what batches brought of `asked` (by reply key), and wait for those under way that hold some of it: they are paid.
+
+    Raises LibraError and Stopped.
+    """
+    async with _alone(wire, store):
+        asked, under_way, covered = await _brought(wire, store, asked, take)
+    if held := sum(key in covered for key in asked):
+        mend = "cancel it at the server, and the rest is asked online"
+        say(f"{held:,} requests are in a batch that is paid; it is waited for ({mend})")
+    await _collect_all(wire, store, under_way, asked, take, say)
+
+
+@asynccontextmanager
+async def _alone(wire: Wire, store: Store) -> AsyncIterator[None]:
+    """While no other run looks for batches or submits one. Raises Stopped."""
+    while not store.claim(ALL_BATCHES):
+        await wire.pause(0.5)
+        if wire.stopping:
+            raise Stopped
+    try:
+        yield
     finally:
         store.release(ALL_BATCHES)
-    for mark, server_id, keys in under_way:
-        await _collect(wire, store, mark, server_id, keys, asked, take, say)
+
+
+async def _brought(wire: Wire, store: Store, asked: Mapping[str, Asked], take: Take):
+    """Take what other runs' batches brought of `asked`. The rest of it, this endpoint's batches, and their keys."""
+    kept = store.unasked(asked)
+    await _take_all(take, kept)
+    asked = {key: one for key, one in asked.items() if key not in kept}
+    found = [await _found_again(wire, store, *batch) for batch in store.batches(wire.endpoint.base_url)]
+    under_way = [batch for batch in found if batch is not None]
+    return asked, under_way, {key for _, _, keys in under_way for key in keys}
 
 
 def _room(budget: Budget, asked: Mapping[str, Asked], under_way: int) -> int | None:
@@ -123,7 +149,7 @@ async def _take_all(take: Take, answers: Mapping[str, dict[str, Any]]) -> None:
 
 async def _submit(wire: Wire, store: Store, keys: list[str], lines: bytes, say) -> tuple[str, str, set[str]]:
     client, mark = wire.client, uuid.uuid4().hex
-    file = await _fetched(wire, lambda: client.files.create(file=("requests.jsonl", lines), purpose="batch"))
+    file = await _fetched(wire, lambda: wire.typed(client.files.create(file=("requests.jsonl", lines), purpose="batch")))
     store.begin_batch(mark, wire.endpoint.base_url, keys)
     tries = 0
 
@@ -133,10 +159,10 @@ async def _submit(wire: Wire, store: Store, keys: list[str], lines: bytes, say) 
         if tries > 1 and (found := await _marked(wire, mark)) != GONE:
             return found  # the server had taken it, only its answer was lost
         metadata = {MARK: mark}
-        batch = await client.batches.create(
+        batch = client.batches.create(
             input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
         )
-        return batch.id
+        return (await wire.typed(batch)).id
 
     server_id = await wire.tried(create)
     store.batch_is(mark, server_id)
@@ -146,9 +172,12 @@ async def _submit(wire: Wire, store: Store, keys: list[str], lines: bytes, say) 
 
 async def _marked(wire: Wire, mark: str) -> str:
     """The server's id of the batch with this mark, or GONE."""
-    async for batch in wire.client.batches.list(limit=100):
-        if (batch.metadata or {}).get(MARK) == mark:
-            return batch.id
+    try:
+        async for batch in wire.client.batches.list(limit=100):
+            if (batch.metadata or {}).get(MARK) == mark:
+                return batch.id
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        raise wire.no_json(error) from None
     return GONE
 
 
@@ -163,14 +192,29 @@ async def _found_again(wire: Wire, store: Store, mark: str, server_id: str | Non
     return mark, server_id, keys
 
 
+async def _collect_all(wire: Wire, store: Store, under_way: list, asked: Mapping[str, Asked], take: Take, say) -> None:
+    for mark, server_id, keys in under_way:
+        try:
+            await _collect(wire, store, mark, server_id, keys, asked, take, say)
+        except LibraError as error:
+            if keys & asked.keys():
+                raise
+            say(f"batch {server_id}, of which nothing is asked for any more, is left at the server: {error}")
+
+
 async def _collect(
     wire: Wire, store: Store, mark: str, server_id: str, keys: set[str], asked: Mapping[str, Asked], take: Take, say
 ) -> None:
-    """Wait for a batch of `keys` and take what it brought of `asked`; the rest is kept for a run that asks for it."""
+    """Wait for a batch of `keys` and take what it brought of `asked`; the rest is kept for a run that asks for it.
+
+    One that holds nothing of `asked` isn't waited for.
+    """
     unanswered = {key: asked[key] for key in keys if key in asked}
     client, wait, began = wire.client, POLL_FIRST, time.monotonic()
     while True:
-        batch = await _fetched(wire, lambda: client.batches.retrieve(server_id), missing=GONE)
+        batch = await _fetched(wire, lambda: wire.typed(client.batches.retrieve(server_id)), missing=GONE)
+        if batch == GONE and not unanswered:
+            return  # perhaps of another account; it may be known again to the next run
         if batch == GONE:
             say(f"batch {server_id} is unknown to the server: its requests are sent again")
             store.end_batch(mark)
@@ -178,6 +222,8 @@ async def _collect(
             return
         if batch.status in ("completed", "failed", "expired", "cancelled"):
             break
+        if not unanswered:
+            return
         counts = batch.request_counts
         done = f"{counts.completed + counts.failed:,} of {counts.total:,} done, " if counts and counts.total else ""
         say(f"batch {server_id}: {batch.status}, {done}{time.monotonic() - began:.0f} s")
@@ -187,6 +233,8 @@ async def _collect(
         wait = min(wait * 1.5, POLL_LONGEST)
     if batch.status == "failed":
         store.end_batch(mark)
+        if not unanswered:
+            return
         faults = batch.errors.data if batch.errors and batch.errors.data else []
         why = wire.masked("; ".join(f"{fault.message}" for fault in faults[:3]))[:300] or "no reason given"
         raise LibraError(f"{wire.endpoint}: batch {server_id} failed as a whole: {why}")
@@ -198,11 +246,11 @@ async def _collect(
         content = await _fetched(wire, lambda file_id=file_id: client.files.content(file_id))
         for line in content.content.decode("utf-8", "replace").split("\n"):  # splitlines would cut a text at U+2028 too
             try:
-                result = json.loads(wire.masked(line, REAL_KEY))
-                key = result["custom_id"]
-            except (ValueError, KeyError, TypeError):
+                result = server_json(wire.masked(line, REAL_KEY))
+            except ValueError:
                 continue  # its request stays unanswered, and is sent again
-            if key not in keys:
+            key = result.get("custom_id") if isinstance(result, dict) else None
+            if not isinstance(key, str) or key not in keys:
                 continue
             answer, status, fault = _result(wire, result)
             if answer is not None:
@@ -224,12 +272,17 @@ async def _collect(
 
 def _result(wire: Wire, result: dict[str, Any]) -> tuple[dict[str, Any] | None, int, dict[str, Any]]:
     """(the completion or None, HTTP status or 0, the error object) of a line of a batch's result."""
-    response = result.get("response") or {}
-    status, body = response.get("status_code") or 0, response.get("body")
+    response = _dict(result.get("response"))
+    status, body = response.get("status_code"), response.get("body")
+    status = status if type(status) is int else 0
     if status == 200 and is_completion(body):
         return body, status, {}
-    fault = (body.get("error") if isinstance(body, dict) else None) or result.get("error") or {}
+    fault = _dict(_dict(body).get("error")) or _dict(result.get("error"))
     return (filtered(wire.endpoint.model) if is_filter(fault) else None), status, fault
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _again(wire: Wire, unanswered: dict[str, Asked], why: str) -> None:

@@ -1,12 +1,12 @@
 """What replies cost, and the cap on it.
 
-    budget = Budget(params.section("budget", BudgetParams), price_of(endpoint), spent)
+    budget = Budget(params.section("budget", BudgetParams), endpoint, price_of(endpoint), lambda: spent_before_and_elsewhere)
     budget.admit()            # before a request: raises OverBudget when it might pass a cap
     budget.land(tokens, usd)  # when its reply is there
 
 The caps hold for the whole pipeline run: all replies its stages use that were paid for, in this try or in an earlier one
-(`Store.spent`). What is in flight counts with the average of what came back, so that a cap is hardly ever passed, and never by more
-than what is in flight. Prices come from genai-prices (Pydantic; pinned in requirements.lock, its version goes into the results), or
+(`Store.spent`), by this process or by another one with the run's name (`Store.paid_elsewhere`). What is in flight counts with the
+average of what came back, so that a cap is hardly ever passed, and never by more than what is in flight. Prices come from genai-prices (Pydantic; pinned in requirements.lock, its version goes into the results), or
 from `usd_per_million` of the endpoint.
 """
 
@@ -19,7 +19,8 @@ from pydantic import Field
 from stages.common.errors import LibraError
 from stages.common.params import Section
 from stages.llm.chat import OFFLINE, Endpoint
-from stages.llm.store import Spent, counted
+from stages.llm.store import Spent
+from stages.llm.tokens import counted
 
 BATCH_DISCOUNT = 0.5  # of the list price: OpenAI's Batch API and those that copy it
 
@@ -75,20 +76,20 @@ def price_of(endpoint: Endpoint) -> Pricing | None:
 class Budget:
     """The caps of a pipeline run with what is spent of them. Raises LibraError for a cap in USD on a model without a price."""
 
-    def __init__(self, caps: BudgetParams, endpoint: Endpoint, pricing: Pricing | None, spent: Spent):
+    def __init__(self, caps: BudgetParams, endpoint: Endpoint, pricing: Pricing | None, elsewhere: Callable[[], Spent]):
         if caps.max_usd is not None and pricing is None:
             raise LibraError(
                 f"{endpoint} has no price in the price table, so budget.max_usd can't be kept: set its usd_per_million: "
                 "{prompt: ..., completion: ...} (0 for a server that costs nothing), or budget.max_usd: null"
             )
-        self._caps, self._spent = caps, spent
+        self._caps, self._elsewhere = caps, elsewhere
         self._answered, self._tokens, self._usd = 0, 0, 0.0
         self.in_flight = 0
 
     @property
     def spent(self) -> Spent:
         """Of the whole pipeline run, up to now."""
-        return Spent(self._spent.requests + self._answered, self._spent.tokens + self._tokens, self._spent.usd + self._usd)
+        return self._elsewhere().plus(Spent(self._answered, self._tokens, self._usd))
 
     def admit(self) -> None:
         """Let one more request fly. Raises OverBudget when a cap is reached, or what flies may reach it."""

@@ -15,18 +15,17 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from stages.common.errors import Interrupted, LibraError
 from stages.common.progress import counter
-from stages.llm.batches import Asked, send_batch
+from stages.llm.batches import Asked, Take, fetch_batches, send_batch
 from stages.llm.budget import Budget, BudgetParams, OverBudget, Pricing, price_of
 from stages.llm.chat import OFFLINE, ChatRequest, Endpoint, Reply, fault, read, request_body
-from stages.llm.store import (
-    AT_ONCE, CHARACTERS_PER_TOKEN, Found, Kept, Store, canonical, reply_key, store_path, tokens, usage_of,
-)  # fmt: skip
+from stages.llm.store import AT_ONCE, Found, Kept, Store, canonical, reply_key, store_path
+from stages.llm.tokens import guess_asked, tokens, usage_of
 from stages.llm.wire import Stopped, Wire
 
 ASK_AGAIN = 2  # how often a reply that doesn't fit its schema is asked for again
@@ -146,15 +145,18 @@ class Session:
             bar.close()
         return placed(rows, len(requests))
 
-    def quarantined(self, what: str, count: int) -> None:
-        """Note that `count` rows had no usable reply and are left out."""
+    def quarantined(self, what: str, count: int, unfit: Mapping[str, str] | None = None) -> None:
+        """Note that `count` rows had no usable reply and are left out; `unfit` are {key: fault} of what came in for them."""
         self.tallies[what].quarantined += count
+        if unfit is not None and self.tallies[what].base_url != OFFLINE:
+            with Store(store_path()) as store:
+                store.note_unfit(self.stage, unfit)
 
-    def give_up(self, unfit: Iterable[str] = ()) -> None:
-        """The stage fails for want of usable replies: the next run asks once more for those of no use and for keys `unfit`."""
+    def give_up(self, unfit: Mapping[str, str] | None = None) -> None:
+        """The stage fails for want of usable replies: the next run asks once more for those of no use and for `unfit`."""
         if any(tally.base_url != OFFLINE for tally in self.tallies.values()):
             with Store(store_path()) as store:
-                store.retry(self.stage, unfit)
+                store.retry(self.stage, unfit or {})
 
     def rows(self, endpoint: Endpoint, requests: list[ChatRequest]) -> list[Row]:
         """A row for each different request, in order."""
@@ -263,10 +265,14 @@ class _Sender:
     def __init__(self, session: Session, endpoint: Endpoint, store: Store, tally: Tally, pricing: Pricing | None, bar, what: str):
         self._session, self._endpoint, self._store, self._tally, self._pricing = session, endpoint, store, tally, pricing
         self._bar, self._what = bar, what
-        self._budget = Budget(session.caps, endpoint, pricing, store.spent())
+        self._in_batch = price_of(endpoint.model_copy(update={"mode": "batch"}))
+        store.reckon()
+        self._budget = Budget(session.caps, endpoint, pricing, lambda: store.paid_elsewhere)
         self._wire: Wire | None = None
         self._tasks: list[asyncio.Task] = []
         self._interrupted = False
+        self._batched = False  # what is waited for is a batch
+        self._unasked = False  # there are replies that batches brought and nobody asked for
         self._error: BaseException | None = None
 
     async def run(self, rows: list[Row]) -> None:
@@ -281,8 +287,14 @@ class _Sender:
                 pass
         try:
             async with Wire(self._endpoint) as self._wire:
+                self._tasks = [asyncio.current_task()]
                 work = self._in_batches if self._endpoint.mode == "batch" else self._online
                 await work(rows)
+        except (Stopped, asyncio.CancelledError):
+            if not self._interrupted:
+                raise
+        except LibraError as error:
+            self._error = error
         finally:
             if self._wire is not None:
                 self._tally.retries += self._wire.retries
@@ -310,13 +322,21 @@ class _Sender:
         self._interrupted = True
         self._wire.stop()
         flying = f"{self._budget.in_flight:,} requests are in flight and waited for (Ctrl-C again gives them up)"
-        if self._endpoint.mode == "batch":
+        if self._batched:
             flying = "the batches under way go on at the server, and the next run fetches them"
         print(f"\n{self._what}: stopping; {flying}", file=sys.stderr)
 
     async def _online(self, rows: list[Row]) -> None:
-        waiting = deque(rows)
-        self._tasks = [asyncio.create_task(self._work(waiting)) for _ in range(min(self._endpoint.concurrency, len(rows)))]
+        if self._store.batches(self._endpoint.base_url):  # sent before `mode` was changed, or the rows were
+            self._batched, looked = True, set()
+            while left := {row.key: row for row in rows if row.reply is None and row.key not in looked}:
+                looked |= left.keys()
+                asked = dict(zip(left, self._asked(left.values()), strict=True))
+                await fetch_batches(self._wire, self._store, asked, self._taker(left, asked), self._say)
+            self._batched = False
+        self._unasked = self._store.holds_unasked()
+        waiting = deque(row for row in rows if row.reply is None)
+        self._tasks = [asyncio.create_task(self._work(waiting)) for _ in range(min(self._endpoint.concurrency, len(waiting)))]
         for result in await asyncio.gather(*self._tasks, return_exceptions=True):
             if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 self._error = self._error or result
@@ -332,17 +352,19 @@ class _Sender:
                 continue
             key = row.key
             try:
+                body = request_body(self._endpoint, row.now(), self._session.random_seed)
                 if kept := store.find([key]):
                     settled = self._session.take(self._endpoint, row, kept[key], self._tally)
+                elif self._unasked and (brought := store.unasked([key])):
+                    settled = await self._keep_paid(row, body, brought[key])
                 else:
                     self._budget.admit()
-                    body = request_body(self._endpoint, row.now(), self._session.random_seed)
                     try:
                         answer = await wire.complete(body)
                     except BaseException:
                         self._budget.land(None, None)
                         raise
-                    settled = await self._keep(row, body, answer)
+                    settled = await self._keep(row, body, answer, self._pricing)
             except Stopped:
                 return
             except OverBudget as error:
@@ -359,10 +381,15 @@ class _Sender:
             else:
                 waiting.appendleft(row)
 
-    async def _keep(self, row: Row, body: dict[str, Any], answer: dict[str, Any]) -> bool:
+    async def _keep_paid(self, row: Row, body: dict[str, Any], answer: dict[str, Any]) -> bool:
+        """Keep what a batch brought: it needs no room in the budget any more."""
+        self._budget.in_flight += 1
+        return await self._keep(row, body, answer, self._in_batch)
+
+    async def _keep(self, row: Row, body: dict[str, Any], answer: dict[str, Any], pricing: Pricing | None) -> bool:
         """Keep a reply, then settle its row with it; False when the row needs another attempt."""
         prompt, completion = tokens(body, answer)
-        usd = self._pricing.usd(prompt, completion, usage_of(answer)) if self._pricing else None
+        usd = pricing.usd(prompt, completion, usage_of(answer)) if pricing else None
         reply = read(answer, row.request)
         where = (self._what, self._endpoint.base_url.rstrip("/"), row.now().sample_index)
         kept = Kept(*where, body, answer, fault(reply), usd, used_by=self._session.stage)
@@ -379,35 +406,29 @@ class _Sender:
 
     async def _in_batches(self, rows: list[Row]) -> None:
         asked: dict[str, Asked] = {}
-        self._tasks = [asyncio.current_task()]
-        try:
-            while left := {row.key: row for row in rows if row.reply is None}:
-                tries = {key: one.tries for key, one in asked.items()}
-                asked = dict(zip(left, self._asked(left.values()), strict=True))
-                for key, one in asked.items():
-                    one.tries = tries.get(key, 0)
+        self._batched = True
+        while left := {row.key: row for row in rows if row.reply is None}:
+            tries = {key: one.tries for key, one in asked.items()}
+            asked = dict(zip(left, self._asked(left.values()), strict=True))
+            for key, one in asked.items():
+                one.tries = tries.get(key, 0)
+            await send_batch(self._wire, self._store, self._budget, asked, self._taker(left, asked), self._say)
 
-                async def take(key: str, answer: dict[str, Any], left=left, asked=asked) -> None:
-                    self._budget.in_flight += 1
-                    if await self._keep(left[key], asked[key].body, answer):
-                        self._bar.update()
+    def _taker(self, rows: dict[str, Row], asked: dict[str, Asked]) -> Take:
+        async def take(key: str, answer: dict[str, Any]) -> None:
+            if await self._keep_paid(rows[key], asked[key].body, answer):
+                self._bar.update()
 
-                await send_batch(self._wire, self._store, self._budget, asked, take, self._say)
-        except (Stopped, asyncio.CancelledError):
-            if not self._interrupted:
-                raise
-        except LibraError as error:
-            self._error = error
+        return take
 
     def _asked(self, rows: Iterable[Row]) -> Iterator[Asked]:
         """The rows' bodies with their likely cost: the average of what is kept, else of a reply as long as it may be."""
         count, characters, told = self._store.average(self._endpoint.base_url, self._endpoint.model, self._what)
-        if count < ENOUGH or not characters:
-            characters, told = CHARACTERS_PER_TOKEN, self._endpoint.max_tokens
-        told = math.ceil(told)
+        known = count >= ENOUGH and characters
+        told = math.ceil(told) if known else self._endpoint.max_tokens
         for row in rows:
             body = request_body(self._endpoint, row.now(), self._session.random_seed)
-            asked = math.ceil(len(canonical(body)) / characters)
+            asked = math.ceil(len(canonical(body)) / characters if known else guess_asked(body))
             yield Asked(body, asked + told, self._pricing.usd(asked, told, {}) if self._pricing else 0.0)
 
     def _say(self, words: str) -> None:

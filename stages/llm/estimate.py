@@ -3,13 +3,14 @@
     make estimate        # or: dvc repro seed && python -m stages.llm.estimate
 
     stage                    requests    kept   to send   prompt tokens  completion tokens        USD  tokens from
-    craft                       2,656       0     2,656       3,412,480            238,112     0.6547  rehearsal, 4 characters a token
+    craft                       2,656       0     2,656       2,302,480            203,112     0.4672  rehearsal
     ...
 
 The stages themselves are rehearsed in a temporary folder: what the reply store and the archives in data/replies/ hold is read from
-there, all else the offline teacher and judge answer in the server's place. Its tokens are counted at four characters each, or, once 20
-replies of a stage are kept, as that stage's were on average. The judge reads what policies and further candidates answered in the
-last run, or else what the n-gram guard answers; a further candidate's reply counts as long as max_tokens.
+there, all else the offline teacher and judge answer in the server's place. Tokens are guessed from the texts (tokens.py). Once 20 replies
+of a model are kept, its own counts correct the guess, and of a stage, also how much longer it writes than the offline teacher. The judge
+reads what policies and further candidates answered in the last run, or else what the n-gram guard answers; a further candidate of which
+too few replies are kept counts as long as max_tokens.
 """
 
 import argparse
@@ -20,13 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.common import cli
+from stages.common.errors import LibraError
 from stages.common.params import read_params
 from stages.common.progress import counter
 from stages.llm.budget import BudgetParams, price_of
 from stages.llm.chat import OFFLINE, ChatRequest, Endpoint, Reply, request_body
 from stages.llm.client import ENOUGH, OfflineAsker, Session, Tally, placed
-from stages.llm.store import Store, canonical, store_path, tokens
+from stages.llm.store import Store, store_path
+from stages.llm.tokens import guess, guess_asked, text_of
+from stages.llm.wire import Wire
 
+SAMPLE = 200  # kept replies that correct a guess
 LINKED = ("stages", "params.yaml", "dvc.yaml", "data/catalog", "data/replies", "data/seeds.parquet", "data/substances.parquet")
 
 
@@ -55,6 +60,12 @@ class Rehearsal(Session):
     def __exit__(self, *_: object) -> None:
         """Nothing is reported."""
 
+    def quarantined(self, what: str, count: int, unfit=None) -> None:
+        """Nor noted."""
+
+    def give_up(self, unfit=None) -> None:
+        """Nor put aside."""
+
     def ask(self, endpoint: Endpoint, requests: list[ChatRequest], what: str, app=None, note: str = "") -> list[Reply]:
         if endpoint.base_url == OFFLINE:
             self.estimates.setdefault(what, Estimate(inside=True)).requests += len(requests)
@@ -63,22 +74,26 @@ class Rehearsal(Session):
         rows, tally = self.rows(endpoint, requests), Tally(endpoint.base_url, endpoint.model, endpoint.mode, None)
         with Store(store_path()) as store:
             missing = self.missing(endpoint, store, rows, tally)
-            replies, characters, told = store.average(endpoint.base_url, endpoint.model, what)
+            of_stage = store.sample(endpoint.base_url, endpoint.model, what, SAMPLE)
+            of_model = store.sample(endpoint.base_url, endpoint.model, "%", SAMPLE)
         estimate.requests += len(rows)
         estimate.kept += len(rows) - len(missing)
         inside = endpoint.model_copy(update={"base_url": OFFLINE, "model": app.state.model_name, "mode": "online"})
         asyncio.run(OfflineAsker(self, inside, tally, counter(what + note, len(missing)), app).run(missing))
+        estimate.basis, asking, telling = "rehearsal", 1.0, 1.0
+        said = asyncio.run(_said(inside, app, [request for request, *_ in of_stage])) if len(of_stage) >= ENOUGH else None
+        if said is not None:
+            estimate.basis = f"{len(of_stage)} of its replies"
+            asking, telling = _corrections(of_stage, said)
+        elif len(of_model) >= ENOUGH:
+            estimate.basis = f"rehearsal, {len(of_model)} replies of the model"
+            asking, telling = _corrections(of_model, [text_of(reply) for _, reply, *_ in of_model])
         pricing = price_of(endpoint)
         for row in missing:
-            body = request_body(endpoint, row.now(), self.random_seed)
-            if replies >= ENOUGH:
-                asked, answered = round(len(canonical(body)) / characters), round(told)
-                estimate.basis = f"{replies:,} kept replies"
-            else:
-                asked, answered = tokens(body, {"choices": [{"message": {"content": row.reply.content}}]})
-                estimate.basis = "rehearsal, 4 characters a token"
-                if len(row.request.messages) == 1:  # a further candidate: nobody knows what it will say
-                    answered, estimate.basis = endpoint.max_tokens, "the longest reply, 4 characters a token"
+            asked = round(asking * guess_asked(request_body(endpoint, row.now(), self.random_seed)))
+            answered = round(telling * guess(row.reply.content))
+            if len(row.request.messages) == 1 and said is None:  # a further candidate: nobody knows what it will say
+                answered, estimate.basis = endpoint.max_tokens, "the longest replies there may be"
             estimate.prompt_tokens += asked
             estimate.completion_tokens += answered
             if pricing is None or estimate.usd is None:
@@ -86,6 +101,22 @@ class Rehearsal(Session):
             else:
                 estimate.usd += pricing.usd(asked, answered, {})
         return placed(rows, len(requests))
+
+
+def _corrections(kept: list[tuple[dict, dict, int, int]], said: list[str]) -> tuple[float, float]:
+    """(prompt tokens, completion tokens) of kept replies over what is guessed of their requests and of the texts `said`."""
+    asked = sum(guess_asked(request) for request, *_ in kept)
+    told = sum(map(guess, said))
+    return sum(row[2] for row in kept) / asked, sum(row[3] for row in kept) / (told or 1.0)
+
+
+async def _said(inside: Endpoint, app, requests: list[dict]) -> list[str] | None:
+    """What the offline application answers to requests that a server answered; None where one is of a form it doesn't know."""
+    async with Wire(inside, app) as wire:
+        try:
+            return [text_of(await wire.complete({**request, "model": inside.model})) for request in requests]
+        except LibraError:
+            return None
 
 
 def estimate() -> dict[str, Estimate]:
@@ -121,13 +152,14 @@ def _rehearse(project: Path) -> None:
 
     params = read_params("respond")
     section, teacher = params.section("respond", respond.RespondParams), params.section("teacher", Endpoint)
-    answers = respond.asked_answers(Rehearsal("respond", params.random_seed), teacher, section.endpoints, asked)
+    answers = respond.asked_answers(Rehearsal("respond", params.random_seed), teacher, section, asked)
     obliging = respond.always_comply(test)
     guarded = respond.guarded(train, asked["prompt"].to_list(), obliging)
     answers["always_comply"] = [(text, None, "stop", None) for text in obliging]
     answers["always_refuse"] = [(respond.REFUSAL, None, "stop", None)] * len(obliging)
     answers["ngram_guard"] = guarded
-    for name in ("sft", "dpo", *section.endpoints):
+    unknown = [name for name in section.endpoints if Rehearsal.estimates[f"respond: {name}"].to_send]
+    for name in ("sft", "dpo", *unknown):
         # texts of their own: the judge reads equal ones once
         answers[name] = _last_answers(project, name, asked) or [(f"{text} ({name})", *rest) for text, *rest in guarded]
     parts = []

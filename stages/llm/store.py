@@ -7,15 +7,16 @@
     python -m stages.llm.store                            # requests, tokens and cost by stage and model
     python -m stages.llm.store export FILE.parquet        # all of it as an archive
     python -m stages.llm.store export --used FILE.parquet # what the last run of each stage used: goes with a release
-    python -m stages.llm.store import FILE.parquet        # what is not there yet
+    python -m stages.llm.store import FILE                # what is not there yet of an archive, or of a store that was set aside
     python -m stages.llm.store retry                      # ask for the replies of no use once more, next time
-    python -m stages.llm.store faults                     # the replies of no use: stage, fault, key, what the model said
+    python -m stages.llm.store faults                     # the replies of no use: stage, fault, key, the server's JSON
 
 A key is the SHA-256 of all that decides a reply: address, request body (model, messages with the prompt template's text, every
 sampling setting, response schema) and sample index; never a time-out, a retry or how many are in flight. SQLite runs in WAL
 mode, so that two runs can share the file; replies are written in groups, each group synced before its replies count as received.
 A reply of no use (cut off, not of its schema) is kept with its `fault`: counted, to be read, never taken for a good one. One that
-is to be asked for again is put aside: its key gets a mark after a `#`, and it still counts as paid.
+is to be asked for again is put aside: its key gets a mark after a `#`, and it still counts as paid. What a run has paid is added up
+in the same transaction that keeps a reply, so that processes with one run name keep one budget together.
 """
 
 import argparse
@@ -29,24 +30,25 @@ import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.common import cli
 from stages.common.errors import LibraError
+from stages.llm.chat import is_completion
+from stages.llm.tokens import tokens
 
 COLUMNS = (
     "key", "stage", "base_url", "model", "sample_index", "request", "reply", "fault", "prompt_tokens", "completion_tokens", "usd",
     "received",
 )  # fmt: skip
+SQLITE = b"SQLite format 3\0"  # how its files begin
 ARCHIVES = "data/replies"  # Parquet files that came with a release
 WAIT = 60.0  # seconds another process may hold the store
 AT_ONCE = 500  # keys looked up in one query; SQLite takes at most 32,766
-CHARACTERS_PER_TOKEN = 4  # where a server doesn't count tokens
-MOST_TOKENS = 10**9  # of one reply: a server that counts more doesn't count, and SQLite's sums don't overflow
 _TABLES = """
 create table if not exists replies (
   key text primary key, stage text not null, base_url text not null, model text not null, sample_index integer not null,
@@ -61,7 +63,14 @@ create table if not exists batches (
 ) without rowid;
 create table if not exists batch_keys (mark text not null, key text not null, primary key (mark, key)) without rowid;
 create table if not exists unasked (key text primary key, reply text not null) without rowid;
+create table if not exists unfit (
+  run text not null, stage text not null, key text not null, fault text not null, primary key (run, stage, key)
+) without rowid;
+create table if not exists paid (
+  run text primary key, requests integer not null, tokens integer not null, usd real not null
+) without rowid;
 """
+_UNREADABLE = "case when json_valid(reply) then json_type(reply, '$.choices[0].message') is not 'object' else 1 end"
 
 
 class Found(NamedTuple):
@@ -81,6 +90,13 @@ class Spent(NamedTuple):
     tokens: int
     usd: float
 
+    def plus(self, other: "Spent", times: int = 1) -> "Spent":
+        return Spent(*(mine + times * theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+class _OtherColumns(sqlite3.DatabaseError):
+    """A store of another version."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -99,27 +115,6 @@ class Kept:
         texts = (_storable(canonical(self.request)), _storable(canonical(self.reply)), self.fault and _storable(self.fault))
         where = (self.stage, self.base_url, self.request["model"], self.sample_index)
         return (key, *where, *texts, *tokens(self.request, self.reply), self.usd, int(time.time()), 1)
-
-
-def tokens(request: Mapping[str, Any], reply: Mapping[str, Any]) -> tuple[int, int]:
-    """(prompt tokens, completion tokens) as the server counted them, else a token for every four characters."""
-    usage = usage_of(reply)
-    asked, told = counted(usage.get("prompt_tokens")), counted(usage.get("completion_tokens"))
-    if asked is None:
-        asked = -(-sum(len(str(message.get("content") or "")) for message in request["messages"]) // CHARACTERS_PER_TOKEN)
-    if told is None:
-        told = -(-len(str(reply["choices"][0]["message"].get("content") or "")) // CHARACTERS_PER_TOKEN)
-    return asked, told
-
-
-def usage_of(reply: Mapping[str, Any]) -> dict[str, Any]:
-    """The server's usage object, {} where it sent none."""
-    return usage if isinstance(usage := reply.get("usage"), dict) else {}
-
-
-def counted(value: Any) -> int | None:
-    """A server's count of tokens; None where it is none."""
-    return value if type(value) is int and 0 <= value <= MOST_TOKENS else None
 
 
 def _storable(text: str) -> str:
@@ -155,6 +150,7 @@ class Store:
         self.path = path
         self._waiting: list[tuple[tuple, str, asyncio.Future]] = []
         self._writer: asyncio.Task | None = None
+        self._own = self.paid_elsewhere = Spent(0, 0, 0.0)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._connection = self._open()
@@ -165,7 +161,9 @@ class Store:
             for tail in ("", "-wal", "-shm"):
                 if (part := Path(f"{path}{tail}")).exists():
                     part.rename(f"{aside}{tail}")
-            print(f"the reply store {path} can't be read ({error}); it is kept as {aside.name}, and a new one begun", file=sys.stderr)
+            back = f"; `python -m stages.llm.store import {aside}` takes its replies over" if isinstance(error, _OtherColumns) else ""
+            what = f"the reply store {path} can't be read ({error}); it is kept as {aside.name}, and a new one begun"
+            print(what + back, file=sys.stderr)
             self._connection = self._open()
         self._reader = sqlite3.connect(path, timeout=WAIT, isolation_level=None)  # doesn't wait while a group is synced
         self._claims = open(path.with_name("replies.lock"), "wb")  # noqa: SIM115 (closed by __exit__)
@@ -176,7 +174,7 @@ class Store:
             self._prepare(connection)
             found = tuple(row[1] for row in connection.execute("pragma table_info(replies)"))
             if found != (*COLUMNS, "bought"):
-                raise sqlite3.DatabaseError(f"its table has other columns: {', '.join(found)}")
+                raise _OtherColumns(f"its table has other columns: {', '.join(found)}")
             connection.execute("select count(*) from replies").fetchone()
         except BaseException:
             connection.close()
@@ -207,13 +205,25 @@ class Store:
 
     def find(self, keys: Iterable[str]) -> dict[str, Found]:
         """The kept replies of those `keys` that have one."""
-        wanted, found = list(dict.fromkeys(keys)), {}
+        what = "key, reply, fault, prompt_tokens, completion_tokens, usd from replies"
+        return {key: Found(self._json(key, reply), *rest) for key, reply, *rest in self._of(what, keys)}
+
+    def _json(self, key: str, reply: str) -> dict[str, Any]:
+        try:
+            if is_completion(found := json.loads(reply)):
+                return found
+        except (ValueError, RecursionError):
+            pass
+        raise LibraError(
+            f"{self.path} holds a damaged reply ({key}): `python -m stages.llm.store retry` puts it aside, to be asked for again"
+        )
+
+    def _of(self, what: str, keys: Iterable[str]) -> Iterator[tuple]:
+        """The rows of `what` (columns and table) for `keys`."""
+        wanted = list(dict.fromkeys(keys))
         for start in range(0, len(wanted), AT_ONCE):
             part = wanted[start : start + AT_ONCE]
-            columns = "key, reply, fault, prompt_tokens, completion_tokens, usd"
-            query = f"select {columns} from replies where key in ({', '.join('?' * len(part))})"
-            found.update({key: Found(json.loads(reply), *rest) for key, reply, *rest in self._read(query, part)})
-        return found
+            yield from self._read(f"select {what} where key in ({', '.join('?' * len(part))})", part)
 
     def claim(self, key: str) -> bool:
         """Whether this process may ask for `key`: no other one is asking. The kernel ends a claim with its process."""
@@ -248,18 +258,31 @@ class Store:
                 for *_, written in group:
                     written.done() or written.set_result(None)
 
-    def add(self, rows: list[tuple], used: Iterable[tuple[str, str]] = ()) -> int:
+    def add(self, rows: list[tuple], used: Sequence[tuple[str, str]] = ()) -> int:
         """Write rows of COLUMNS and `bought`, all or none, and that (stage, key) use them; known keys stay as they are.
 
         Returns how many are new.
         """
         with self._writing(f"{len(rows)} replies"):
-            before = self._connection.total_changes
-            marks = ", ".join("?" * (len(COLUMNS) + 1))
-            self._connection.executemany(f"insert or ignore into replies values ({marks})", rows)
-            added = self._connection.total_changes - before
+            insert = f"insert or ignore into replies values ({', '.join('?' * (len(COLUMNS) + 1))})"
+            new = [row for row in rows if self._connection.execute(insert, row).rowcount]
+            self._connection.executemany("delete from unasked where key = ?", [row[:1] for row in rows])
             self._use(used)
-        return added
+            if used:
+                self._pay([dict(zip(COLUMNS, row)) for row in new])
+        return len(new)
+
+    def _pay(self, replies: list[dict[str, Any]]) -> None:
+        """Add replies to what this run has paid, and see what others with its name added."""
+        tokens_all = sum(one["prompt_tokens"] + one["completion_tokens"] for one in replies)
+        more = Spent(len(replies), tokens_all, sum(one["usd"] or 0.0 for one in replies))
+        query = (
+            "update paid set requests = requests + ?, tokens = tokens + ?, usd = usd + ? where run = ? "
+            "returning requests, tokens, usd"
+        )
+        if total := self._connection.execute(query, (*more, run_name())).fetchall():
+            self._own = self._own.plus(more)
+            self.paid_elsewhere = Spent(*total[0]).plus(self._own, -1)
 
     def use(self, stage: str, keys: Iterable[str], anew: bool) -> None:
         """Note that this run's `stage` uses `keys`; `anew` drops what it used before, but for what was put aside: it is paid."""
@@ -281,6 +304,12 @@ class Store:
         )
         return Spent(*self._read(query, (run_name(),))[0])
 
+    def reckon(self) -> None:
+        """Set `paid_elsewhere` to `spent`; from here on it tells what others with this run's name pay besides this process."""
+        with self._writing("what was spent"):
+            self._own, self.paid_elsewhere = Spent(0, 0, 0.0), self.spent()
+            self._connection.execute("insert or replace into paid values (?, ?, ?, ?)", (run_name(), *self.paid_elsewhere))
+
     def average(self, base_url: str, model: str, stage: str) -> tuple[int, float, float]:
         """(replies, characters of a request's JSON per prompt token, completion tokens per reply) of what is kept of a stage."""
         query = (
@@ -289,21 +318,40 @@ class Store:
         )
         return self._read(query, (base_url.rstrip("/"), model, stage))[0]
 
-    def retry(self, stage: str | None = None, unfit: Iterable[str] = ()) -> int:
+    def sample(self, base_url: str, model: str, stage: str, count: int) -> list[tuple[dict, dict, int, int]]:
+        """(request, reply, prompt tokens, completion tokens) of up to `count` replies: a stage's, or (`stage` %) of all stages."""
+        query = (
+            "select request, reply, prompt_tokens, completion_tokens from replies "
+            f"where base_url = ? and model = ? and stage like ? and not {_UNREADABLE} order by key limit ?"
+        )
+        found = self._read(query, (base_url.rstrip("/"), model, stage, count))
+        return [(json.loads(request), json.loads(reply), *counts) for request, reply, *counts in found]
+
+    def retry(self, stage: str | None = None, unfit: Mapping[str, str] | None = None) -> int:
         """Put the replies of no use aside, so that they are asked for again (of one stage of this run, or of all). How many.
 
-        `unfit` are the keys of replies without a fault of their own that can't be used all the same.
+        `unfit` are {key: fault} of replies that are whole but can't be used; without it, those that `note_unfit` noted.
         """
         which = "" if stage is None else "and key in (select key from used where run = ? and stage = ?)"
         of = () if stage is None else (run_name(), stage)
+        if unfit is None:
+            unfit = dict(self._read("select key, fault from unfit"))
         mark, execute = f"#{uuid.uuid4().hex}", self._connection.execute
         with self._writing("what is to be asked again"):
-            query = f"update replies set key = key || ? where fault is not null and instr(key, '#') = 0 {which}"
-            count = execute(query, (mark, *of)).rowcount
-            count += sum(execute("update replies set key = key || ? where key = ?", (mark, key)).rowcount for key in unfit)
+            query = "update replies set key = key || ?, fault = coalesce(fault, ?) where instr(key, '#') = 0"
+            count = execute(f"{query} and (fault is not null or {_UNREADABLE}) {which}", (mark, "damaged", *of)).rowcount
+            count += sum(execute(f"{query} and key = ?", (mark, fault, key)).rowcount for key, fault in unfit.items())
             aside = "exists (select 1 from replies where replies.key = used.key || ?)"
+            self._connection.executemany("delete from unfit where key = ?", [(key,) for key in unfit])
             execute(f"update used set key = key || ? where {aside}", (mark, mark))  # what was put aside stays paid
         return count
+
+    def note_unfit(self, stage: str, unfit: Mapping[str, str]) -> None:
+        """Note {key: fault} of replies that are whole but can't be used, in place of what was noted of this run's `stage`."""
+        with self._writing("what can't be used"):
+            self._connection.execute("delete from unfit where run = ? and stage = ?", (run_name(), stage))
+            noted = [(run_name(), stage, *pair) for pair in unfit.items()]
+            self._connection.executemany("insert into unfit values (?, ?, ?, ?)", noted)
 
     def archived(self, keys: Iterable[str], folder: Path = Path(ARCHIVES)) -> int:
         """Take those of `keys` that the archives in `folder` hold into the store. How many were new."""
@@ -347,15 +395,12 @@ class Store:
             self._connection.executemany(query, [(key, json.dumps(reply)) for key, reply in replies.items()])
 
     def unasked(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The completions that `keep_unasked` kept of `keys`."""
-        wanted = set(keys)
-        kept = [key for (key,) in self._read("select key from unasked") if key in wanted]
-        return {key: json.loads(self._read("select reply from unasked where key = ?", (key,))[0][0]) for key in kept}
+        """The completions that `keep_unasked` kept of `keys`; once a run keeps one as its reply, `add` forgets it here."""
+        return {key: json.loads(reply) for key, reply in self._of("key, reply from unasked", keys)}
 
-    def drop_unasked(self, keys: Iterable[str]) -> None:
-        """Forget completions that a run has asked for since."""
-        with self._writing("what is asked for"):
-            self._connection.executemany("delete from unasked where key = ?", [(key,) for key in keys])
+    def holds_unasked(self) -> bool:
+        """Whether `keep_unasked` kept anything that nobody has asked for yet."""
+        return bool(self._read("select 1 from unasked limit 1"))
 
     def batches(self, base_url: str) -> list[tuple[str, str | None, set[str]]]:
         """(mark, server's id, keys) of the batches under way."""
@@ -403,8 +448,26 @@ class Store:
 
     def faults(self) -> list[tuple[str, str, str, str]]:
         """(stage, fault, key, the server's JSON) of the replies of no use and of those put aside, by stage and key."""
-        query = "select stage, coalesce(fault, 'put aside: its texts could not be used'), key, reply from replies "
-        return self._read(query + "where fault is not null or instr(key, '#') > 0 order by stage, key")
+        query = (
+            "select stage, coalesce(fault, noted, 'put aside') as why, key, reply from replies "
+            "left join (select key, min(fault) as noted from unfit group by key) using (key) "
+            "where fault is not null or noted is not null or instr(key, '#') > 0 order by stage, key"
+        )
+        return self._read(query)
+
+
+def taken_over(path: Path) -> list[tuple]:
+    """The rows of COLUMNS of a store that was set aside, whatever its version. Raises LibraError."""
+    try:
+        with closing(sqlite3.connect(path)) as old:
+            have = {row[1] for row in old.execute("pragma table_info(replies)")}
+            if lacking := set(COLUMNS) - have - {"fault", "usd"}:
+                raise LibraError(f"{path} lacks column {', '.join(sorted(lacking))}: its replies can't be taken over")
+            columns = (column if column in have else "null" for column in COLUMNS)
+            whole = "where instr(key, '#') = 0"
+            return old.execute(f"select {', '.join(columns)} from replies {whole}").fetchall()
+    except sqlite3.Error as error:
+        raise LibraError(f"{path} can't be read ({error}); import an archive of its replies, where there is one") from None
 
 
 def main() -> None:
@@ -412,7 +475,7 @@ def main() -> None:
         prog="python -m stages.llm.store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("show", "export", "import", "retry", "faults"), nargs="?", default="show")
-    parser.add_argument("file", nargs="?", type=Path, help="the archive, a Parquet file")
+    parser.add_argument("file", nargs="?", type=Path, help="the archive, a Parquet file (import: or a store that was set aside)")
     parser.add_argument("--used", action="store_true", help="export only what the last run of each stage used")
     options = parser.parse_intermixed_args()  # a file after --used
     if (options.command in ("export", "import")) != (options.file is not None):
@@ -433,9 +496,9 @@ def _command(command: str, file: Path | None, used: bool = False) -> None:
             write_table(table, file, "key")
             print(f"{table.height:,} replies written to {file}")
         elif command == "import":
-            table = read_table(file, COLUMNS)
-            added = store.take(table.select(COLUMNS).iter_rows())
-            print(f"{added:,} of {table.height:,} replies were new")
+            old = file.is_file() and file.open("rb").read(len(SQLITE)) == SQLITE
+            rows = taken_over(file) if old else read_table(file, COLUMNS).select(COLUMNS).rows()
+            print(f"{store.take(rows):,} of {len(rows):,} replies were new")
         elif command == "retry":
             print(f"{store.retry():,} replies of no use will be asked for again")
         elif command == "faults":

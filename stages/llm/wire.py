@@ -14,9 +14,11 @@
 
 import asyncio
 import json
+import logging
 import os
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -30,6 +32,7 @@ MAX_RETRIES = 4
 MAX_REFUSALS = 12
 LONGEST_PAUSE = 8.0  # seconds between two tries
 REAL_KEY = 16  # characters; a shorter one (none, test) stands for no key, and a reply may hold it as a word
+DEEPEST = 100  # levels of a server's JSON: Python's own limit depends on where it is read or written
 T = TypeVar("T")
 FORMS = ("json_schema", "json_object", "text")  # of structured output, from what is asked first to what every server takes
 
@@ -52,6 +55,9 @@ class Wire:
         import openai
 
         self._errors, self._response = openai, httpx2.Response
+        if len(self._key) >= REAL_KEY:
+            for handler in logging.getLogger().handlers:  # OPENAI_LOG=debug logs what a server sends, whatever it holds
+                handler.addFilter(_Mask(self._key))
         self.client = _open(endpoint, self._key, app)
 
     async def __aenter__(self) -> "Wire":
@@ -112,11 +118,9 @@ class Wire:
                     return await once()
                 raise
             try:
-                answer = json.loads(self.masked(raw.content.decode("utf-8", "replace"), REAL_KEY))
-            except json.JSONDecodeError:
-                raise _Broken(
-                    f"{self.endpoint} didn't answer with JSON: is this the address of a chat API (it often ends in /v1)?"
-                ) from None
+                answer = server_json(self.masked(raw.content.decode("utf-8", "replace"), REAL_KEY))
+            except ValueError as error:
+                raise self.no_json(error) from None
             if not is_completion(answer):
                 said = answer.get("error") if isinstance(answer, dict) else None
                 fault = said if isinstance(said, dict) else {"message": said or "its JSON is no chat completion"}
@@ -124,6 +128,21 @@ class Wire:
             return answer
 
         return await self.tried(once)
+
+    async def typed(self, call: Awaitable[T]) -> T:
+        """The API's object (it has an id) that a `call` of the client returns; to `tried`, anything else is a broken answer."""
+        try:
+            answer = await call
+            if not isinstance(answer.id, str):
+                raise TypeError("an object without an id")
+        except (ValueError, RecursionError, AttributeError, TypeError) as error:  # what the client makes of other bodies
+            raise self.no_json(error) from None
+        return answer
+
+    def no_json(self, why: object) -> "_Broken":
+        """What to raise inside of `tried` for a body that isn't what the API says."""
+        hint = "is this the address of a chat API (it often ends in /v1)?"
+        return _Broken(f"{self.endpoint} didn't answer with JSON: {hint} ({self.masked(str(why))[:100]})")
 
     async def tried(self, once: Callable[[], Awaitable[T]], missing: T | None = None) -> T:
         """What `once` returns, tried again as the module says; `missing`, where given, stands for a 404. Raises as `complete`."""
@@ -196,6 +215,20 @@ class Wire:
         return f"{self.endpoint} answered {status}{said}; run again when the server is well"
 
 
+@dataclass(frozen=True)
+class _Mask:
+    """A filter of logs that takes the key out."""
+
+    key: str
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        try:
+            record.msg, record.args = record.getMessage().replace(self.key, "***"), ()
+        except (TypeError, ValueError):
+            pass  # a record that can't be formatted: logging says so itself
+        return True
+
+
 class _Broken(Exception):
     """An answer that is none; its text is for the user."""
 
@@ -203,6 +236,20 @@ class _Broken(Exception):
 def _fault(error) -> dict[str, Any]:
     """The error object of an openai.APIStatusError."""
     return error.body if isinstance(error.body, dict) else {"message": error.body}
+
+
+def server_json(text: str) -> Any:
+    """A server's JSON. Raises ValueError: it is none, a number has too many digits, or it nests deeper than DEEPEST."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())]
+        if not level:
+            return value
+    raise ValueError("nested too deep")
 
 
 def is_filter(fault: dict[str, Any]) -> bool:

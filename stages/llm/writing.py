@@ -2,7 +2,8 @@
 
 A reply is usable when it fits its schema and every text in it passes: not empty, of readable length, the substance
 letter by letter in each prompt, no text twice within a role, and the safety gate. What never passes is quarantined:
-counted, listed on stderr by seed_id and reason (never with the text itself), and left out; the raw reply stays in the reply store.
+counted, listed on stderr by seed_id and reason (never with the text itself), and left out; the raw replies stay in the reply store,
+where `python -m stages.llm.store faults` lists them.
 """
 
 import sys
@@ -38,7 +39,7 @@ def ask_texts(
     """
     usable: dict[str, dict[str, list[str]]] = {}
     faults: dict[str, str] = {}
-    keys: dict[str, list[str]] = {}  # of the replies that can't be used
+    unfit: dict[str, dict[str, str]] = {}  # {seed_id: {key: fault}} of the replies that can't be used
     waiting = sheets
     for sample_index in range(ROUNDS):
         requests = [request(sheet, sample_index) for sheet in waiting]
@@ -48,15 +49,15 @@ def ask_texts(
             fault = reply.error or text_fault(sheet, by_role)
             if fault:
                 faults[sheet["seed_id"]] = fault
-                keys.setdefault(sheet["seed_id"], []).append(reply.key)
+                unfit.setdefault(sheet["seed_id"], {})[reply.key] = fault
             else:
                 usable[sheet["seed_id"]] = by_role
         waiting = [sheet for sheet in waiting if sheet["seed_id"] not in usable]
         if not waiting:
             break
     bad = [(sheet["seed_id"], faults[sheet["seed_id"]]) for sheet in waiting]
-    unfit = [key for seed_id, _ in bad for key in keys[seed_id]]
-    _quarantine(session, endpoint, what, bad, unfit, len(sheets), max_quarantined)
+    left_out = {key: fault for seed_id, _ in bad for key, fault in unfit[seed_id].items()}
+    _quarantine(session, endpoint, what, bad, left_out, len(sheets), max_quarantined)
     return usable
 
 
@@ -83,15 +84,12 @@ def text_fault(sheet: dict[str, Any], by_role: dict[str, list[str]]) -> str | No
 
 
 def _quarantine(
-    session: Session, endpoint: Endpoint, what: str, bad: list[tuple[str, str]], unfit: list[str], total: int, share: float
+    session: Session, endpoint: Endpoint, what: str, bad: list[tuple[str, str]], unfit: dict[str, str], total: int, share: float
 ) -> None:
-    if not bad:
-        return
-    failed = len(bad) > share * total
-    session.quarantined(what, len(bad))
+    session.quarantined(what, len(bad), unfit)
     for seed_id, fault in bad:
         print(f"{what}: quarantined {seed_id}: {fault}", file=sys.stderr)
-    if failed:
+    if len(bad) > share * total:
         session.give_up(unfit)
         listed = "; ".join(f"{seed_id}: {fault}" for seed_id, fault in bad[:LISTED]) + ("; ..." if len(bad) > LISTED else "")
         raise LibraError(
@@ -99,4 +97,5 @@ def _quarantine(
             f"{what}.max_quarantined = {share:g} allows ({listed}); use a stronger model or raise teacher.max_tokens, "
             "or run again to ask for these once more"
         )
-    print(f"{what}: quarantined {len(bad)} of {total} seeds; they are left out", file=sys.stderr)
+    if bad:
+        print(f"{what}: quarantined {len(bad)} of {total} seeds; they are left out", file=sys.stderr)

@@ -1,0 +1,43 @@
+"""The offline teacher or judge as a server that counts tokens as real ones do, with a byte-level BPE, not by characters.
+
+    python tests/counting.py teacher --port 0        # or judge; options as of `python -m stages.llm.offline`
+
+Its tokenizer has seen nothing of this project: it is trained, when the server starts, on the descriptions of installed packages.
+"""
+
+import importlib
+import sys
+import sysconfig
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from stages.llm import asgi
+
+APPS = {"teacher": "stages.llm.offline", "judge": "stages.judging.offline"}
+
+
+def trained() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    files = sorted(Path(sysconfig.get_paths()["purelib"]).glob("*.dist-info/METADATA"))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=30_000, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator((file.read_text(encoding="utf-8", errors="replace") for file in files), trainer)
+    return tokenizer
+
+
+def main() -> None:
+    tokenizer = trained()
+
+    def usage(body, texts):
+        asked = 3 + sum(4 + len(tokenizer.encode(asgi._text(message.get("content"))).ids) for message in body["messages"])
+        told = sum(len(tokenizer.encode(text).ids) for text in texts)
+        return {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
+
+    asgi._usage = usage
+    importlib.import_module(APPS[sys.argv.pop(1)]).main()
+
+
+if __name__ == "__main__":
+    main()
