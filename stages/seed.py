@@ -1,9 +1,8 @@
 """Phase 1, data mining: choose the substances and the requests to be made about them.
 
 Reads   data/catalog/*.csv (checked), facts computed by rdkit and looked up in the `chemicals` package
-Writes  data/substances.parquet, one row per substance asked about; data/seeds.parquet, one row per request to be made;
-        data/compounds.parquet, names and structures of other compounds
-Params  random_seed; seed.{train,validation,test}.{seeds,substances,dual_share}, seed.drug_like_share, seed.compounds
+Writes  data/substances.parquet, one row per substance asked about; data/seeds.parquet, one row per request to be made
+Params  random_seed; seed.{train,validation,test}.{seeds,substances,dual_share}, seed.drug_like_share
 
     seed_id                   substance_id   split  expected  intent   intent_kind  representation  status
     chloroquine-prepare-text  s-chloroquine  test   comply    prepare  dual         text            unregulated
@@ -31,7 +30,6 @@ class SeedParams(Section):
     validation: SplitParams
     test: SplitParams
     drug_like_share: float = Field(ge=0.0, le=1.0)
-    compounds: int = Field(ge=0)
 
 
 POOL_PER_SEED = 0.5  # substances picked by code for each seed of train and test, so that pairs can be matched
@@ -41,7 +39,6 @@ def main() -> None:
     import polars as pl
 
     from stages.chem.catalog import read_catalog
-    from stages.chem.compounds import other_compounds
     from stages.chem.facts import collect_facts
     from stages.chem.hazard import complete
     from stages.chem.pool import familiar_substances
@@ -74,9 +71,7 @@ def main() -> None:
     rows = [s.row() for s in substances if s.substance_id in asked]
     write_table(pl.DataFrame(rows, infer_schema_length=None), "data/substances.parquet", sort_by="substance_id")
     write_table(pl.DataFrame(seeds, infer_schema_length=None), "data/seeds.parquet", sort_by="seed_id")
-    others = other_compounds(substances, excluded, seed.compounds, random_seed)
-    write_table(pl.DataFrame(others, schema=["name", "smiles"]), "data/compounds.parquet", sort_by=["smiles", "name"])
-    print(f"{len(seeds)} seeds about {len(rows)} substances; {len(others)} other compounds")
+    print(f"{len(seeds)} seeds about {len(rows)} substances")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Supervised fine-tuning: teaches the policy to answer as the chosen answers do; the reference of the DPO stage.
 
-Reads data/librachemqa/train.parquet and validation.parquet, and for reading first data/compounds.parquet and
-data/substances.parquet; writes models/sft/ (safetensors, tokenizer, training.csv). Params: random_seed, model, sft. One row
-of training.csv:
+Reads data/librachemqa/train.parquet and validation.parquet; writes models/sft/ (safetensors, tokenizer, training.csv).
+Params: random_seed, model, sft. One row of training.csv:
 
     step,loss,grad_norm,learning_rate,entropy,mean_token_accuracy,eval_loss
     400,0.412031,0.380215,0.001204,0.391220,0.861034,0.433870
@@ -14,24 +13,14 @@ from stages.common import cli
 from stages.common.params import Section, read_params
 
 
-class Structure(Section):
-    """How long and how fast the policy first learns to read names and structures; `epochs` 0 leaves it out."""
-
-    epochs: int = Field(ge=0)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-
-
 class SftParams(Section):
     """How the policy is fine-tuned before DPO."""
 
-    openings: int = Field(ge=0)
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     bpe_dropout: float = Field(ge=0, lt=1)
     prompt_loss: float = Field(ge=0, le=1)
-    structure: Structure
 
 
 def main() -> None:
@@ -45,7 +34,6 @@ def main() -> None:
     from stages.common import tracking
     from stages.training import data, trainer
     from stages.training.head import score_labelled_only
-    from stages.training.structure import learn_to_read, requests
 
     train, validation = data.triplets("train"), data.triplets("validation")
     recorded = {"random_seed": params.random_seed, "model": size.model_dump(), "sft": sft.model_dump()}
@@ -54,17 +42,9 @@ def main() -> None:
         tokenizer = train_tokenizer(texts, size.vocab_size)
         model = new_model(size, tokenizer)
         print(f"sft: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
-        if sft.structure.epochs:
-            substances = data.substances()
-            compounds = data.compounds()
-            share = learn_to_read(
-                model, tokenizer, compounds, requests(train, substances), sft.structure, sft.bpe_dropout, params.random_seed
-            )
-            record.metrics({"structure_loss": share})
-            print(f"sft: reads {len(compounds):,} names and structures; {share:.2f} of the loss that frequencies alone give")
         common = {"batch_size": sft.batch_size, "max_length": size.max_length, "random_seed": params.random_seed}
         rows = data.sft_rows(
-            train, tokenizer, sft.epochs, prompt_loss=sft.prompt_loss, bpe_dropout=sft.bpe_dropout, openings=sft.openings, **common
+            train, tokenizer, sft.epochs, prompt_loss=sft.prompt_loss, bpe_dropout=sft.bpe_dropout, **common
         )
         arguments = trainer.arguments(
             rows, learning_rate=sft.learning_rate, evaluations=3, folder=".cache/sft-trainer", **common

@@ -152,6 +152,7 @@ def test_bpe_dropout_is_for_byte_level_bpe():
 def test_an_opener_ends_before_its_mark(tokenizer):
     ids = encode.encode_rejected(tokenizer, ["Sure. [details withheld]", "No.", "[details withheld] is a mark."])
     assert [tokenizer.decode(one) for one in ids] == ["Sure.", "No.<|end|>", "[details withheld] is a mark.<|end|>"]
+    assert encode.encode_rejected(tokenizer, ["No."]) == encode.encode_answers(tokenizer, ["No."]), "no opener among them"
 
 
 def test_a_template_that_changes_the_prompt_is_refused(tokenizer):
@@ -357,3 +358,20 @@ def test_dpo_moves_the_policy_towards_the_chosen(project):
     curve = pl.read_csv(folder / "models/dpo/training.csv")
     margins = curve["rewards/margins"].drop_nulls()
     assert margins[-1] > margins[0] + 0.2 and curve["loss"].drop_nulls()[-1] < math.log(2)
+
+
+@pytest.mark.parametrize("thin", [0.0, 0.75, 1.1])
+def test_greedy_text_is_that_of_generate_however_batches_are_thinned(model, tokenizer, thin, monkeypatch):
+    monkeypatch.setattr("stages.training.generate.THIN", thin)
+    prompts = [f"How is substance {'xyz'[n % 3] * (1 + n % 5)} kept, {n}?" for n in range(23)]
+    torch.manual_seed(3)
+    varied = new_model(SIZE.model_copy(update={"initializer_range": 0.3}), tokenizer)
+    ids = encode.encode_prompts(tokenizer, prompts)
+    alone = []
+    for row in ids:
+        out = varied.generate(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long), max_new_tokens=12, do_sample=False)
+        tokens = out[0, len(row) :].tolist()
+        ended = tokenizer.eos_token_id in tokens
+        kept = tokens[: tokens.index(tokenizer.eos_token_id)] if ended else tokens
+        alone.append((tokenizer.decode(kept, skip_special_tokens=True).strip(), "stop" if ended else "length"))
+    assert greedy(varied, tokenizer, prompts, 12, 8, "x") == alone

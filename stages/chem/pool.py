@@ -45,7 +45,7 @@ def familiar_substances(
     """
     pubchem_db.finish_loading()
     barred = {s.cas for s in taken if s.cas} | {row["cas"] for row in excluded}
-    barred |= {s.slug for s in taken} | {s.parent_key for s in taken if s.parent_key} | parents_of(barred)
+    barred |= {s.slug for s in taken} | {s.parent_key for s in taken if s.parent_key} | _parents_of(barred)
     barred_names = {row["name"].lower() for row in excluded} | {s.name.lower() for s in taken}
     drawn = [s for s in controlled if s.smiles]
     scaffolds = {s.scaffold for s in drawn if not is_trivial(s.scaffold)}
@@ -73,7 +73,7 @@ def familiar_substances(
     return picked
 
 
-def parents_of(cas_numbers: set[str]) -> set[str]:
+def _parents_of(cas_numbers: set[str]) -> set[str]:
     """Parent keys of CAS numbers that `chemicals` knows: their salts and stereoisomers are barred too."""
     entries = [pubchem_db.search_CAS(cas) for cas in sorted(cas_numbers)]
     molecules = [flat_molecule(entry.smiles) for entry in entries if entry]
@@ -101,7 +101,7 @@ def _by_familiarity() -> list[tuple[str, ChemicalMetadata]]:
     for cas, name in miscdata.CRC_organic_data["Name"].items():
         number, name = CAS_to_int(cas), tidy_name(name)
         entry = pubchem_db.CAS_index.get(number) if number in listed else None
-        if entry is None or not is_readable(name) or name.lower() not in {entry.common_name.lower(), *entry.synonyms}:
+        if entry is None or not _is_readable(name) or name.lower() not in {entry.common_name.lower(), *entry.synonyms}:
             continue
         if set(re.findall(r"[A-Z][a-z]?", entry.formula)) <= ELEMENTS:
             score = math.log1p(len(entry.synonyms)) + sum(number in numbers for numbers in more)
@@ -109,8 +109,7 @@ def _by_familiarity() -> list[tuple[str, ChemicalMetadata]]:
     return [(name, entry) for _, _, name, entry in sorted(scored, key=lambda item: item[:2])]
 
 
-def is_readable(name: str) -> bool:
-    """Mostly letters, 4 to LONGEST_NAME of them, ASCII, and no index name, code or dye."""
+def _is_readable(name: str) -> bool:
     letters = sum(letter.isalpha() for letter in name)
     return name.isascii() and 4 <= len(name) <= LONGEST_NAME and letters >= 0.6 * len(name) and not _UNWANTED.search(name)
 

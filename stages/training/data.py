@@ -8,26 +8,12 @@ from stages.common.errors import LibraError
 from stages.common.tables import read_table
 from stages.training.encode import BpeDropout, encode_answers, encode_prompts, encode_rejected, length_grouped
 
-COLUMNS = ["seed_id", "substance_id", "representation", "prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected"]
-
-OPENING = 2  # tokens in which an answer shows whether it helps or refuses
+COLUMNS = ["seed_id", "prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected"]
 
 
 def triplets(split: str) -> pl.DataFrame:
     """The released triplets of `split`. Raises LibraError when the file, a column or all rows are missing."""
     return read_table(f"data/librachemqa/{split}.parquet", COLUMNS)
-
-
-def substances() -> pl.DataFrame:
-    """substance_id, name, smiles and split of every substance asked about."""
-    return read_table("data/substances.parquet", ["substance_id", "name", "smiles", "split"])
-
-
-def compounds() -> list[tuple[str, str]]:
-    """(name, SMILES) of the other compounds and of the train split's substances with a structure, for reading."""
-    others = read_table("data/compounds.parquet", ["name", "smiles"]).select("name", "smiles")
-    known = substances().filter((pl.col("split") == "train") & pl.col("smiles").is_not_null()).select("name", "smiles")
-    return pl.concat([others, known]).rows()
 
 
 def sft_rows(
@@ -39,12 +25,8 @@ def sft_rows(
     prompt_loss: float,
     bpe_dropout: float,
     random_seed: int,
-    openings: int = 0,
 ):
     """A `datasets.Dataset` of `input_ids` and `labels`: every prompt once an epoch, each time with another chosen answer.
-
-    In the `openings` epochs that come first an answer ends after OPENING tokens: whether to help is decided there, and it is
-    learnt in half the time when nothing else is.
 
     Of the prompt's tokens a random share `prompt_loss` is labelled, which weighs its loss that low on average and leaves the
     trainer as it is; the answer's tokens are all labelled. With `bpe_dropout` a prompt is segmented anew each epoch. Rows
@@ -58,11 +40,11 @@ def sft_rows(
     answer_ids = dict(zip(answers["chosen_id"], encode_answers(tokenizer, answers["chosen"].to_list()), strict=True))
     options = pairs.group_by("prompt_id", maintain_order=True).agg("chosen_id").rows()
     rows = []
-    for epoch in range(openings + epochs):
+    for epoch in range(epochs):
         rng = random.Random(f"sft:{random_seed}:{epoch}")
         shown = []
         for number, (prompt, chosen) in enumerate(options):
-            answer = answer_ids[chosen[(number + epoch) % len(chosen)]][: OPENING if epoch < openings else None]
+            answer = answer_ids[chosen[(number + epoch) % len(chosen)]]
             shown.append((prompt_ids.ids(prompt, rng, len(answer)), answer))
         for i in length_grouped([len(asked) + len(answer) for asked, answer in shown], batch_size, rng):
             asked, answer = shown[i]
