@@ -205,10 +205,3 @@ def test_the_same_bytes_twice(tmp_path):
 def test_bad_params_stop_at_once(tmp_path, sizes, message):
     done = run_seed(tmp_path, **sizes)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
-
-
-def test_train_is_asked_about_legal_status_most(tables):
-    seeds, _ = tables
-    neutral = seeds.filter(pl.col("intent_kind") == "neutral")
-    share = {split: (rows["intent"] == "regulation").mean() for (split,), rows in neutral.group_by("split")}
-    assert share["train"] == pytest.approx(1 / 3, abs=0.03) and share["test"] == pytest.approx(1 / 12, abs=0.02)

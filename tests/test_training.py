@@ -152,7 +152,6 @@ def test_bpe_dropout_is_for_byte_level_bpe():
 def test_an_opener_ends_before_its_mark(tokenizer):
     ids = encode.encode_rejected(tokenizer, ["Sure. [details withheld]", "No.", "[details withheld] is a mark."])
     assert [tokenizer.decode(one) for one in ids] == ["Sure.", "No.<|end|>", "[details withheld] is a mark.<|end|>"]
-    assert encode.encode_rejected(tokenizer, ["No."]) == encode.encode_answers(tokenizer, ["No."]), "no opener among them"
 
 
 def test_a_template_that_changes_the_prompt_is_refused(tokenizer):

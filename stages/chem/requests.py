@@ -27,9 +27,7 @@ CODE_NAME_EVERY = 6  # one in six of a dual text cell goes by a code: far more c
 PRECURSOR_EVERY = 8  # one in eight of the neutral text questions on substances that aren't controlled
 WEAPON_INTENTS = ("regulation", "detection", "first_aid", "disposal")
 ADVICE = ("handling", "first_aid", "disposal", "detection", "pharmacology")
-# Facts test what a model knows, advice how it judges: more of it. Legal status is what the dual cell turns on: more of it to learn from.
-NEUTRAL_SHARES = (*ADVICE, "regulation", *ADVICE, "property")
-TRAIN_SHARES = ("regulation", *ADVICE[:2], "regulation", *ADVICE[2:4], "regulation", *ADVICE[4:], "property")
+NEUTRAL_SHARES = (*ADVICE, "regulation", *ADVICE, "property")  # facts test what a model knows, advice how it judges: more of it
 
 
 def plan_split(
@@ -98,10 +96,9 @@ class _Planner:
             self._add(self._seen_in_dual(options, intent), intent, representation)
 
     def _neutral(self, status: str, representation: str, count: int) -> None:
-        """The shares' turns one after another; the property intents together make up one of them."""
-        shares = TRAIN_SHARES if self.split == "train" else NEUTRAL_SHARES
+        """A twelfth for each turn of NEUTRAL_SHARES; the property intents together make up one of them."""
         for i in range(count):
-            turn = shares[i % len(shares)]
+            turn = NEUTRAL_SHARES[i % len(NEUTRAL_SHARES)]
             wanted = PROPERTY_INTENTS if turn == "property" else (turn,)
             chosen_status = "precursor" if status == "unregulated" and i % PRECURSOR_EVERY == PRECURSOR_EVERY - 1 else status
             for at, intents in ((chosen_status, wanted), (status, wanted), (status, INTENTS["neutral"])):

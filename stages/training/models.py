@@ -30,14 +30,11 @@ class ModelParams(Section):
 
 
 def deterministic(random_seed: int) -> None:
-    """Make torch repeat itself bit for bit on this machine: seeded, deterministic kernels, idle threads that soon sleep.
+    """Make torch repeat itself bit for bit on this machine: seeded, deterministic kernels, idle threads that sleep.
 
-    Nothing is looked up on a hub: what is trained from scratch needs none. An idle thread spins for microseconds before it
-    sleeps: not at all, and a step takes half as long again on free cores; for as long as OpenMP likes, and it takes twenty times
-    as long on busy ones.
+    Nothing is looked up on a hub: what is trained from scratch needs none.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     os.environ["HF_HUB_OFFLINE"] = "1"
     _keep_freed_memory()
     import torch
