@@ -317,6 +317,7 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
     assert {"generation.craft.usd", "generation.rephrase.completion_tokens", "generation.craft.wall_s"} <= logged
 
 
+@pytest.mark.slow
 def test_two_queued_experiments_at_once_share_one_store(changeable):
     """`dvc exp run --queue`, then two at once: both succeed, and what both ask for is paid for once."""
     folder = changeable
