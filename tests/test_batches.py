@@ -96,10 +96,7 @@ def test_a_killed_run_finds_its_batch_again(tmp_path, moment, monkeypatch):
     with on_port(served) as url:
         if moment == "waiting":
             run = start(url, 60, tmp_path, "batch")
-            while not served.served["batches"]:
-                assert run.poll() is None
-                time.sleep(0.01)
-            time.sleep(0.2)
+            under_way(run, served)
             run.kill()
             run.communicate()
         else:
@@ -121,10 +118,15 @@ def test_a_killed_run_finds_its_batch_again(tmp_path, moment, monkeypatch):
 
 def under_way(run, served: Faults) -> None:
     """Wait until the server works on a batch of the process `run`, and a little more."""
-    while not served.served["batches"]:
+    until(run, lambda: served.served["batches"])
+    time.sleep(0.2)
+
+
+def until(run, happened) -> None:
+    """Wait for `happened()` while the process `run` goes on."""
+    while not happened():
         assert run.poll() is None
         time.sleep(0.01)
-    time.sleep(0.2)
 
 
 def test_ctrl_c_leaves_the_batch_to_the_server_and_the_next_run_fetches_it(tmp_path):
@@ -418,9 +420,7 @@ def test_ctrl_c_doesnt_wait_for_a_server_that_hangs(tmp_path, hung):
 
     with on_port(app) as url:
         run = start(url, 5, tmp_path, "batch")
-        while not waiting:
-            assert run.poll() is None
-            time.sleep(0.01)
+        until(run, lambda: waiting)
         began = time.monotonic()
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=30)[1]
@@ -444,9 +444,7 @@ def test_a_second_ctrl_c_gives_up_a_batch_being_made_and_the_next_run_finds_it(t
 
     with on_port(app) as url:
         run = start(url, 5, tmp_path, "batch")
-        while not hung:
-            assert run.poll() is None
-            time.sleep(0.01)
+        until(run, lambda: hung)
         run.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert run.poll() is None, "it waits to hear of the batch"
