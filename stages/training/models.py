@@ -30,11 +30,12 @@ class ModelParams(Section):
 
 
 def deterministic(random_seed: int) -> None:
-    """Make torch repeat itself bit for bit on this machine: seeded, deterministic kernels, idle threads that sleep.
+    """Make torch repeat itself bit for bit on this machine: seeded, deterministic kernels, idle threads that soon sleep.
 
     Nothing is looked up on a hub: what is trained from scratch needs none.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # a few microseconds: between two kernels waking a thread costs more
     os.environ["HF_HUB_OFFLINE"] = "1"
     _keep_freed_memory()
     import torch
