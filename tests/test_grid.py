@@ -71,7 +71,9 @@ def trained(kind, model, tokenizer, rows, folder, lora=False, max_length=64, bat
             weights.data += 0.02 * torch.randn_like(weights)
     torch.manual_seed(5)
     common = {"batch_size": batch_size, "max_length": max_length, "random_seed": 1}
-    arguments = trainer.arguments(rows, learning_rate=1e-3, evaluations=1, folder=str(folder), **common) | {"logging_steps": 1}
+    arguments = trainer.arguments(rows, learning_rate=1e-3, evaluations=1, folder=str(folder), **common)
+    # Adam divides by a gradient's size: of one that is nothing but rounding it would make a whole step.
+    arguments |= {"logging_steps": 1, "adam_epsilon": 1e-5}
     made = kind(
         model=policy,
         ref_model=reference,
@@ -81,7 +83,7 @@ def trained(kind, model, tokenizer, rows, folder, lora=False, max_length=64, bat
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False) if lora else None,
     )
-    first = made.data_collator([rows[i] for i in range(min(batch_size, len(rows)))])
+    first = made.data_collator([made.train_dataset[i] for i in range(min(batch_size, len(rows)))])
     made.model.train()
     made.compute_loss(made.model, first).backward()
     flat = lambda values: torch.cat([value.detach().flatten() for value in values])  # noqa: E731

@@ -77,6 +77,9 @@ def project(tmp_path, monkeypatch):
     @contextmanager
     def no_store(stage, params, inputs):
         class Record:
+            def metrics(self, values):
+                assert values["data"]["over_long"] == 0
+
             def curve(self, rows):
                 assert rows and "eval_loss" in rows[-1]
 
