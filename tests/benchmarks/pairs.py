@@ -1,6 +1,6 @@
 """Which pairs of a prompt's answers DPO should see, at equal compute: matched, random, or the whole grid.
 
-    python tests/benchmarks/pairs.py        # 12 trainings with their evaluation, about an hour on two cores; writes TRAINING.md
+    python tests/benchmarks/pairs.py        # 12 trainings with their evaluation, an hour on two cores; writes TRAINING.md
 
 The pipeline's own stages at the params of params.yaml, in a copy of the project, for random seeds other than the default one: for each,
 data and `sft` once, then `dpo`, `respond`, `judge` and `score` for each way below. All ways forward as many (prompt, answer) rows in all
@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import date
 from pathlib import Path
 
@@ -33,15 +32,13 @@ WAYS = {
 FIGURES = {"safety": "safety", "utility": "utility", "harmonic": "harmonic", "dual": "dual_balanced_accuracy"}
 
 
-def run(folder: Path, *stages: str) -> float:
-    """Seconds the stages take in `folder`."""
-    started = time.monotonic()
+def run(folder: Path, *stages: str) -> None:
+    """Run the stages in `folder`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")} | {"PYTHONPATH": str(folder)}
     for stage in stages:
         done = subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{stage}: {done.stderr[-2000:]}")
-    return time.monotonic() - started
 
 
 def write_params(folder: Path, random_seed: int, dpo: dict) -> None:
@@ -62,30 +59,34 @@ def measure(random_seed: int, found: dict[str, list[dict]]) -> None:
         run(folder, "seed", "craft", "rephrase", "combine", "validate", "sft")
         for way, dpo in WAYS.items():
             write_params(folder, random_seed, dpo)
-            seconds = run(folder, "dpo")
-            run(folder, "respond", "judge", "score")
+            run(folder, "dpo", "respond", "judge", "score")
             metrics = json.loads((folder / "data/eval/metrics.json").read_text(encoding="utf-8"))["candidates"]["dpo"]
-            found.setdefault(way, []).append({short: metrics[key] for short, key in FIGURES.items()} | {"seconds": seconds})
+            found.setdefault(way, []).append({short: metrics[key] for short, key in FIGURES.items()})
             print(f"{random_seed}, {way}: {found[way][-1]}", flush=True)
+
+
+def write_down(found: dict[str, list[dict]]) -> str:
+    """The table of what was measured so far, put into TRAINING.md."""
+    lines = [f"| pairs | {' | '.join(FIGURES)} | random seeds | date |", "|---" * (len(FIGURES) + 3) + "|"]
+    for way, runs in found.items():
+        cells = []
+        for figure in FIGURES:
+            values = [one[figure] for one in runs]
+            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        lines.append(f"| {way} | {' | '.join(cells)} | {len(runs)} | {date.today()} |")
+    table = "\n".join(lines)
+    text = RESULTS.read_text(encoding="utf-8")
+    start, end = "<!-- pairs.py -->\n", "<!-- end of pairs.py -->"
+    head, rest = text.split(start)
+    RESULTS.write_text(head + start + table + "\n" + end + rest.split(end, 1)[1], encoding="utf-8")
+    return table
 
 
 def main() -> None:
     found: dict[str, list[dict]] = {}
     for random_seed in RANDOM_SEEDS:
         measure(random_seed, found)
-    lines = [f"| pairs | {' | '.join(FIGURES)} | minutes | date |", "|---" * (len(FIGURES) + 3) + "|"]
-    for way, runs in found.items():
-        cells = []
-        for figure in FIGURES:
-            values = [one[figure] for one in runs]
-            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        cells.append(f"{statistics.mean(one['seconds'] for one in runs) / 60:.1f}")
-        lines.append(f"| {way} | {' | '.join(cells)} | {date.today()} |")
-    table = "\n".join(lines)
-    text = RESULTS.read_text(encoding="utf-8")
-    start, end = "<!-- pairs.py -->\n", "<!-- end of pairs.py -->"
-    head, rest = text.split(start)
-    RESULTS.write_text(head + start + table + "\n" + end + rest.split(end, 1)[1], encoding="utf-8")
+        table = write_down(found)
     print(table)
 
 
