@@ -96,7 +96,8 @@ def rates_by(rows: pl.DataFrame, by: tuple[str, ...], replicates: int, confidenc
     (level,) = statistics.levels(1, replicates, random_seed)
     each = zip(points, drawn, clusters, strict=True)
     lo, hi = zip(*(statistics.interval(*statistics.bounds(*one, level), confidence) for one in each), strict=True)
-    return found.with_columns(rate=points, rate_lo=pl.Series(lo), rate_hi=pl.Series(hi)).select("candidate", *by, "n", "substances", "rate", "rate_lo", "rate_hi", *MISSES)
+    rates = pl.DataFrame({"rate": points, "rate_lo": lo, "rate_hi": hi})
+    return found.select("candidate", *by, "n", "substances").hstack(rates).hstack(found.select(MISSES))
 
 
 def _cluster(rows: pl.DataFrame) -> pl.Expr:
