@@ -6,6 +6,7 @@ Only measured values are taken; estimates (JOBACK, and the partly predicted YAWS
 
 from importlib.metadata import version
 
+import numpy as np
 from chemicals import TWA, T_flash, T_flash_methods, Tb, Tb_methods, Tm, Tm_methods
 
 from stages.chem.substance import Substance
@@ -18,6 +19,9 @@ MEASURED = {
     "boiling_point": (Tb, Tb_methods, ("HEOS", "CRC_ORG", "CRC_INORG", "COMMON_CHEMISTRY", "WEBBOOK"), 2.0, 6.0),
     "flash_point": (T_flash, T_flash_methods, ("IEC 60079-20-1 (2010)", "NFPA 497 (2008)"), 3.0, 10.0),
 }
+
+
+ROOM = 298.15  # K
 
 
 def collect_facts(substance: Substance) -> list[dict]:
@@ -36,7 +40,8 @@ def collect_facts(substance: Substance) -> list[dict]:
             if values and max(values.values()) - min(values.values()) <= widest:
                 method, value = next(iter(values.items()))
                 found.append(_fact(name, round(value, 1), "K", tolerance, method, CHEMICALS))
-        limit = _exposure_limit(substance)
+        melts = next((fact["value"] for fact in found if fact["name"] == "melting_point"), None)
+        limit = _exposure_limit(substance, solid=melts is not None and melts > ROOM)
         if limit:
             found.append(limit)
     if substance.status == "unregulated":
@@ -54,20 +59,27 @@ def measured(cas: str, name: str) -> dict[str, float]:
     return {method: float(look_up(CASRN=cas, method=method)) for method in trusted if method in listed}
 
 
-def _exposure_limit(substance: Substance) -> dict | None:
+def _exposure_limit(substance: Substance, solid: bool) -> dict | None:
+    """The limit in mg/m3. Of a solid's dust nobody counts parts per million, though the table converts them."""
     limit = TWA(CASRN=substance.cas)
     if not limit or limit[0] is None:
         return None
     amount, unit = limit
     if unit != "ppm":
-        value, method, source = amount, "listed in mg/m3", f"Ontario TWA {amount:.4g} mg/m3 ({CHEMICALS})"
+        value, method, source = amount, "listed in mg/m3", f"Ontario TWA {_plain(amount, 4)} mg/m3 ({CHEMICALS})"
     elif substance.molar_mass:
         value = amount * substance.molar_mass / 24.45
-        method, source = "ppm*M/24.45", f"Ontario TWA {amount:.4g} ppm ({CHEMICALS})"
+        told = f"{_plain(value, 3)} mg/m3" if solid else f"{_plain(amount, 4)} ppm"
+        method, source = "ppm*M/24.45", f"Ontario TWA {told} ({CHEMICALS})"
     else:
         return None
     value = float(f"{value:.3g}")
     return _fact("exposure_limit", value, "mg/m3", float(f"{0.02 * value:.2g}"), method, source)
+
+
+def _plain(value: float, digits: int) -> str:
+    """`value` to so many significant digits, never with an exponent: 0.00005, not 5e-05."""
+    return np.format_float_positional(float(f"{value:.{digits}g}"), trim="-")
 
 
 def _fact(name, value, unit, tolerance, method, source) -> dict:

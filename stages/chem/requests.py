@@ -85,7 +85,7 @@ class _Planner:
         """The least used first; in text, substances that go by a code are held back unless it is their turn (`code`)."""
         wrong_style = representation == "text" and bool(CODE_NAME.search(substance.name)) != code
         name = substance.substance_id
-        return wrong_style, self.uses[name, "dual"], self.uses[name, representation], self._lot(substance, intent)
+        return self.uses[name, representation], wrong_style, self.uses[name, "dual"], self._lot(substance, intent)
 
     def _harmful(self, status: str, representation: str, count: int) -> None:
         for i in range(count):
