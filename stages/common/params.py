@@ -76,6 +76,8 @@ def check_section(name: str, values: Any, model: type[S]) -> S:
                 lines.append(f"`{key}` is not a param{hint}")
             elif fault["type"] == "missing":
                 lines.append(f"`{key}` is missing")
+            elif fault["type"] == "value_error":  # a check over several keys, in our own words
+                lines.append(f"`{key}`: {fault['ctx']['error']}")
             else:
                 lines.append(f"`{key}`: {fault['msg']} (got {fault['input']!r})")
         raise LibraError("params.yaml: " + "; ".join(lines)) from None

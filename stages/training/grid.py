@@ -39,14 +39,18 @@ def share_prompts(model) -> None:
     """Make `model(input_ids, attention_mask, labels, fused_lm_head=True)` compute shared prompts and equal answers once.
 
     For a model with a fused head whose attention takes a mask of four dimensions (`sdpa`, `eager`); others are left alone.
-    Labels are -100 on a prompt and on padding at the right, else the row's own tokens: an answer.
+    Labels are -100 on a prompt and on padding at the right, else the row's own tokens: an answer. So are models whose layers do
+    something else than attend (recurrent ones), and rows longer than an attention window.
     """
-    if model.config._attn_implementation not in ("sdpa", "eager"):
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if model.config._attn_implementation not in ("sdpa", "eager") or layers - {"full_attention", "sliding_attention"}:
         return
+    window = getattr(config, "sliding_window", None) or float("inf")
     fused = model.forward
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, fused_lm_head=False, **kwargs):
-        if not fused_lm_head or labels is None:
+        if not fused_lm_head or labels is None or input_ids.shape[1] > window:
             given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
             kwargs |= {name: value for name, value in given.items() if value is not None}
             return fused(fused_lm_head=True, **kwargs) if fused_lm_head else fused(**kwargs)
