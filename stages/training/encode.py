@@ -4,7 +4,6 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from datetime import datetime
 
 from stages.common.errors import LibraError
 
@@ -119,10 +118,7 @@ def _answer_text(tokenizer, answer: str) -> str:
 
 
 def _rendered(tokenizer, turns: list[dict], add_generation_prompt: bool = False) -> str:
-    """`turns` in the tokenizer's chat template; a template that tells the date tells the same one every day."""
-    return tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=add_generation_prompt, strftime_now=datetime(2025, 1, 1).strftime
-    )
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
 
 
 def _after_a_prompt(tokenizer, texts: list[str]) -> list[list[int]]:

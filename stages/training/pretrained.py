@@ -12,6 +12,9 @@ from pathlib import Path
 from stages.common.errors import LibraError
 from stages.training.models import LoraParams, ModelParams
 
+# Put before a chat template that tells the date (Llama 3's): the same prompt on every day, in training and where it is served.
+SAME_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+
 
 def start(params: ModelParams):
     """(model, tokenizer) that `sft` trains: `params.base`, with fresh adapters where `params.lora` asks for them."""
@@ -76,13 +79,15 @@ def load_weights(source: str | Path, revision: str | None, dtype: str, attention
             source, revision=revision or "main", use_safetensors=True, trust_remote_code=False, local_files_only=local, **how
         )
     except (OSError, ValueError) as error:  # transformers' own: a file that is missing, a kind of model it doesn't know
+        if "attention implementation" in str(error):
+            raise LibraError(f"model.attention: {source} has no {attention}; set it to eager") from None
         raise LibraError(f"{source} can't be loaded as a causal language model in safetensors: {_line(error)}") from None
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None):
     """The tokenizer in the folder or hub model `source`, padding on the left (with the end of text where it has no pad token).
 
-    Raises LibraError when there is none, or it has no chat template.
+    A chat template that tells the date is made to tell the same one always. Raises LibraError when there is none, or it has no chat template.
     """
     from transformers import AutoTokenizer
 
@@ -94,6 +99,8 @@ def load_tokenizer(source: str | Path, revision: str | None = None):
         raise LibraError(f"the tokenizer of {source} can't be loaded: {_line(error)}") from None
     if not tokenizer.chat_template:
         raise LibraError(f"{source} has no chat template, so it is no chat model; name its instruct or chat version in model.base")
+    if "strftime_now" in tokenizer.chat_template and SAME_DATE not in tokenizer.chat_template:
+        tokenizer.chat_template = SAME_DATE + tokenizer.chat_template
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -124,16 +131,15 @@ def with_adapter(model, lora: LoraParams, revision: str | None):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    targets = lora.target_modules
-    if isinstance(targets, list):
-        head = model.get_output_embeddings()  # is left alone: the trainers read its weights without an adapter
-        linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
-        if strays := [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]:
-            known = sorted({name.rpartition(".")[2] for name in linear})
-            raise LibraError(
-                f"model.lora.target_modules: {', '.join(strays)} is no linear module of {model.name_or_path} that an adapter can be put on; "
-                f"it has {', '.join(known)}"
-            )
+    head = model.get_output_embeddings()  # is left alone: the trainers read its weights without an adapter
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    targets = known if lora.target_modules == "all-linear" else lora.target_modules
+    if strays := [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]:
+        raise LibraError(
+            f"model.lora.target_modules: {', '.join(strays)} is no linear module of {model.name_or_path} that an adapter can be put on; "
+            f"it has {', '.join(known)}"
+        )
     config = LoraConfig(
         task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, revision=revision
     )
