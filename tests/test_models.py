@@ -270,6 +270,23 @@ def test_merged_weights_say_what_the_adapter_says(real):
     assert set(weights) == set(load_file(folder / "models/sft/model.safetensors")) and not any("lora" in name for name in weights)
 
 
+def test_what_was_learnt_on_four_bits_is_merged_into_the_base_as_it_is(real, hub):
+    """Without a GPU: an adapter on whole weights, with the reference's beside it, takes the same way."""
+    from stages import sft
+
+    real("qwen3", lora=LORA)
+    sft.main()
+    plain = ModelParams(**PARAMS["model"] | {"base": str(hub / "qwen3"), "lora": LORA, "merge": True})
+    merged = []
+    for size in (plain, plain.model_copy(update={"quantization": "nf4"})):
+        model, tokenizer = load_policy("models/sft", trainable=True)
+        model.add_adapter("ref", model.peft_config["default"])
+        merged.append(pretrained.finished(model, size))
+    assert torch.allclose(logits(merged[0], tokenizer), logits(merged[1], tokenizer), atol=1e-5)
+    assert not any("lora" in name for one in merged for name in one.state_dict())
+    assert torch.allclose(logits(merged[0], tokenizer), logits(*load_policy("models/sft")), atol=1e-4)
+
+
 def test_an_adapter_is_the_same_bytes_twice(real):
     from stages import sft
 
