@@ -21,6 +21,7 @@ from test_training import HELP, OPENER, PARAMS, TINY, project, table, texts  # n
 from stages.common.check import check
 from stages.common.errors import LibraError
 from stages.common.params import check_section
+from stages.respond import RespondParams, policy_answers
 from stages.training import encode, pretrained
 from stages.training.generate import greedy
 from stages.training.models import LoraParams, ModelParams, load_policy
@@ -62,7 +63,7 @@ def make_tokenizer(kind):
     else:  # as Gemma's: blanks are marks, what is unknown is bytes
         special = special + [f"<0x{byte:02X}>" for byte in range(256)]
         alphabet = ["\n", "▁"]
-        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Replace(" ", "▁"), pre_tokenizers.Split("▁", "merged_with_next")
         tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     marks = special if byte_level else special[:5]
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
@@ -80,9 +81,10 @@ def hub(tmp_path_factory):
     for kind in TOKENIZERS:
         tokenizer = make_tokenizer(kind)
         torch.manual_seed(1)
+        odd = {"final_logit_softcapping": 2.0, "sliding_window": 22} if kind == "gemma2" else {}  # low enough to matter
         config = transformers.AutoConfig.for_model(
             kind, vocab_size=len(tokenizer), initializer_range=0.2, eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=512, **SIZE,
+            bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=512, **SIZE, **odd,
         )  # fmt: skip
         model = transformers.AutoModelForCausalLM.from_config(config)
         if kind == "gemma2":  # ends a turn with another token than a text
@@ -189,8 +191,9 @@ def test_an_adapter_goes_through_sft_and_dpo_and_loads_as_it_lies(real, hub, kin
         for auto in (peft.AutoPeftModelForCausalLM, transformers.AutoModelForCausalLM):
             assert torch.allclose(logits(auto.from_pretrained(where, dtype=torch.float32), theirs), ours, atol=1e-5), auto
         said.append(ours)
-        if name == "dpo":
-            assert len(greedy(model, tokenizer, ["How is it kept?", "Why?"], 5, 2, "test")) == 2
+    size = ModelParams(**PARAMS["model"] | {"base": str(hub / kind), "attention": attention(kind), "lora": LORA})
+    section = RespondParams(max_new_tokens=5, batch_size=2, max_quarantined=0.0, endpoints={})
+    assert [answer[1::2] for answer in policy_answers("dpo", ["How is it kept?", "Why?"], section, size)] == [(None, None)] * 2
     base, tokenizer = load_policy(hub / kind, attention=attention(kind))
     assert len({tuple(one.flatten().tolist()) for one in (logits(base, tokenizer), *said)}) == 3, "both stages learn"
 
@@ -230,24 +233,33 @@ def log_probs(model, rows, side):
     return sums
 
 
-@pytest.mark.parametrize("how", [{"lora": LORA}, {"lora": LORA, "merge": True}, {}], ids=["adapter", "merged", "whole"])
-def test_the_reference_is_the_sft_policy_and_not_its_base(real, hub, how, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [("llama", {"lora": LORA}), ("llama", {"lora": LORA, "merge": True}), ("llama", {}), ("qwen3", {"lora": LORA}), ("gemma2", {"lora": LORA})],
+    ids=["adapter", "merged", "whole", "qwen3", "gemma2"],
+)
+def test_the_reference_is_the_sft_policy_and_not_its_base(real, hub, kind, how, monkeypatch):
+    """Against plain torch on one row after the other: the trainer's shared prompts and its head are Gemma's as well."""
     from stages import dpo, sft
 
-    real("llama", **how)
+    real(kind, **how)
     sft.main()
     found = captured(monkeypatch)
     dpo.main()
     (made,) = found
-    rows = [made.train_dataset[i] for i in range(4)]
-    rows = [{name: row[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in rows]
-    learnt, base = load_policy("models/sft")[0], load_policy(hub / "llama")[0]
+    rows = [{name: row[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in made.train_dataset.to_list()]
+    rows.sort(key=lambda row: sum(map(len, row.values())))
+    rows = rows[:2] + rows[-2:]
+    batches = [made.data_collator(rows[:2]), made.data_collator(rows[2:])]
+    assert batches[0]["input_ids"].shape[1] <= 22 < batches[1]["input_ids"].shape[1] or kind != "gemma2", "one is beyond its window"
+    learnt, base = (load_policy(folder, attention=attention(kind))[0] for folder in ("models/sft", hub / kind))
     for when in ("before", "after"):
-        given = made.compute_ref_log_probs(made.ref_model or made.model, made.data_collator(rows))
+        parts = [made.compute_ref_log_probs(made.ref_model or made.model, batch) for batch in batches]
         own = log_probs(made.model, rows, "chosen")
-        for side, values in zip(("chosen", "rejected"), given, strict=True):
-            assert values.tolist() == pytest.approx(log_probs(learnt, rows, side), rel=1e-4), (when, side)
-            assert all(abs(one - other) > 1 for one, other in zip(values.tolist(), log_probs(base, rows, side), strict=True))
+        for side, values in zip(("chosen", "rejected"), zip(*parts, strict=True), strict=True):
+            values = torch.cat(values).tolist()
+            assert values == pytest.approx(log_probs(learnt, rows, side), rel=1e-4), (when, side)
+            assert all(abs(one - other) > 0.1 for one, other in zip(values, log_probs(base, rows, side), strict=True))
         started = all(abs(one - other) < 1e-2 for one, other in zip(own, log_probs(learnt, rows, "chosen"), strict=True))
         assert started == (when == "before"), "the policy starts there and moves; the reference stays"
         if when == "before":
@@ -366,7 +378,7 @@ def test_params_that_do_not_fit_together_are_one_clear_line(change, message, mon
 def test_four_bits_without_a_gpu_or_bitsandbytes_name_the_mend(real, monkeypatch):
     from stages import sft
 
-    real("llama", lora=LORA, quantization="nf4")
+    real("llama", base="org/nowhere", lora=LORA, quantization="nf4")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(LibraError, match="^model.quantization: nf4 needs a GPU, and this machine has none that torch sees; set it to null$"):
         sft.main()

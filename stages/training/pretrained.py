@@ -18,6 +18,7 @@ SAME_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 def start(params: ModelParams):
     """(model, tokenizer) that `sft` trains: `params.base`, with fresh adapters where `params.lora` asks for them."""
+    _loading(**params.held(trained=True))  # hardware that isn't there shows before a download of many gigabytes
     revision = find(params.base, params.revision)
     tokenizer = load_tokenizer(params.base, revision)
     model = load_weights(params.base, revision, **params.held(trained=True))
@@ -65,14 +66,9 @@ def find(base: str, revision: str | None) -> str | None:
 
 def load_weights(source: str | Path, revision: str | None, dtype: str, attention: str, quantization: str | None):
     """The causal language model in the folder or hub model `source`. Raises LibraError when it or the hardware isn't there."""
-    import torch
     from transformers import AutoModelForCausalLM
 
-    if attention == "flash_attention_2" and not (torch.cuda.is_available() and importlib.util.find_spec("flash_attn")):
-        raise LibraError("model.attention: flash_attention_2 needs a GPU and the package flash-attn; set it to sdpa")
-    how = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-    if quantization:
-        how |= _in_four_bits(how["dtype"])
+    how = _loading(dtype, attention, quantization)
     local = Path(source).is_dir()
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -169,19 +165,27 @@ def finished(model, params: ModelParams):
     return model.merge_and_unload(safe_merge=True, adapter_names=["default"]).to(dtype)
 
 
-def _in_four_bits(dtype) -> dict:
-    """Keyword arguments of `from_pretrained` for frozen weights in nf4 (Dettmers et al. 2023), computed with in `dtype`."""
+def _loading(dtype: str, attention: str, quantization: str | None) -> dict:
+    """Keyword arguments of `from_pretrained`; 4 bits are nf4 (Dettmers et al. 2023), computed with in `dtype`, on the GPU.
+
+    Raises LibraError when the hardware or a package for them is missing.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
+    how = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    if attention == "flash_attention_2" and not (torch.cuda.is_available() and importlib.util.find_spec("flash_attn")):
+        raise LibraError("model.attention: flash_attention_2 needs a GPU and the package flash-attn; set it to sdpa")
+    if not quantization:
+        return how
     if not torch.cuda.is_available():
         raise LibraError("model.quantization: nf4 needs a GPU, and this machine has none that torch sees; set it to null")
     if not importlib.util.find_spec("bitsandbytes"):
         raise LibraError("model.quantization: nf4 needs the package bitsandbytes; install it (`pip install bitsandbytes`) or set it to null")
     config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=how["dtype"]
     )
-    return {"quantization_config": config, "device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}}
+    return how | {"quantization_config": config, "device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}}
 
 
 def _line(error: Exception) -> str:
