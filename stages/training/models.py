@@ -19,9 +19,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-
-
-SCRATCH = "scratch"
+SCRATCH = "scratch"  # model.base of the small Llama
 
 
 class LoraParams(Section):
@@ -103,6 +101,8 @@ def deterministic(random_seed: int, offline: bool = True) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    else:  # said for the processes this one starts
+        os.environ.setdefault("HF_HUB_OFFLINE", os.environ.get("TRANSFORMERS_OFFLINE", "0"))
     _keep_freed_memory()
     import torch
     import transformers
@@ -160,9 +160,15 @@ def train_tokenizer(texts: list[str], vocab_size: int):
 
 
 def new_model(params: ModelParams, tokenizer):
-    """A freshly initialised fp32 `LlamaForCausalLM` of the given size, embeddings tied. Raises LibraError on a bad size."""
+    """A freshly initialised fp32 `LlamaForCausalLM` of the given size, embeddings tied.
+
+    Raises LibraError on a bad size, and when the hardware for `params.attention` is missing.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from stages.training import pretrained
+
+    pretrained.loading(params.dtype, params.attention, None)
     if params.hidden_size % params.heads:
         raise LibraError(f"params.yaml: model.hidden_size ({params.hidden_size}) must be a multiple of model.heads ({params.heads})")
     return LlamaForCausalLM(
