@@ -1,7 +1,7 @@
 """Direct preference optimisation (Rafailov et al. 2023): moves the policy from the rejected answers to the chosen ones.
 
 Reads data/librachemqa/train.parquet, validation.parquet and models/sft/ (policy to start from, and the frozen reference);
-writes models/dpo/ (safetensors, tokenizer, training.csv). Params: random_seed, dpo. One row of training.csv (some columns):
+writes models/dpo/ (safetensors, tokenizer, training.csv). Params: random_seed, model, dpo. One row of training.csv (some columns):
 
     step,loss,rewards/chosen,rewards/rejected,rewards/accuracies,rewards/margins,eval_loss,eval_rewards/accuracies
     200,0.381022,0.412210,-2.310551,0.875000,2.722761,0.452118,0.833984
@@ -41,11 +41,11 @@ class DpoParams(Section):
 
 
 def main() -> None:
-    from stages.training.models import deterministic, load_policy
+    from stages.training.models import ModelParams, deterministic, policy_to_train
 
     params = read_params("dpo")
-    dpo = params.section("dpo", DpoParams)
-    deterministic(params.random_seed)
+    size, dpo = params.section("model", ModelParams), params.section("dpo", DpoParams)
+    deterministic(params.random_seed, offline=size.is_local)
     from trl import DPOConfig
 
     from stages.common import tracking
@@ -53,11 +53,10 @@ def main() -> None:
     from stages.training.grid import GridTrainer
 
     train, validation = data.triplets("train"), data.triplets("validation")
-    recorded = {"random_seed": params.random_seed, "dpo": dpo.model_dump()}
+    recorded = {"random_seed": params.random_seed, "model": size.model_dump(), "dpo": dpo.model_dump()}
     with tracking.run("dpo", recorded, inputs=["data/librachemqa", "models/sft"]) as record:
-        model, tokenizer = load_policy("models/sft")
-        max_length = model.config.max_position_embeddings
-        common = {"max_length": max_length, "random_seed": params.random_seed}
+        model, tokenizer = policy_to_train("models/sft", size)
+        common = {"max_length": size.max_length, "random_seed": params.random_seed}
         shown = {"batch_size": dpo.batch_size, **common}
         rows, counts = data.dpo_rows(
             train, tokenizer, dpo.epochs, bpe_dropout=dpo.bpe_dropout, pairs=dpo.pairs, answers=dpo.answers, **shown
@@ -65,7 +64,7 @@ def main() -> None:
         held_out, _ = data.dpo_rows(validation, tokenizer, 1, bpe_dropout=0.0, **shown)
         record.metrics({"data": counts})
         arguments = trainer.arguments(
-            rows, dpo.pairs_per_step, learning_rate=dpo.learning_rate, evaluations=4, folder=".cache/dpo-trainer", **common
+            rows, dpo.pairs_per_step, dpo.learning_rate, evaluations=4, folder=".cache/dpo-trainer", **common, **size.training()
         )
         losses = {"loss_type": [dpo.loss], "loss_weights": [1.0]}
         if dpo.sft_weight:
@@ -79,7 +78,7 @@ def main() -> None:
             eval_dataset=held_out,
             processing_class=tokenizer,
         )
-        trainer.train_and_keep(dpo_trainer, tokenizer, trainer.Report("dpo"), "models/dpo", record, "libra")
+        trainer.train_and_keep(dpo_trainer, tokenizer, trainer.Report("dpo"), "models/dpo", record, "libra", size)
 
 
 if __name__ == "__main__":

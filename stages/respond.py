@@ -1,7 +1,7 @@
 """Ask every candidate every test prompt, once, greedily.
 
 Reads data/librachemqa/{train,test}.parquet, data/seeds.parquet, data/substances.parquet, models/sft/ and models/dpo/;
-writes data/eval/responses.parquet and data/generation/respond.json. Params: random_seed, teacher, respond, budget. Candidates:
+writes data/eval/responses.parquet and data/generation/respond.json. Params: random_seed, model, teacher, respond, budget. Candidates:
 
     sft, dpo         the trained policies
     always_refuse    one refusal for everything; always_comply: the helpful text of the dataset, or the opener of the harmful one
@@ -44,13 +44,14 @@ def main() -> None:
     import polars as pl
 
     from stages.common.tables import read_table, write_table
-    from stages.training.models import deterministic
+    from stages.training.models import ModelParams, deterministic
 
     params = read_params("respond")
     section, teacher = params.section("respond", RespondParams), params.section("teacher", Endpoint)
+    size = params.section("model", ModelParams)
     if taken := set(section.endpoints) & set(OWN):
         raise LibraError(f"params.yaml: respond.endpoints may not be called {', '.join(sorted(taken))}; that name is taken")
-    deterministic(params.random_seed)
+    deterministic(params.random_seed, offline=size.is_local)
     columns = ("seed_id", "prompt_id", "prompt", "expected", "chosen_id", "chosen", "rejected_id", "rejected", "rejected_kind")
     test = read_table("data/librachemqa/test.parquet", columns)
     train = read_table("data/librachemqa/train.parquet", ("prompt", "expected"))
@@ -60,7 +61,7 @@ def main() -> None:
     with Session("respond", params.random_seed, params.section("budget", BudgetParams)) as session:
         answers = asked_answers(session, teacher, section, asked)  # first: a wrong key shows before the long work
     for name in ("sft", "dpo"):
-        answers[name] = policy_answers(name, prompts, section)
+        answers[name] = policy_answers(name, prompts, section, size)
     obliging = always_comply(test)
     answers["always_refuse"] = [(REFUSAL, None, "stop", None)] * len(prompts)
     answers["always_comply"] = [(text, None, "stop", None) for text in obliging]
@@ -74,12 +75,16 @@ def main() -> None:
     print(f"respond: {len(prompts):,} prompts, {len(answers)} candidates: {', '.join(answers)}")
 
 
-def policy_answers(name: str, prompts: list[str], section: RespondParams) -> list[tuple]:
-    """(answer, reasoning, finish_reason, error) of the policy in models/`name`, greedy."""
+def policy_answers(name: str, prompts: list[str], section: RespondParams, size) -> list[tuple]:
+    """(answer, reasoning, finish_reason, error) of the policy in models/`name`, greedy; `size`: section `model`."""
+    import torch
+
     from stages.training.generate import greedy
     from stages.training.models import load_policy
 
-    model, tokenizer = load_policy(f"models/{name}")
+    model, tokenizer = load_policy(f"models/{name}", **size.held(trained=False))
+    if torch.cuda.is_available() and not size.quantization:  # what is quantized is there already
+        model.to("cuda")
     written = greedy(model, tokenizer, prompts, section.max_new_tokens, section.batch_size, f"respond: {name}")
     return [(text, None, finish, None) for text, finish in written]
 

@@ -24,23 +24,26 @@ class SftParams(Section):
 
 
 def main() -> None:
-    from stages.training.models import ModelParams, deterministic, new_model, train_tokenizer
+    from stages.training.models import SCRATCH, ModelParams, deterministic, new_model, train_tokenizer
 
     params = read_params("sft")
     size, sft = params.section("model", ModelParams), params.section("sft", SftParams)
-    deterministic(params.random_seed)
+    deterministic(params.random_seed, offline=size.is_local)
     from trl import SFTConfig, SFTTrainer
 
     from stages.common import tracking
-    from stages.training import data, trainer
+    from stages.training import data, pretrained, trainer
     from stages.training.head import score_labelled_only
 
     train, validation = data.triplets("train"), data.triplets("validation")
     recorded = {"random_seed": params.random_seed, "model": size.model_dump(), "sft": sft.model_dump()}
     with tracking.run("sft", recorded, inputs=["data/librachemqa"]) as record:
-        texts = [text for column in ("prompt", "chosen", "rejected") for text in train[column].unique().sort()]
-        tokenizer = train_tokenizer(texts, size.vocab_size)
-        model = new_model(size, tokenizer)
+        if size.base == SCRATCH:
+            texts = [text for column in ("prompt", "chosen", "rejected") for text in train[column].unique().sort()]
+            tokenizer = train_tokenizer(texts, size.vocab_size)
+            model = new_model(size, tokenizer)
+        else:
+            model, tokenizer = pretrained.start(size)
         print(f"sft: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
         common = {"batch_size": sft.batch_size, "max_length": size.max_length, "random_seed": params.random_seed}
         rows, counts = data.sft_rows(
@@ -49,7 +52,7 @@ def main() -> None:
         held_out, _ = data.sft_rows(validation, tokenizer, 1, prompt_loss=0.0, bpe_dropout=0.0, **common)
         record.metrics({"data": counts})
         arguments = trainer.arguments(
-            rows, learning_rate=sft.learning_rate, evaluations=3, folder=".cache/sft-trainer", **common
+            rows, learning_rate=sft.learning_rate, evaluations=3, folder=".cache/sft-trainer", **common, **size.training()
         )
         sft_trainer = SFTTrainer(
             model=model,
@@ -58,8 +61,8 @@ def main() -> None:
             eval_dataset=held_out,
             processing_class=tokenizer,
         )
-        score_labelled_only(sft_trainer.model, ("entropy", "is_top1"))
-        trainer.train_and_keep(sft_trainer, tokenizer, trainer.Report("sft"), "models/sft", record, "libra-sft")
+        score_labelled_only(model.get_base_model() if size.lora else model, ("entropy", "is_top1"))
+        trainer.train_and_keep(sft_trainer, tokenizer, trainer.Report("sft"), "models/sft", record, "libra-sft", size)
 
 
 if __name__ == "__main__":

@@ -217,12 +217,19 @@ def test_only_the_newest_reference_tables_are_kept(tmp_path):
     assert reference.read(paths[0], 1) == [7.0] and reference.read(paths[0], 2) is None and reference.read(paths[1], 1) is None
 
 
-def test_masks_of_four_dimensions_are_for_full_attention_only(model):
-    assert takes_mask(model)
+def test_masks_of_four_dimensions_are_for_what_is_no_wider_than_a_window(model):
     small = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2, "head_dim": 4}
-    small |= {"num_key_value_heads": 1, "pad_token_id": 0}
+    small |= {"num_key_value_heads": 1, "pad_token_id": 0, "sliding_window": 8}
     made = {config: AutoModelForCausalLM.from_config(config(**small)) for config in (Qwen3Config, Gemma3TextConfig, MistralConfig)}
-    assert {config: takes_mask(one) for config, one in made.items()} == {Qwen3Config: True, Gemma3TextConfig: False, MistralConfig: False}
+    takes = {config: (takes_mask(one, 8), takes_mask(one, 9)) for config, one in made.items()}
+    assert takes == {Qwen3Config: (True, True), Gemma3TextConfig: (True, False), MistralConfig: (True, False)}
+    assert takes_mask(model, 10_000)
+    model = copy.deepcopy(model)
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    assert not takes_mask(model, 8)
+
+
+def test_equal_rows_are_equal_in_ids_and_labels():
     ids_of, labels = torch.tensor([[1, 2], [1, 3], [1, 2], [1, 2]]), torch.tensor([[-100, 2], [-100, 3], [-100, 2], [1, 2]])
     assert [part.tolist() for part in equal_rows(ids_of, labels)] == [[0, 1, 3], [0, 1, 0, 2]]
 

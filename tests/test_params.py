@@ -1,6 +1,7 @@
 """What a user gets to read: one line that names the key, file or column, exit status 1, and no traceback."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -85,6 +86,14 @@ def test_a_slip_in_params_is_named(project, change, message):
     with pytest.raises(LibraError) as error:
         check(project(change) / "params.yaml")
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_small_numbers_are_read_as_dvc_writes_them(project):
+    path = project(put("dpo.learning_rate", 5e-6)) / "params.yaml"
+    for text in ("5e-06", "5e-6", "5E-6", "0.000005"):
+        path.write_text(re.sub("learning_rate: 5.*", f"learning_rate: {text}", path.read_text()))
+        assert read_params("dpo").section("dpo", SECTIONS["dpo"]).learning_rate == 5e-6
+    check(path)
 
 
 def test_all_wrong_keys_of_a_section_are_named_at_once(project):

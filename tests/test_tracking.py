@@ -110,6 +110,33 @@ def test_a_revision_tells_uncommitted_changes_of_what_a_run_is_made_by(folder):
     assert not tracking._git_revision().endswith("-dirty")
 
 
+def test_an_adapter_is_recorded_with_its_base(folder):
+    """MLflow by itself would keep the base under names that no model has, and load fresh weights in their place."""
+    import torch
+    from test_training import SIZE, table
+
+    from stages.training import pretrained
+    from stages.training.models import LoraParams, new_model, train_tokenizer
+    from stages.training.trainer import save_policy
+
+    tokenizer = train_tokenizer(table()["chosen"].unique().sort().to_list(), SIZE.vocab_size)
+    save_policy(new_model(SIZE, tokenizer), tokenizer, [{"step": 1, "loss": 0.5}], "base")
+    base = pretrained.load_weights("base", None, "float32", "sdpa", None)
+    model = pretrained.with_adapter(base, LoraParams(r=2, alpha=4, dropout=0.0, target_modules=["q_proj"]), None)
+    for name, weights in model.named_parameters():
+        if "lora_B" in name:
+            weights.data += 0.5
+    save_policy(model, tokenizer, [{"step": 1, "loss": 0.5}], "models/sft")
+    with tracking.run("sft", PARAMS, []) as record:
+        record.model("models/sft", "libra-sft")
+    loaded = mlflow.transformers.load_model("models:/libra-sft/1", return_type="components")["model"]
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad(), model.disable_adapter():
+        bare = model(ids).logits
+    with torch.no_grad():
+        assert torch.allclose(loaded(ids).logits, model(ids).logits, atol=1e-5) and not torch.allclose(bare, model(ids).logits, atol=1e-2)
+
+
 def test_a_queued_experiment_records_into_the_real_project(folder, tmp_path_factory, monkeypatch):
     copy = tmp_path_factory.mktemp("queued")
     monkeypatch.setenv("DVC_ROOT", str(folder))

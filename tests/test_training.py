@@ -72,7 +72,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "data/librachemqa").mkdir(parents=True)
     table().write_parquet("data/librachemqa/train.parquet")
     table(2, 1).write_parquet("data/librachemqa/validation.parquet")
-    (tmp_path / "dvc.yaml").write_text("stages: {sft: {params: [random_seed, model, sft]}, dpo: {params: [random_seed, dpo]}}")
+    (tmp_path / "dvc.yaml").write_text("stages: {sft: {params: [random_seed, model, sft]}, dpo: {params: [random_seed, model, dpo]}}")
 
     @contextmanager
     def no_store(stage, params, inputs):

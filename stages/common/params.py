@@ -5,6 +5,7 @@ range stops the run with the key's name before any work is done. `python -m stag
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,13 @@ from stages.common.errors import LibraError
 
 PARAMS = Path("params.yaml")
 DVC_YAML = Path("dvc.yaml")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML with the floats of YAML 1.2: DVC writes 0.00001 as `1e-05`, which YAML 1.1 takes for text."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 class Section(BaseModel):
@@ -76,6 +84,8 @@ def check_section(name: str, values: Any, model: type[S]) -> S:
                 lines.append(f"`{key}` is not a param{hint}")
             elif fault["type"] == "missing":
                 lines.append(f"`{key}` is missing")
+            elif fault["type"] == "value_error":  # a check over several keys, in our own words
+                lines.append(f"`{key}`: {fault['ctx']['error']}")
             else:
                 lines.append(f"`{key}`: {fault['msg']} (got {fault['input']!r})")
         raise LibraError("params.yaml: " + "; ".join(lines)) from None
@@ -98,7 +108,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping. Raises LibraError when it is missing or isn't one."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
     except FileNotFoundError:
         raise LibraError(f"{path} is not here; run this from the project's top folder") from None
     except yaml.YAMLError as error:

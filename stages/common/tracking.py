@@ -4,6 +4,7 @@ Runs go to `mlflow.db` in the project's folder, or to the server in MLFLOW_TRACK
 times stay in MLflow, so a stage's outputs are the same bytes whether it is recorded or not.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -93,18 +94,25 @@ class Record:
         self._guarded(lambda: [client.log_batch(run_id, metrics=points[i : i + 1000]) for i in range(0, len(points), 1000)])
 
     def model(self, folder: str | Path, name: str) -> None:
-        """Log the policy in `folder` and register it as `name`, so that `mlflow.transformers.load_model` loads it back."""
+        """Log the policy in `folder` and register it as `name`, so that `mlflow.transformers.load_model` loads it back.
+
+        Of an adapted policy the adapter is logged, with the folder its base is in on this machine.
+        """
         import mlflow
+        from peft import AutoPeftModelForCausalLM
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         def log() -> None:
-            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+            base = _base_folder(Path(folder))
+            kind = AutoPeftModelForCausalLM if base else AutoModelForCausalLM
+            model = kind.from_pretrained(folder, local_files_only=True)
             mlflow.transformers.log_model(
                 transformers_model={"model": model, "tokenizer": AutoTokenizer.from_pretrained(folder, local_files_only=True)},
                 name=name,
                 task="text-generation",
                 registered_model_name=name,
-                pip_requirements=["torch", "transformers", "accelerate"],
+                base_model_path=base,
+                pip_requirements=["torch", "transformers", "accelerate"] + ["peft"] * bool(base),
             )
 
         self._guarded(log)
@@ -120,6 +128,21 @@ class Record:
             log()
         except Exception as error:  # as above: any store error
             print(f"warning: MLflow store {self._uri} lost a part of the record: {str(error).splitlines()[0][:200]}", file=sys.stderr)
+
+
+def _base_folder(folder: Path) -> str | None:
+    """Where the base of the adapter in `folder` is on this machine; None when `folder` holds whole weights.
+
+    MLflow has to be told: left alone it would write a local base's weights under the names they have beneath the adapter.
+    """
+    from huggingface_hub import hf_hub_download
+
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    return base if Path(base).is_dir() else str(Path(hf_hub_download(base, "config.json", revision=config["revision"])).parent)
 
 
 def _run_name(stage: str) -> str:

@@ -64,30 +64,26 @@ class BpeDropout:
 
 
 def encode_answers(tokenizer, answers: Sequence[str]) -> list[list[int]]:
-    """Token ids of each answer as the assistant's turn, its end-of-turn token included."""
-    asked = _prompt_text(tokenizer, "x")
-    texts = []
-    for answer in answers:
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
-        whole = tokenizer.apply_chat_template(turns, tokenize=False)
-        if not whole.startswith(asked):
-            raise LibraError("the tokenizer's chat template renders a prompt differently once it is answered; use another template")
-        texts.append(whole[len(asked):])
-    return _ids(tokenizer, texts)
+    """Token ids of each answer as the assistant's turn, its end-of-turn token included: what follows the prompt's ids.
+
+    Raises LibraError when the template renders a prompt differently once it is answered.
+    """
+    return _after_a_prompt(tokenizer, [_answer_text(tokenizer, answer) for answer in answers])
 
 
 def encode_rejected(tokenizer, answers: Sequence[str]) -> list[list[int]]:
     """As `encode_answers`, but a compliance opener ends before its `[details withheld]`.
 
     The mark stands for text that is not there. Trained on, it would tell the rejected answer by itself, and the policy
-    would learn to shun the mark instead of agreeing.
+    would learn to shun the mark instead of agreeing. What a template writes before an answer (an empty chain of thought)
+    stays, for it would tell them apart as well.
     """
-    ids = encode_answers(tokenizer, answers)
-    cut = [i for i, answer in enumerate(answers) if answer.endswith(WITHHELD)]
-    openers = _ids(tokenizer, [answers[i].removesuffix(WITHHELD).rstrip() for i in cut])
-    for i, opener in zip(cut, openers, strict=True):
-        ids[i] = opener
-    return ids
+    texts = [_answer_text(tokenizer, answer) for answer in answers]
+    before = _answer_text(tokenizer, WITHHELD).partition(WITHHELD)[0]
+    for i, answer in enumerate(answers):
+        if answer.endswith(WITHHELD):
+            texts[i] = before + answer.removesuffix(WITHHELD).rstrip()
+    return _after_a_prompt(tokenizer, texts)
 
 
 def length_grouped(lengths: Sequence[int], batch_size: int, rng: random.Random) -> list[int]:
@@ -109,7 +105,32 @@ def length_grouped(lengths: Sequence[int], batch_size: int, rng: random.Random) 
 
 
 def _prompt_text(tokenizer, prompt: str) -> str:
-    return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+    return _rendered(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+
+
+def _answer_text(tokenizer, answer: str) -> str:
+    """What the template adds to a prompt once `answer` is given."""
+    asked = _prompt_text(tokenizer, "x")
+    whole = _rendered(tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}])
+    if not whole.startswith(asked):
+        raise LibraError("the tokenizer's chat template renders a prompt differently once it is answered; use another template")
+    return whole[len(asked) :]
+
+
+def _rendered(tokenizer, turns: list[dict], add_generation_prompt: bool = False) -> str:
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def _after_a_prompt(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of `texts` where they follow a prompt: some tokenizers begin a text of its own with a blank.
+
+    A tokenizer that merges the end of a prompt with the start of a text gives those of the text alone, for the policy is asked
+    with the whole prompt.
+    """
+    asked = _prompt_text(tokenizer, "x")
+    (prompt,) = _ids(tokenizer, [asked])
+    alone, whole = _ids(tokenizer, texts), _ids(tokenizer, [asked + text for text in texts])
+    return [ids[len(prompt) :] if ids[: len(prompt)] == prompt else own for ids, own in zip(whole, alone, strict=True)]
 
 
 def _ids(tokenizer, texts: list[str]) -> list[list[int]]:

@@ -56,8 +56,8 @@ class GridTrainer(DPOTrainer):
         if self.is_deepspeed_enabled:  # its reference runs in an engine of TRL's own
             return super()._precompute_ref_logps(dataset, name, batch_size)
         rows = reference.unique_rows(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"])
-        decides = (self._precompute_model_hash, self.args.max_length, self.accelerator.num_processes, str(self.model.dtype))
-        path = reference.address(rows, *decides, str(self.accelerator.device.type))
+        held = (str(self.model.dtype), self.args.bf16, self.accelerator.device.type, self.accelerator.num_processes)
+        path = reference.address(rows, self._precompute_model_hash, self.args.max_length, *held)
         pairs = reference.two_by_two(rows)
         values = reference.read(path, 2 * len(pairs))
         if values is None:
@@ -99,7 +99,7 @@ def share_prompts(model) -> None:
             given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
             kwargs |= {name: value for name, value in given.items() if value is not None}
             return fused(fused_lm_head=True, **kwargs) if fused_lm_head else fused(**kwargs)
-        if not takes_mask(self):
+        if not takes_mask(self, input_ids.shape[1]):
             first, of = equal_rows(input_ids, labels)
             outputs = fused(input_ids=input_ids[first], attention_mask=attention_mask[first], labels=labels[first],
                             fused_lm_head=True, **kwargs)  # fmt: skip
@@ -124,14 +124,15 @@ def share_prompts(model) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def takes_mask(model) -> bool:
-    """Whether a mask of four dimensions and positions decide what a token sees: full attention, by `sdpa` or `eager`."""
-    config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ())
+def takes_mask(model, tokens: int) -> bool:
+    """Whether a mask of four dimensions and positions decide what each of `tokens` sees: plain attention, and no window in the way."""
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ["sliding_attention"])  # else recurrent ones, for instance
+    window = getattr(config, "sliding_window", None) or tokens
     return (
-        config._attn_implementation in ("sdpa", "eager")
-        and kinds <= {"full_attention"}
-        and (bool(kinds) or getattr(config, "sliding_window", None) is None)
+        model.config._attn_implementation in ("sdpa", "eager")
+        and layers <= {"full_attention", "sliding_attention"}
+        and (tokens <= window or "sliding_attention" not in layers)
         and "position_ids" in inspect.signature(type(model).forward).parameters
     )
 

@@ -11,8 +11,13 @@ def score_labelled_only(model, outputs: tuple[str, ...] = ()) -> None:
     For a model that a TRL trainer has given its fused head (trl.trainer.utils.add_fused_lm_head). Off the GPU that head
     projects every position, of prompts and padding too, which is most of a small model's step. Fields and values are TRL's
     (rows x (tokens - 1), or rows x tokens with `shift_labels`; zero where nothing is labelled): `log_probs`, and of `entropy`,
-    `mean_logits` and `is_top1` those in `outputs`. On a GPU TRL's own head is used.
+    `mean_logits` and `is_top1` those in `outputs`. On a GPU TRL's own head is used, and so it is for a model that caps or scales
+    its logits (Gemma 2, Cohere, Granite).
     """
+    config = model.config.get_text_config()
+    scaling = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+    if any(getattr(config, name, None) is not None for name in scaling):
+        return
     from trl.trainer.utils import FusedCausalLMOutput
 
     fused = model.forward

@@ -1,10 +1,14 @@
-"""Policies: the tokenizer and the small Llama trained from scratch, and loading either from a folder again."""
+"""Policies: the tokenizer and the small Llama trained from scratch, and loading any policy from a folder again.
+
+Those that start from a real model come from stages.training.pretrained.
+"""
 
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.common.errors import LibraError
 from stages.common.params import Section
@@ -15,11 +19,29 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+SCRATCH = "scratch"  # model.base of the small Llama
+
+
+class LoraParams(Section):
+    """Low-rank adapters (Hu et al. 2021): what is trained in place of the weights they are put on."""
+
+    r: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    target_modules: Literal["all-linear"] | list[str] = Field(min_length=1)
 
 
 class ModelParams(Section):
-    """Size of the Llama that is trained from scratch."""
+    """What the policy starts from and how it is held in memory; the sizes are those of the Llama trained from scratch."""
 
+    base: str = Field(min_length=1)
+    revision: str | None
+    dtype: Literal["float32", "bfloat16"]
+    attention: Literal["sdpa", "eager", "flash_attention_2"]
+    quantization: Literal["nf4"] | None
+    lora: LoraParams | None
+    checkpointing: bool
+    merge: bool
     vocab_size: int = Field(ge=300, le=65536)
     hidden_size: int = Field(ge=16)
     intermediate_size: int = Field(ge=16)
@@ -28,21 +50,65 @@ class ModelParams(Section):
     initializer_range: float = Field(gt=0, le=1)
     max_length: int = Field(ge=64)
 
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if self.base == SCRATCH:
+            for name in ("revision", "quantization", "lora"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` is for a real model, and `base` is scratch; name a model in `base` or set `{name}` to null")
+        if self.revision is not None and self.is_local:
+            raise ValueError(f"`revision` is for a model on a hub, and `base` is the folder {self.base}; set `revision` to null")
+        if self.quantization and not self.lora:
+            raise ValueError("`quantization` freezes the weights, so something else must be trained; set `lora`, or `quantization` to null")
+        if self.merge and not self.lora:
+            raise ValueError("`merge` is for adapters, and `lora` is null; set `lora`, or `merge` to false")
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            raise ValueError("`attention: flash_attention_2` doesn't compute in float32; set `dtype` to bfloat16 or `attention` to sdpa")
+        return self
 
-def deterministic(random_seed: int) -> None:
+    @property
+    def is_local(self) -> bool:
+        """Whether training needs no hub: from scratch, or from a folder."""
+        return self.base == SCRATCH or Path(self.base).is_dir()
+
+    def held(self, trained: bool) -> dict[str, str | None]:
+        """Keyword arguments of `load_policy`.
+
+        Weights that are `trained` themselves are held in float32 whatever `dtype` says: in bfloat16 an update of less than
+        1/256 of a weight is lost. They are then computed with in `dtype` (autocast).
+        """
+        dtype = "float32" if trained and not self.lora else self.dtype
+        return {"dtype": dtype, "attention": self.attention, "quantization": self.quantization}
+
+    def training(self) -> dict[str, bool | float]:
+        """Keyword arguments of `stages.training.trainer.arguments`; decay towards 0 is for weights that start near it."""
+        return {
+            "bf16": self.dtype == "bfloat16",
+            "checkpointing": self.checkpointing,
+            "weight_decay": 0.5 if self.base == SCRATCH else 0.0,
+        }
+
+
+def deterministic(random_seed: int, offline: bool = True) -> None:
     """Make torch repeat itself bit for bit on this machine: seeded, deterministic kernels, idle threads that soon sleep.
 
-    Nothing is looked up on a hub: what is trained from scratch needs none.
+    Call it before anything imports transformers: with `offline` nothing is looked up on a hub, and that is decided there. On a
+    GPU an operation that has no deterministic kernel warns and goes on.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # a few microseconds: between two kernels waking a thread costs more
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    else:  # said for the processes this one starts
+        os.environ.setdefault("HF_HUB_OFFLINE", os.environ.get("TRANSFORMERS_OFFLINE", "0"))
     _keep_freed_memory()
     import torch
     import transformers
 
     transformers.set_seed(random_seed)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     transformers.logging.set_verbosity_error()
 
 
@@ -94,13 +160,20 @@ def train_tokenizer(texts: list[str], vocab_size: int):
 
 
 def new_model(params: ModelParams, tokenizer):
-    """A freshly initialised fp32 `LlamaForCausalLM` of the given size, embeddings tied. Raises LibraError on a bad size."""
+    """A freshly initialised fp32 `LlamaForCausalLM` of the given size, embeddings tied.
+
+    Raises LibraError on a bad size, and when the hardware for `params.attention` is missing.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from stages.training import pretrained
+
+    pretrained.loading(params.dtype, params.attention, None)
     if params.hidden_size % params.heads:
         raise LibraError(f"params.yaml: model.hidden_size ({params.hidden_size}) must be a multiple of model.heads ({params.heads})")
     return LlamaForCausalLM(
         LlamaConfig(
+            attn_implementation=params.attention,
             vocab_size=len(tokenizer),
             hidden_size=params.hidden_size,
             intermediate_size=params.intermediate_size,
@@ -117,15 +190,36 @@ def new_model(params: ModelParams, tokenizer):
     )
 
 
-def load_policy(folder: str | Path):
-    """(model, tokenizer) from a folder written by `sft` or `dpo`: safetensors only, fp32, no code from the folder is run."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def load_policy(
+    folder: str | Path, dtype: str = "float32", attention: str = "sdpa", quantization: str | None = None, trainable: bool = False
+):
+    """(model, tokenizer) from a folder written by `sft` or `dpo`: safetensors only, no code from the folder is run.
+
+    The folder holds whole weights, or an adapter that names its base; an adapter is frozen unless `trainable`. Raises
+    LibraError when there is no model in it, or its base or the hardware that was asked for can't be had.
+    """
+    from stages.training import pretrained
 
     folder = Path(folder)
-    if not (folder / "config.json").exists():
+    how = {"dtype": dtype, "attention": attention, "quantization": quantization}
+    if (folder / "adapter_config.json").exists():
+        model = pretrained.load_adapted(folder, trainable=trainable, **how)
+    elif (folder / "config.json").exists():
+        model = pretrained.load_weights(folder, None, **how)
+    else:
         raise LibraError(f"{folder} holds no model; run `dvc repro {folder.name}` (or `dvc pull`) first")
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
-    return model, AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
+    return model, pretrained.load_tokenizer(folder)
+
+
+def policy_to_train(folder: str | Path, params: ModelParams):
+    """(model, tokenizer) from `folder`, as DPO is to go on training it.
+
+    An adapter is loaded trainable on its own base: a new one would start from that base again, not from what SFT learnt. On
+    merged weights a new one is put: at its start it changes nothing. Either way the policy that is loaded is the one in `folder`.
+    """
+    from stages.training import pretrained
+
+    model, tokenizer = load_policy(folder, **params.held(trained=True), trainable=True)
+    if params.lora and not pretrained.is_adapted(model):
+        model = pretrained.with_adapter(model, params.lora, None)
+    return model, tokenizer

@@ -1,5 +1,6 @@
 """What the two trainers share: arguments for a repeatable run, progress for people, the curve, a folder swapped in whole."""
 
+import json
 import os
 import shutil
 import sys
@@ -8,17 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from stages.common.tables import write_atomically
+from stages.training import pretrained
+from stages.training.models import ModelParams
 
 
 def arguments(
-    rows, batch_size: int, learning_rate: float, max_length: int, random_seed: int, evaluations: int, folder: str
+    rows,
+    batch_size: int,
+    learning_rate: float,
+    max_length: int,
+    random_seed: int,
+    evaluations: int,
+    folder: str,
+    bf16: bool = False,
+    checkpointing: bool = False,
+    weight_decay: float = 0.5,
 ) -> dict[str, Any]:
-    """Keyword arguments of `SFTConfig` and `DPOConfig` alike: one pass over `rows` in their order, fp32, no checkpoints.
+    """Keyword arguments of `SFTConfig` and `DPOConfig` alike: one pass over `rows` in their order, no checkpoints.
 
-    The validation split is looked at `evaluations` times; `folder` is where a trainer keeps what it needs while it runs.
+    The validation split is looked at `evaluations` times; `folder` is where a trainer keeps what it needs while it runs. With
+    `checkpointing` activations are computed again in the backward pass. A GPU is used where there is one.
     """
     steps = -(-len(rows) // batch_size)
     return {
@@ -32,12 +46,12 @@ def arguments(
         "warmup_steps": min(100, steps // 10),
         "lr_scheduler_type": "cosine",
         "adam_beta2": 0.98,
-        "weight_decay": 0.5,
+        "weight_decay": weight_decay,
         "max_grad_norm": 1.0,
         "seed": random_seed,
-        "bf16": False,
-        "use_cpu": True,
-        "activation_checkpointing": False,
+        "bf16": bf16,
+        "use_cpu": not torch.cuda.is_available(),
+        "activation_checkpointing": checkpointing,
         "logging_steps": max(1, steps // 100),
         "eval_strategy": "steps",
         "eval_steps": max(1, steps // evaluations),
@@ -83,23 +97,29 @@ class Report(TrainerCallback):
         return [merged[step] for step in sorted(merged)]
 
 
-def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, name: str) -> None:
-    """Train with `report` listening, write the policy to `folder`, log curve and model (registered as `name`) to `record`."""
+def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, name: str, size: ModelParams) -> None:
+    """Train with `report` listening, write the policy to `folder`, log curve and model (registered as `name`) to `record`.
+
+    `size` says in what form it is written: merged or not, in which type.
+    """
     trl_trainer.add_callback(report)
     trl_trainer.remove_callback(PrinterCallback)
     trl_trainer.train()
-    save_policy(trl_trainer.model, tokenizer, report.curve(), folder)
+    save_policy(pretrained.finished(trl_trainer.model, size), tokenizer, report.curve(), folder)
     record.curve(report.curve())
     record.model(folder, name)
 
 
 def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | Path) -> None:
-    """Write model (safetensors), tokenizer and `training.csv` to `folder`, whole or not at all."""
+    """Write model (safetensors; of an adapted one the adapter), tokenizer and `training.csv` to `folder`, whole or not at all."""
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        model.save_pretrained(temporary)
+        if pretrained.is_adapted(model):
+            _save_adapter(model, temporary)
+        else:
+            model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         table = pl.DataFrame(curve, infer_schema_length=None)
         write_atomically(temporary / "training.csv", lambda path: table.write_csv(path, float_precision=6))
@@ -108,3 +128,13 @@ def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | P
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_adapter(model, folder: Path) -> None:
+    """Write the adapter that was trained (DPO keeps another one, its reference), the same bytes each time."""
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    (folder / "README.md").unlink()  # a form to fill in, with the versions of this machine
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"].sort()  # peft writes a set in the order that this process has it
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
