@@ -37,6 +37,7 @@ def main() -> None:
 
     from stages.common import tracking
     from stages.training import data, trainer
+    from stages.training.checkpoints import run_folder
     from stages.training.grid import GridTrainer
 
     train, validation = data.triplets("train"), data.triplets("validation")
@@ -48,7 +49,7 @@ def main() -> None:
         common = {"batch_size": dpo.batch_size, "max_length": max_length, "random_seed": params.random_seed}
         rows = data.dpo_rows(train, tokenizer, dpo.epochs, bpe_dropout=dpo.bpe_dropout, **common)
         arguments = trainer.arguments(
-            rows, learning_rate=dpo.learning_rate, evaluations=4, folder=".cache/dpo-trainer", **common
+            rows, learning_rate=dpo.learning_rate, evaluations=4, folder=run_folder("dpo"), **common
         )
         losses = {"loss_type": [dpo.loss], "loss_weights": [1.0]}
         if dpo.sft_weight:

@@ -33,6 +33,7 @@ def main() -> None:
 
     from stages.common import tracking
     from stages.training import data, trainer
+    from stages.training.checkpoints import run_folder
     from stages.training.head import score_labelled_only
 
     train, validation = data.triplets("train"), data.triplets("validation")
@@ -47,7 +48,7 @@ def main() -> None:
             train, tokenizer, sft.epochs, prompt_loss=sft.prompt_loss, bpe_dropout=sft.bpe_dropout, **common
         )
         arguments = trainer.arguments(
-            rows, learning_rate=sft.learning_rate, evaluations=3, folder=".cache/sft-trainer", **common
+            rows, learning_rate=sft.learning_rate, evaluations=3, folder=run_folder("sft"), **common
         )
         sft_trainer = SFTTrainer(
             model=model,

@@ -71,7 +71,11 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "data/librachemqa").mkdir(parents=True)
     table().write_parquet("data/librachemqa/train.parquet")
     table(2, 1).write_parquet("data/librachemqa/validation.parquet")
-    (tmp_path / "dvc.yaml").write_text("stages: {sft: {params: [random_seed, model, sft]}, dpo: {params: [random_seed, dpo]}}")
+    stages = {
+        "sft": {"deps": ["data/librachemqa"], "params": ["random_seed", "model", "sft"]},
+        "dpo": {"deps": ["data/librachemqa", "models/sft"], "params": ["random_seed", "dpo"]},
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
 
     @contextmanager
     def no_store(stage, params, inputs):

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 
+from stages.common.errors import LibraError
 from stages.common.tables import write_atomically
+from stages.training.checkpoints import KEEP, Checkpoints
 
 
 def arguments(
     rows, batch_size: int, learning_rate: float, max_length: int, random_seed: int, evaluations: int, folder: str
 ) -> dict[str, Any]:
-    """Keyword arguments of `SFTConfig` and `DPOConfig` alike: one pass over `rows` in their order, fp32, no checkpoints.
+    """Keyword arguments of `SFTConfig` and `DPOConfig` alike: one pass over `rows` in their order, fp32.
 
-    The validation split is looked at `evaluations` times; `folder` is where a trainer keeps what it needs while it runs.
+    The validation split is looked at `evaluations` times; `folder` is where checkpoints go (stages.training.checkpoints).
     """
     steps = -(-len(rows) // batch_size)
     return {
@@ -41,7 +44,8 @@ def arguments(
         "logging_steps": max(1, steps // 100),
         "eval_strategy": "steps",
         "eval_steps": max(1, steps // evaluations),
-        "save_strategy": "no",
+        "save_strategy": "no",  # stages.training.checkpoints says when
+        "save_total_limit": KEEP,
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
@@ -53,10 +57,10 @@ class Report(TrainerCallback):
     """Keeps the log as a curve and prints a line every few seconds: step, loss, time left."""
 
     def __init__(self, what: str):
-        self.what, self.rows, self._started, self._said = what, [], time.monotonic(), 0.0
+        self.what, self.rows, self._started, self._first, self._said = what, [], time.monotonic(), 0, 0.0
 
     def on_train_begin(self, args, state, control, **_):
-        self._started = time.monotonic()
+        self._started, self._first = time.monotonic(), state.global_step
 
     def on_log(self, args, state, control, logs=None, **_):
         if logs and ("loss" in logs or "eval_loss" in logs):
@@ -64,15 +68,14 @@ class Report(TrainerCallback):
             dropped = ("epoch", "runtime", "per_second", "num_tokens")
             kept = {key: value for key, value in numbers.items() if not any(word in key for word in dropped)}
             self.rows.append({"step": state.global_step, **kept})
-        if logs and "loss" in logs:
-            self._latest = logs["loss"]
 
     def on_step_end(self, args, state, control, **_):
         now = time.monotonic()
         if now - self._said >= 5 or state.global_step == state.max_steps:
             self._said = now
-            left = (now - self._started) / state.global_step * (state.max_steps - state.global_step)
-            loss = f", loss {float(self._latest):.3f}" if hasattr(self, "_latest") else ""
+            left = (now - self._started) / (state.global_step - self._first) * (state.max_steps - state.global_step)
+            losses = [row["loss"] for row in self.rows if "loss" in row]
+            loss = f", loss {losses[-1]:.3f}" if losses else ""
             print(f"{self.what}: step {state.global_step}/{state.max_steps}{loss}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     def curve(self) -> list[dict[str, float]]:
@@ -84,17 +87,22 @@ class Report(TrainerCallback):
 
 
 def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, name: str) -> None:
-    """Train with `report` listening, write the policy to `folder`, log curve and model (registered as `name`) to `record`."""
+    """Train with `report` listening, write the policy to `folder`, log curve and model (registered as `name`) to `record`.
+
+    Goes on from the last checkpoint of the same run, where there is one.
+    """
     trl_trainer.add_callback(report)
     trl_trainer.remove_callback(PrinterCallback)
-    trl_trainer.train()
+    checkpoints = Checkpoints(trl_trainer, report)
+    trl_trainer.train(resume_from_checkpoint=checkpoints.last_good())
     save_policy(trl_trainer.model, tokenizer, report.curve(), folder)
+    checkpoints.forget()
     record.curve(report.curve())
     record.model(folder, name)
 
 
 def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | Path) -> None:
-    """Write model (safetensors), tokenizer and `training.csv` to `folder`, whole or not at all."""
+    """Write model (safetensors), tokenizer and `training.csv` to `folder`, whole or not at all. Raises LibraError, OSError."""
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -106,5 +114,7 @@ def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | P
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
+    except SafetensorError as error:
+        raise LibraError(f"{folder} can't be written ({error}); free the disk, then run again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
