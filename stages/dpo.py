@@ -1,7 +1,7 @@
 """Direct preference optimisation (Rafailov et al. 2023): moves the policy from the rejected answers to the chosen ones.
 
 Reads data/librachemqa/train.parquet, validation.parquet and models/sft/ (policy to start from, and the frozen reference);
-writes models/dpo/ (safetensors, tokenizer, training.csv). Params: random_seed, dpo. One row of training.csv (some columns):
+writes models/dpo/ (safetensors, tokenizer, training.csv). Params: random_seed, train, dpo. One row of training.csv (some columns):
 
     step,loss,rewards/chosen,rewards/rejected,rewards/accuracies,rewards/margins,eval_loss,eval_rewards/accuracies
     200,0.381022,0.412210,-2.310551,0.875000,2.722761,0.452118,0.833984
@@ -13,6 +13,7 @@ from pydantic import Field
 
 from stages.common import cli
 from stages.common.params import Section, read_params
+from stages.training import processes
 
 
 class DpoParams(Section):
@@ -28,25 +29,30 @@ class DpoParams(Section):
 
 
 def main() -> None:
+    params = read_params("dpo")
+    train = params.section("train", processes.TrainParams)
+    dpo = params.section("dpo", DpoParams)
+    processes.run("dpo", train.processes, dpo.batch_size, lambda: optimise(params.random_seed, dpo))
+
+
+def optimise(random_seed: int, dpo: DpoParams) -> None:
+    """Train the policy in models/sft and write it; called in every process of the run."""
     from stages.training.models import deterministic, load_policy
 
-    params = read_params("dpo")
-    dpo = params.section("dpo", DpoParams)
-    deterministic(params.random_seed)
+    deterministic(random_seed)
     from trl import DPOConfig
 
-    from stages.common import tracking
     from stages.training import data, trainer
     from stages.training.checkpoints import run_folder
     from stages.training.grid import GridTrainer
 
     train, validation = data.triplets("train"), data.triplets("validation")
-    recorded = {"random_seed": params.random_seed, "dpo": dpo.model_dump()}
-    with tracking.run("dpo", recorded, inputs=["data/librachemqa", "models/sft"]) as record:
+    recorded = {"random_seed": random_seed, "dpo": dpo.model_dump()}
+    with processes.record("dpo", recorded, inputs=["data/librachemqa", "models/sft"]) as record:
         model, tokenizer = load_policy("models/sft")
         reference, _ = load_policy("models/sft")
         max_length = model.config.max_position_embeddings
-        common = {"batch_size": dpo.batch_size, "max_length": max_length, "random_seed": params.random_seed}
+        common = {"batch_size": dpo.batch_size, "max_length": max_length, "random_seed": random_seed}
         rows = data.dpo_rows(train, tokenizer, dpo.epochs, bpe_dropout=dpo.bpe_dropout, **common)
         arguments = trainer.arguments(
             rows, learning_rate=dpo.learning_rate, evaluations=4, folder=run_folder("dpo"), **common

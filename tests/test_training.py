@@ -72,8 +72,8 @@ def project(tmp_path, monkeypatch):
     table().write_parquet("data/librachemqa/train.parquet")
     table(2, 1).write_parquet("data/librachemqa/validation.parquet")
     stages = {
-        "sft": {"deps": ["data/librachemqa"], "params": ["random_seed", "model", "sft"]},
-        "dpo": {"deps": ["data/librachemqa", "models/sft"], "params": ["random_seed", "dpo"]},
+        "sft": {"deps": ["data/librachemqa"], "params": ["random_seed", "train", "model", "sft"]},
+        "dpo": {"deps": ["data/librachemqa", "models/sft"], "params": ["random_seed", "train", "dpo"]},
     }
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
 
@@ -93,6 +93,7 @@ def project(tmp_path, monkeypatch):
     def write(random_seed=7, **changes):
         params = {
             "random_seed": random_seed,
+            "train": {"processes": 1},
             "model": SIZE.model_dump(),
             "sft": PARAMS["sft"] | SFT,
             "dpo": PARAMS["dpo"] | DPO,

@@ -9,11 +9,13 @@ from typing import Any
 
 import polars as pl
 from safetensors import SafetensorError
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, logging
 
 from stages.common.errors import LibraError
 from stages.common.tables import write_atomically
+from stages.training import processes
 from stages.training.checkpoints import KEEP, Checkpoints
+from stages.training.shared_loss import share_loss
 
 
 def arguments(
@@ -21,15 +23,16 @@ def arguments(
 ) -> dict[str, Any]:
     """Keyword arguments of `SFTConfig` and `DPOConfig` alike: one pass over `rows` in their order, fp32.
 
-    The validation split is looked at `evaluations` times; `folder` is where checkpoints go (stages.training.checkpoints).
+    A batch of `batch_size` rows is shared among the processes. The validation split is looked at `evaluations` times; `folder` is where checkpoints go (stages.training.checkpoints).
     """
     steps = -(-len(rows) // batch_size)
+    own_size = batch_size // processes.world_size()
     return {
         "output_dir": folder,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
-        "per_device_train_batch_size": batch_size,
-        "per_device_eval_batch_size": batch_size,
+        "per_device_train_batch_size": own_size,
+        "per_device_eval_batch_size": own_size,
         "max_length": max_length,
         "learning_rate": learning_rate,
         "warmup_steps": min(100, steps // 10),
@@ -41,6 +44,7 @@ def arguments(
         "bf16": False,
         "use_cpu": True,
         "activation_checkpointing": False,
+        "ddp_find_unused_parameters": False,
         "logging_steps": max(1, steps // 100),
         "eval_strategy": "steps",
         "eval_steps": max(1, steps // evaluations),
@@ -71,7 +75,7 @@ class Report(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         now = time.monotonic()
-        if now - self._said >= 5 or state.global_step == state.max_steps:
+        if state.is_world_process_zero and (now - self._said >= 5 or state.global_step == state.max_steps):
             self._said = now
             left = (now - self._started) / (state.global_step - self._first) * (state.max_steps - state.global_step)
             losses = [row["loss"] for row in self.rows if "loss" in row]
@@ -89,25 +93,35 @@ class Report(TrainerCallback):
 def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, name: str) -> None:
     """Train with `report` listening, write the policy to `folder`, log curve and model (registered as `name`) to `record`.
 
-    Goes on from the last checkpoint of the same run, where there is one.
+    Goes on from the last checkpoint of the same run, where there is one. The main process writes, `record` is None in others.
     """
     trl_trainer.add_callback(report)
     trl_trainer.remove_callback(PrinterCallback)
+    logging.disable_progress_bar()  # one for every checkpoint
     checkpoints = Checkpoints(trl_trainer, report)
+    if processes.world_size() > 1:
+        share_loss(trl_trainer)
     trl_trainer.train(resume_from_checkpoint=checkpoints.last_good())
-    save_policy(trl_trainer.model, tokenizer, report.curve(), folder)
-    checkpoints.forget()
-    record.curve(report.curve())
-    record.model(folder, name)
+    model, weights = trl_trainer.accelerator.unwrap_model(trl_trainer.model), None
+    if trl_trainer.is_fsdp_enabled or trl_trainer.is_deepspeed_enabled:
+        weights = trl_trainer.accelerator.get_state_dict(trl_trainer.model_wrapped)  # every process has a part
+    if processes.is_main():
+        save_policy(model, tokenizer, report.curve(), folder, weights)
+        checkpoints.forget()
+        record.curve(report.curve())
+        record.model(folder, name)
 
 
-def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | Path) -> None:
-    """Write model (safetensors), tokenizer and `training.csv` to `folder`, whole or not at all. Raises LibraError, OSError."""
+def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | Path, weights: dict[str, Any] | None = None) -> None:
+    """Write model (safetensors), tokenizer and `training.csv` to `folder`, whole or not at all. Raises LibraError, OSError.
+
+    `weights` are those of `model` where its own are spread over processes.
+    """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         table = pl.DataFrame(curve, infer_schema_length=None)
         write_atomically(temporary / "training.csv", lambda path: table.write_csv(path, float_precision=6))
