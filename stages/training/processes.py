@@ -40,8 +40,8 @@ def run(stage: str, processes: int, batch_size: int, train: Callable[[], None]) 
         raise LibraError("srun has started processes that don't know of each other; let it start torchrun, as README.md shows")
     count = world_size() if of_launcher else processes
     if batch_size % count:
-        whose = "the number that the launcher has started" if of_launcher else "train.processes"
-        raise LibraError(f"params.yaml: {stage}.batch_size ({batch_size}) must be a multiple of {whose} (train.processes: {count})")
+        whose = "of the launcher, which come before train.processes" if of_launcher else "of train.processes"
+        raise LibraError(f"params.yaml: {stage}.batch_size ({batch_size}) must be a multiple of the number ({count}) {whose}")
     if count == 1:
         train()
     elif of_launcher:
@@ -111,9 +111,6 @@ def _one_of_many(train: Callable[[], None]) -> None:
 
     So others wait before they tell: by then the launcher has ended them. So does one that only lost another.
     """
-    import torch.distributed as dist
-    import transformers
-
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         import ctypes
 
@@ -123,8 +120,7 @@ def _one_of_many(train: Callable[[], None]) -> None:
         import warnings
 
         warnings.simplefilter("ignore")
-        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-        transformers.logging.disable_progress_bar()
+        os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
     try:
         train()
@@ -133,5 +129,7 @@ def _one_of_many(train: Callable[[], None]) -> None:
         if lost or not is_main():
             time.sleep(WAIT)
         raise
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()
