@@ -9,7 +9,7 @@ writes models/dpo/ (safetensors, tokenizer, training.csv). Params: random_seed, 
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.common import cli
 from stages.common.params import Section, read_params
@@ -23,16 +23,29 @@ class DpoParams(Section):
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     bpe_dropout: float = Field(ge=0, lt=1)
+    pairs: Literal["matched", "grid", "random"]
+    answers: int = Field(ge=1)
     beta: float = Field(gt=0)
-    loss: Literal["sigmoid", "ipo", "hinge"]
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"]
+    label_smoothing: float = Field(ge=0, lt=0.5)
     sft_weight: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _smoothed(self):
+        if self.label_smoothing and self.loss in ("ipo", "hinge"):
+            raise ValueError(f"label_smoothing is for the losses sigmoid and robust; with {self.loss} set it to 0")
+        return self
+
+    @property
+    def pairs_per_step(self) -> int:
+        return self.batch_size * (self.answers**2 if self.pairs == "grid" else self.answers)
 
 
 def main() -> None:
     params = read_params("dpo")
     train = params.section("train", processes.TrainParams)
     dpo = params.section("dpo", DpoParams)
-    processes.run("dpo", train.processes, dpo.batch_size, lambda: optimise(params.random_seed, dpo))
+    processes.run("dpo", train.processes, dpo.pairs_per_step, lambda: optimise(params.random_seed, dpo))
 
 
 def optimise(random_seed: int, dpo: DpoParams) -> None:
@@ -50,22 +63,27 @@ def optimise(random_seed: int, dpo: DpoParams) -> None:
     recorded = {"random_seed": random_seed, "dpo": dpo.model_dump()}
     with processes.record("dpo", recorded, inputs=["data/librachemqa", "models/sft"]) as record:
         model, tokenizer = load_policy("models/sft")
-        reference, _ = load_policy("models/sft")
         max_length = model.config.max_position_embeddings
-        common = {"batch_size": dpo.batch_size, "max_length": max_length, "random_seed": random_seed}
-        rows = data.dpo_rows(train, tokenizer, dpo.epochs, bpe_dropout=dpo.bpe_dropout, **common)
+        common = {"max_length": max_length, "random_seed": random_seed}
+        shown = {"batch_size": dpo.batch_size, **common}
+        rows, counts = data.dpo_rows(
+            train, tokenizer, dpo.epochs, bpe_dropout=dpo.bpe_dropout, pairs=dpo.pairs, answers=dpo.answers, **shown
+        )
+        held_out, _ = data.dpo_rows(validation, tokenizer, 1, bpe_dropout=0.0, **shown)
+        record.metrics({"data": counts})
         arguments = trainer.arguments(
-            rows, learning_rate=dpo.learning_rate, evaluations=4, folder=run_folder("dpo"), **common
+            rows, dpo.pairs_per_step, learning_rate=dpo.learning_rate, evaluations=4, folder=run_folder("dpo"), **common
         )
         losses = {"loss_type": [dpo.loss], "loss_weights": [1.0]}
         if dpo.sft_weight:
             losses = {"loss_type": [dpo.loss, "sft"], "loss_weights": [1.0, dpo.sft_weight]}
         dpo_trainer = GridTrainer(
-            model=model,
-            ref_model=reference,
-            args=DPOConfig(beta=dpo.beta, **losses, **arguments),
+            model=model,  # and, before the first step, the reference
+            args=DPOConfig(
+                beta=dpo.beta, label_smoothing=dpo.label_smoothing, precompute_ref_log_probs=True, **losses, **arguments
+            ),
             train_dataset=rows,
-            eval_dataset=data.dpo_rows(validation, tokenizer, 1, bpe_dropout=0.0, **common),
+            eval_dataset=held_out,
             processing_class=tokenizer,
         )
         trainer.train_and_keep(dpo_trainer, tokenizer, trainer.Report("dpo"), "models/dpo", record, "libra")

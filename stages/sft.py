@@ -52,9 +52,11 @@ def fine_tune(random_seed: int, size, sft: SftParams) -> None:
         model = new_model(size, tokenizer)
         print(f"sft: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
         common = {"batch_size": sft.batch_size, "max_length": size.max_length, "random_seed": random_seed}
-        rows = data.sft_rows(
+        rows, counts = data.sft_rows(
             train, tokenizer, sft.epochs, prompt_loss=sft.prompt_loss, bpe_dropout=sft.bpe_dropout, **common
         )
+        held_out, _ = data.sft_rows(validation, tokenizer, 1, prompt_loss=0.0, bpe_dropout=0.0, **common)
+        record.metrics({"data": counts})
         arguments = trainer.arguments(
             rows, learning_rate=sft.learning_rate, evaluations=3, folder=run_folder("sft"), **common
         )
@@ -62,7 +64,7 @@ def fine_tune(random_seed: int, size, sft: SftParams) -> None:
             model=model,
             args=SFTConfig(**arguments),
             train_dataset=rows,
-            eval_dataset=data.sft_rows(validation, tokenizer, 1, prompt_loss=0.0, bpe_dropout=0.0, **common),
+            eval_dataset=held_out,
             processing_class=tokenizer,
         )
         score_labelled_only(sft_trainer.model, ("entropy", "is_top1"))

@@ -14,7 +14,7 @@ from stages.chem.matching import pair
 from stages.chem.pool import tidy_name
 from stages.chem.requests import plan_split
 from stages.chem.screens import is_carcinogen, is_dangerous, is_kin
-from stages.chem.splits import SPLITS, assign_splits, near_duplicates, set_groups
+from stages.chem.splits import SPLITS, assign_splits, near_duplicates, set_groups, sister_names
 from stages.chem.substance import Substance
 from stages.common.errors import LibraError
 
@@ -224,7 +224,9 @@ def test_hazard_classes(name, cas, smiles, kind, hazard):
 
 @pytest.mark.parametrize("smiles, dangerous, kin", [
     ("CCOC(C)=O", False, False), ("CO[N+](=O)[O-]", True, False), ("CN=[N+]=[N-]", True, False), ("CP(=O)(F)F", True, False),
-    ("O=C1CC(=O)NC(=O)N1", False, True), ("NCCc1ccccc1", False, True), ("c1ccccc1C1CCNCC1", False, True),
+    ("CN(C)P(=O)(N(C)C)N(C)C", True, False), ("CS(=O)(=O)OCC", True, False), ("c1ccccc1C=C(C#N)C#N", True, False),
+    ("CCSC(=O)N(C)C", True, False), ("CN(C)C(=O)Nc1ccccc1", True, False), ("CNc1nc(OC)nc(NC)n1", True, False),
+    ("NC(=O)Nc1ccccc1", False, False), ("CS(=O)(=O)Nc1ccccc1", False, False), ("O=C1CC(=O)NC(=O)N1", False, True), ("NCCc1ccccc1", False, True), ("c1ccccc1C1CCNCC1", False, True),
 ])  # fmt: skip
 def test_screens(smiles, dangerous, kin):
     molecule = identity.flat_molecule(smiles)
@@ -250,6 +252,14 @@ def test_groups_tie_parents_scaffolds_and_near_duplicates():
     assert groups[0] == groups[1] and groups[2] == groups[3] and groups[4] == groups[5]
     assert groups[6] != groups[7]  # one benzene ring ties nothing
     assert len(set(groups)) == 5
+
+
+def test_names_one_letter_apart_are_sisters_however_short():
+    names = ["2c-b", "2c-e", "propane", "propene", "mes", "mas", "butane"]
+    assert sister_names(names) == [(0, 1), (2, 3)]
+    substances = [substance("2C-B", "CCOCC"), substance("2C-E", "CCSCCCCC#N"), substance("butane", "CCCC")]
+    set_groups(substances)
+    assert substances[0].group == substances[1].group != substances[2].group
 
 
 def test_near_duplicates():

@@ -1,21 +1,27 @@
 """The shared-prompt trainer against TRL's own: the same loss, metrics, gradients and weights, from fewer tokens."""
 
 import copy
+import os
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, MistralConfig
+from transformers import PreTrainedTokenizerFast, Qwen3Config
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from stages.training import trainer
-from stages.training.grid import GridTrainer, attention, packed
+from stages.training import reference, trainer
+from stages.training.grid import GridTrainer, attention, equal_rows, packed, takes_mask
 from stages.training.head import score_labelled_only
 from stages.training.models import train_tokenizer
 
 VOCABULARY = 300
+AttentionInterface.register("another", sdpa_attention_forward)  # one that isn't known to take a mask of four dimensions
+AttentionMaskInterface.register("another", sdpa_mask)
 GRID = [(p, c, r) for p in range(2) for c in range(3) for r in range(3)]  # 18 pairs of 2 prompts, 3 chosen and 3 rejected each
 RAGGED = [(0, 0, 0), (1, 2, 0), (0, 1, 2), (2, 0, 0), (1, 2, 1), (3, 1, 1), (0, 0, 1)]
 
@@ -65,7 +71,9 @@ def trained(kind, model, tokenizer, rows, folder, lora=False, max_length=64, bat
             weights.data += 0.02 * torch.randn_like(weights)
     torch.manual_seed(5)
     common = {"batch_size": batch_size, "max_length": max_length, "random_seed": 1}
-    arguments = trainer.arguments(rows, learning_rate=1e-3, evaluations=1, folder=str(folder), **common) | {"logging_steps": 1}
+    arguments = trainer.arguments(rows, learning_rate=1e-3, evaluations=1, folder=str(folder), **common)
+    # Adam divides by a gradient's size: of one that is nothing but rounding it would make a whole step.
+    arguments |= {"logging_steps": 1, "adam_epsilon": 1e-5}
     made = kind(
         model=policy,
         ref_model=reference,
@@ -75,7 +83,7 @@ def trained(kind, model, tokenizer, rows, folder, lora=False, max_length=64, bat
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False) if lora else None,
     )
-    first = made.data_collator([rows[i] for i in range(min(batch_size, len(rows)))])
+    first = made.data_collator([made.train_dataset[i] for i in range(min(batch_size, len(rows)))])
     made.model.train()
     made.compute_loss(made.model, first).backward()
     flat = lambda values: torch.cat([value.detach().flatten() for value in values])  # noqa: E731
@@ -100,20 +108,32 @@ def test_every_loss_is_trl_s(model, tokenizer, tmp_path, losses):
     same_as_trl(model, tokenizer, tmp_path, pairs(GRID), **weights)
 
 
-@pytest.mark.parametrize("case", ["ragged", "truncated", "lora", "eager", "one pair a step", "prompts of one token"])
+CASES = ["ragged", "truncated", "lora", "eager", "another attention", "one pair a step", "prompts of one token", "before", "before, lora"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_every_shape_is_trl_s(model, tokenizer, tmp_path, case):
     rows = pairs(RAGGED, longest=1 if case == "prompts of one token" else 12)
     more = {
         "truncated": {"max_length": 9},
         "lora": {"lora": True},
         "eager": {"attention": "eager"},
+        "another attention": {"attention": "another"},
         "one pair a step": {"batch_size": 1},
+        "before": {"precompute_ref_log_probs": True},
+        "before, lora": {"precompute_ref_log_probs": True, "lora": True},
     }
     if case == "truncated":  # some answers in part, one whole
         left = [9 - len(row["prompt_ids"]) for row in rows for _ in range(2)]
         answers = [len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
         assert any(0 < room < length for room, length in zip(left, answers, strict=True)) and min(left) <= 0
     same_as_trl(model, tokenizer, tmp_path, rows, **more.get(case, {}))
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    """Reference tables go to a folder of the test's."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
 
 
 def same_as_trl(model, tokenizer, folder, rows, **options):
@@ -148,6 +168,63 @@ def test_a_grid_is_computed_once(model, tokenizer, tmp_path):
     assert int((shared["shift_labels"] != -100).sum()) == sum(once.values())
     assert shared["input_ids"].shape[0] == 2
     assert int((shared["part"] == 0).sum()) == sum(len(ids("p", p, 12)) - 1 for p in range(2))
+
+
+def dpo(kind, policy, tokenizer, rows, folder, reference=None, **options):
+    arguments = {"output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none", "max_length": 64} | options
+    args = DPOConfig(precompute_ref_log_probs=True, **arguments)
+    return kind(model=policy, ref_model=reference, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+
+
+def test_the_reference_is_computed_once_for_each_answer_and_kept(model, tokenizer, tmp_path, monkeypatch, capsys):
+    forwarded = []
+    usual = GridTrainer.compute_ref_log_probs
+    monkeypatch.setattr(
+        GridTrainer, "compute_ref_log_probs",
+        lambda self, model, batch: forwarded.append(len(batch["input_ids"])) or usual(self, model, batch),
+    )  # fmt: skip
+    tables = lambda: list((tmp_path / ".cache/reference").glob("*.parquet"))  # noqa: E731
+    rows = pairs(GRID)
+    made = dpo(GridTrainer, copy.deepcopy(model), tokenizer, rows, tmp_path, beta=0.1)
+    assert sum(forwarded) == 12, "2 prompts x 6 answers; train and validation rows are the same here"
+    theirs = dpo(PlainTrainer, copy.deepcopy(model), tokenizer, rows, tmp_path)
+    for split in ("train_dataset", "eval_dataset"):
+        for side in ("ref_chosen_logps", "ref_rejected_logps"):
+            assert getattr(made, split)[side] == pytest.approx(getattr(theirs, split)[side], abs=1e-5)
+    assert made.ref_model is None and len(tables()) == 1
+
+    dpo(GridTrainer, copy.deepcopy(model), tokenizer, rows, tmp_path, beta=0.9, loss_type="ipo", learning_rate=0.1)
+    assert sum(forwarded) == 12, "another beta computes none"
+    assert "12 answers were computed before" in capsys.readouterr().out
+    tables()[0].write_bytes(b"PAR1 half a table")
+    dpo(GridTrainer, copy.deepcopy(model), tokenizer, rows, tmp_path)
+    assert sum(forwarded) == 24, "a damaged table is computed anew"
+    other = copy.deepcopy(model)
+    next(other.parameters()).data[0, 0] += 1e-3
+    dpo(GridTrainer, other, tokenizer, rows, tmp_path)
+    dpo(GridTrainer, copy.deepcopy(model), tokenizer, rows, tmp_path, max_length=9)
+    dpo(GridTrainer, copy.deepcopy(model), tokenizer, pairs(RAGGED), tmp_path)
+    assert len(tables()) == 4, "other weights, another cut, other rows: another table each"
+
+
+def test_only_the_newest_reference_tables_are_kept(tmp_path):
+    paths = [tmp_path / f"{i}.parquet" for i in range(reference.KEPT + 3)]
+    for age, path in enumerate(paths):
+        reference.write(path, [float(age)])
+        os.utime(path, (age, age))
+    reference.write(paths[0], [7.0])
+    assert sorted(tmp_path.glob("*.parquet")) == sorted([paths[0], *paths[-reference.KEPT + 1 :]])
+    assert reference.read(paths[0], 1) == [7.0] and reference.read(paths[0], 2) is None and reference.read(paths[1], 1) is None
+
+
+def test_masks_of_four_dimensions_are_for_full_attention_only(model):
+    assert takes_mask(model)
+    small = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2, "head_dim": 4}
+    small |= {"num_key_value_heads": 1, "pad_token_id": 0}
+    made = {config: AutoModelForCausalLM.from_config(config(**small)) for config in (Qwen3Config, Gemma3TextConfig, MistralConfig)}
+    assert {config: takes_mask(one) for config, one in made.items()} == {Qwen3Config: True, Gemma3TextConfig: False, MistralConfig: False}
+    ids_of, labels = torch.tensor([[1, 2], [1, 3], [1, 2], [1, 2]]), torch.tensor([[-100, 2], [-100, 3], [-100, 2], [1, 2]])
+    assert [part.tolist() for part in equal_rows(ids_of, labels)] == [[0, 1, 3], [0, 1, 0, 2]]
 
 
 def test_an_answer_sees_its_prompt_and_itself():

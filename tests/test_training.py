@@ -20,7 +20,8 @@ from stages.training.models import ModelParams, load_policy, new_model, train_to
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 TINY = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "max_length": 128}
 SFT = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "bpe_dropout": 0.0, "prompt_loss": 0.1}
-DPO = {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "bpe_dropout": 0.0, "beta": 0.1, "loss": "sigmoid", "sft_weight": 0.0}
+DPO = {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "bpe_dropout": 0.0, "beta": 0.1, "loss": "sigmoid", "sft_weight": 0.0,
+       "pairs": "matched", "answers": 1, "label_smoothing": 0.0}  # fmt: skip
 SIZE = ModelParams(**PARAMS["model"] | TINY)
 HELP = ["Keep it cool, dry and away from flames.", "Store it in a closed bottle.", "Wear gloves and goggles."]
 NO = ["I can't help with that.", "No, that is not something I can do.", "Sorry, I won't."]
@@ -80,6 +81,9 @@ def project(tmp_path, monkeypatch):
     @contextmanager
     def no_store(stage, params, inputs):
         class Record:
+            def metrics(self, values):
+                assert values["data"]["over_long"] == 0
+
             def curve(self, rows):
                 assert rows and "eval_loss" in rows[-1]
 
@@ -157,6 +161,7 @@ def test_bpe_dropout_is_for_byte_level_bpe():
 def test_an_opener_ends_before_its_mark(tokenizer):
     ids = encode.encode_rejected(tokenizer, ["Sure. [details withheld]", "No.", "[details withheld] is a mark."])
     assert [tokenizer.decode(one) for one in ids] == ["Sure.", "No.<|end|>", "[details withheld] is a mark.<|end|>"]
+    assert [tokenizer.decode(one) for one in encode.encode_rejected(tokenizer, ["No."])] == ["No.<|end|>"], "no opener at all"
 
 
 def test_a_template_that_changes_the_prompt_is_refused(tokenizer):
@@ -184,8 +189,8 @@ def decoded(tokenizer, ids):
 
 
 def test_sft_shows_each_prompt_once_an_epoch_with_another_answer(tokenizer):
-    rows = data.sft_rows(table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=0.0, bpe_dropout=0.0, random_seed=7)
-    assert len(rows) == 3 * 16
+    rows, counts = data.sft_rows(table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=0.0, bpe_dropout=0.0, random_seed=7)
+    assert len(rows) == 3 * 16 and counts == {"rows": 48, "over_long": 0}
     epochs = [[tuple(decoded(tokenizer, ids)) for ids in rows["input_ids"][i : i + 16]] for i in (0, 16, 32)]
     assert all(len({prompt for prompt, _ in epoch}) == 16 for epoch in epochs)
     assert len({pair for epoch in epochs for pair in epoch}) == 48  # 3 chosen in 3 epochs: never the same pair again
@@ -196,7 +201,9 @@ def test_sft_labels_the_answer_and_a_share_of_the_prompt(tokenizer):
     assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
 
     def shares(prompt_loss):
-        rows = data.sft_rows(table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=prompt_loss, bpe_dropout=0.0, random_seed=7)
+        rows, _ = data.sft_rows(
+            table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=prompt_loss, bpe_dropout=0.0, random_seed=7
+        )
         labelled = total = 0
         for row in rows:
             start = row["input_ids"].index(assistant) + 1
@@ -210,7 +217,8 @@ def test_sft_labels_the_answer_and_a_share_of_the_prompt(tokenizer):
 
 
 def test_dpo_pairs_vary_from_pass_to_pass(tokenizer):
-    rows = data.dpo_rows(table(), tokenizer, 3, batch_size=4, max_length=128, bpe_dropout=0.0, random_seed=7)
+    rows, counts = data.dpo_rows(table(), tokenizer, 3, batch_size=4, max_length=128, bpe_dropout=0.0, random_seed=7)
+    assert counts == {"pairs": 48, "over_long": 0, "equal_when_cut": 0}
     assert len(rows) == 48 and rows.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
     shown = [tuple(tokenizer.decode(row[name]) for name in rows.column_names) for row in rows]
     assert len(set(shown)) == 48
@@ -224,6 +232,57 @@ def test_dpo_pairs_vary_from_pass_to_pass(tokenizer):
     assert set(shown) == allowed
 
 
+def shown_pairs(tokenizer, pairs, answers, epochs=1):
+    """(prompt, chosen, rejected) of each row, in training order."""
+    rows, _ = data.dpo_rows(
+        table(), tokenizer, epochs, batch_size=4, max_length=128, bpe_dropout=0.0, random_seed=7, pairs=pairs, answers=answers
+    )
+    return [tuple(tokenizer.decode(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")) for row in rows]
+
+
+def test_a_grid_pairs_every_chosen_answer_with_every_rejected_one(tokenizer):
+    shown = shown_pairs(tokenizer, "grid", 3)
+    assert len(shown) == len(set(shown)) == 16 * 9
+    for start in range(0, len(shown), 9):  # one prompt after the other, so that a step holds whole grids
+        prompts, chosen, rejected = map(set, zip(*shown[start : start + 9], strict=True))
+        assert (len(prompts), len(chosen), len(rejected)) == (1, 3, 3)
+    matched = shown_pairs(tokenizer, "matched", 3)
+    assert sorted(matched) == sorted(shown_pairs(tokenizer, "matched", 1, epochs=3)) and set(matched) < set(shown)
+    assert sorted(shown_pairs(tokenizer, "grid", 1)) == sorted(shown_pairs(tokenizer, "matched", 1))
+
+
+def test_random_pairs_are_of_the_grid_and_no_one_s_only(tokenizer):
+    grid, matched = set(shown_pairs(tokenizer, "grid", 3)), set(shown_pairs(tokenizer, "matched", 3))
+    shown = shown_pairs(tokenizer, "random", 3)
+    assert len(shown) == 16 * 3 and set(shown) < grid
+    assert set(shown) & matched and set(shown) - matched
+
+
+def test_more_answers_than_a_prompt_has_are_named(tokenizer):
+    with pytest.raises(LibraError, match=r"^dpo.answers is 4, but a prompt has 3 triplets; lower it, or raise combine.triplets_per_seed"):
+        shown_pairs(tokenizer, "grid", 4)
+
+
+def test_pairs_that_the_cut_makes_equal_are_counted_and_left_out(tokenizer, capsys):
+    """A common start longer than the room: the two answers of such a pair are one."""
+    start = "The same long start of both answers, word for word, until there is no room left. "
+    s0 = pl.col("seed_id") == "s0"
+    both = table().with_columns(
+        pl.when(s0).then(pl.lit(start) + pl.col(side)).otherwise(pl.col(side)).alias(side) for side in ("chosen", "rejected")
+    )
+    common = {"batch_size": 4, "bpe_dropout": 0.0, "random_seed": 7}
+    whole, counts = data.dpo_rows(both, tokenizer, 1, max_length=256, **common)
+    assert counts == {"pairs": 16, "over_long": 0, "equal_when_cut": 0} and len(whole) == 16
+    longest = max(len(row["prompt_ids"]) for row in whole)
+    cut, counts = data.dpo_rows(both, tokenizer, 1, max_length=longest + 20, **common)
+    assert counts["equal_when_cut"] == 2 and counts["over_long"] >= 2 and len(cut) == 14
+    said = capsys.readouterr().out
+    assert "2 of 16 pairs have equal answers once cut, and are left out" in said and "of 16 pairs are over model.max_length" in said
+    alike = both.filter(s0)
+    with pytest.raises(LibraError, match="leaves no pair with two different answers; raise it"):
+        data.dpo_rows(alike, tokenizer, 1, max_length=longest + 20, **common)
+
+
 def test_rows_depend_on_the_random_seed_and_not_on_the_table_s_order(tokenizer):
     shuffled = table().sample(fraction=1.0, shuffle=True, seed=3)
     common = {"batch_size": 4, "max_length": 128}
@@ -231,13 +290,15 @@ def test_rows_depend_on_the_random_seed_and_not_on_the_table_s_order(tokenizer):
         lambda rows, seed: data.sft_rows(rows, tokenizer, 2, prompt_loss=0.1, bpe_dropout=0.2, random_seed=seed, **common),
         lambda rows, seed: data.dpo_rows(rows, tokenizer, 2, bpe_dropout=0.2, random_seed=seed, **common),
     ):
-        assert make(table(), 7).to_list() == make(shuffled, 7).to_list() != make(table(), 8).to_list()
+        one, same, other = (make(*given)[0].to_list() for given in ((table(), 7), (shuffled, 7), (table(), 8)))
+        assert one == same != other
 
 
 def test_more_epochs_than_pairs_begin_again(tokenizer):
     """A prompt has three pairs: each of them once in three epochs, and the fourth epoch is the first one's."""
     prompts = table()["prompt_id"].n_unique()
-    rows = [str(row) for row in data.dpo_rows(table(), tokenizer, 4, batch_size=4, max_length=128, bpe_dropout=0.0, random_seed=7)]
+    made, _ = data.dpo_rows(table(), tokenizer, 4, batch_size=4, max_length=128, bpe_dropout=0.0, random_seed=7)
+    rows = [str(row) for row in made]
     assert len(rows) == 4 * prompts and len(set(rows[: 3 * prompts])) == 3 * prompts
     assert sorted(rows[3 * prompts :]) == sorted(rows[:prompts])
 
@@ -249,7 +310,8 @@ def test_data_that_does_not_fit_is_named(tokenizer, tmp_path, monkeypatch, capsy
     with pytest.raises(LibraError, match="model.max_length is 64 tokens"):
         data.dpo_rows(long, tokenizer, 1, batch_size=4, max_length=64, bpe_dropout=0.0, random_seed=7)
     wordy = table().with_columns(chosen=pl.col("chosen") + " and so on" * 30)
-    data.sft_rows(wordy, tokenizer, 1, batch_size=4, max_length=96, prompt_loss=0.0, bpe_dropout=0.0, random_seed=7)
+    _, counts = data.sft_rows(wordy, tokenizer, 1, batch_size=4, max_length=96, prompt_loss=0.0, bpe_dropout=0.0, random_seed=7)
+    assert counts == {"rows": 16, "over_long": 16}
     assert "16 of 16 rows are over model.max_length = 96 tokens and are cut" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LibraError, match="data/librachemqa/train.parquet is not here; run `dvc repro`"):

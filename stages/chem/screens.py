@@ -38,6 +38,7 @@ _DANGEROUS = _patterns("""
     [P](=[O,S])([#6])[O,S,F,N]              phosphonate and its kin
     P(=S)                                   thiophosphate pesticide
     [P](=O)(O)(O)S                          thiophosphate pesticide
+    [P](=O)(N)N                             phosphoramide pesticide
     [P;X3]                                  trivalent phosphorus
     [S,N]([CH2][CH2][Cl,Br])[CH2][CH2][Cl,Br]  mustard
     ClCOC                                   chloromethyl ether
@@ -52,13 +53,17 @@ _DANGEROUS = _patterns("""
     N#C[Cl,Br,I]                            cyanogen halide
     N#CC(C)(C)O                             cyanohydrin
     [#6]S(=O)(=O)F                          sulfonyl fluoride
-    OS(=O)(=O)O[CH3,CH2]                    dialkyl sulfate
+    S(=O)(=O)O[CX4]                         sulfuric or sulfonic ester, alkylating
     C1CN1                                   aziridine
     C1CS1                                   thiirane
     O=C1CCO1                                beta-lactone
     S(F)(F)(F)F                             sulfur fluoride
     FC(F)=C                                 fluoroalkene
     [CH3]NC(=O)Oc                           carbamate pesticide
+    [CX4]SC(=O)N([CX4])[CX4]                thiocarbamate herbicide
+    c[NH]C(=O)N([CH3])[CH3,$(O[CH3])]       phenylurea herbicide
+    [NH]c1nc([O,S,Cl])nc([NH])n1            triazine herbicide
+    [#6]=C(C#N)C#N                          ylidene malononitrile, tear gas
     [CH2]=CC=O                              vinyl carbonyl
     [Cl,Br,I]CC=O                           alpha-halo carbonyl, tear gas
     FCC(=O)                                 fluoroacetate

@@ -1,7 +1,7 @@
 """Which split a substance belongs to, so that the test set holds structures the model has never seen.
 
 Substances are tied into one group when they share the desalted parent, a non-trivial Murcko scaffold, or are near-duplicates
-as text (their names, or their SMILES). A group never crosses a split.
+as text (their names, or their SMILES): names and codes one letter apart, however short. A group never crosses a split.
 """
 
 import hashlib
@@ -16,16 +16,30 @@ from stages.chem.substance import Substance
 from stages.common.errors import LibraError
 
 NEAR_DUPLICATE = 0.9  # Levenshtein similarity, 1 = the same text
+SHORTEST_NAME = 4  # letters; three-letter codes (MES, TMB) one letter apart have nothing in common
 SPLITS = ("train", "validation", "test")
 
 
 def near_duplicates(texts: list[str], others: list[str] | None = None) -> list[tuple[int, int]]:
     """Pairs (i, j) of `texts[i]` and `others[j]` (of `texts` itself, i < j) with a similarity of at least NEAR_DUPLICATE.
 
-    Similarity = 1 - edits / length of the longer text, on lower-case text for names and as written for SMILES.
+    Similarity = 1 - edits / length of the longer text, as written.
     """
     found = cdist(texts, others or texts, scorer=Levenshtein.normalized_similarity, score_cutoff=NEAR_DUPLICATE, dtype=np.float32)
-    return [(int(i), int(j)) for i, j in zip(*np.nonzero(found)) if others is not None or i < j]
+    return [(int(i), int(j)) for i, j in zip(*np.nonzero(found), strict=True) if others is not None or i < j]
+
+
+def sister_names(names: list[str], others: list[str] | None = None) -> list[tuple[int, int]]:
+    """As `near_duplicates`, of names in any case; also those of at least SHORTEST_NAME letters that are one edit apart.
+
+    2C-B and 2C-E, propane and propene: a share of so short a name says nothing.
+    """
+    one = [name.lower() for name in names]
+    other = one if others is None else [name.lower() for name in others]
+    edits = cdist(one, other, scorer=Levenshtein.distance, score_cutoff=1, dtype=np.uint8)
+    found = {(int(i), int(j)) for i, j in zip(*np.nonzero(edits <= 1), strict=True)}
+    found = {(i, j) for i, j in found if min(len(one[i]), len(other[j])) >= SHORTEST_NAME and (others is not None or i < j)}
+    return sorted(found | set(near_duplicates(one, None if others is None else other)))
 
 
 def set_groups(substances: list[Substance]) -> None:
@@ -55,7 +69,7 @@ def _ties(substances: list[Substance]) -> list[tuple[int, int]]:
         if not trivial[substance.scaffold]:
             shared["scaffold", substance.scaffold].append(i)
     ties = [(members[0], other) for members in shared.values() for other in members[1:]]
-    ties += near_duplicates([s.name.lower() for s in substances])
+    ties += sister_names([s.name for s in substances])
     drawn = [i for i, s in enumerate(substances) if s.smiles]
     ties += [(drawn[i], drawn[j]) for i, j in near_duplicates([substances[i].smiles for i in drawn])]
     return ties

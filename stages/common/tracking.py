@@ -15,18 +15,16 @@ from typing import Any
 import yaml
 
 from stages.common.errors import LibraError
+from stages.common.folders import project_folder
 
 EXPERIMENT = "libra"
 
 
 def tracking_uri() -> tuple[str, str | None]:
-    """(tracking URI, artifact location): the server in MLFLOW_TRACKING_URI, else SQLite in the project's real folder.
-
-    Under `dvc exp run --queue` the working folder is a temporary copy; DVC_ROOT names the project it belongs to.
-    """
+    """(tracking URI, artifact location): the server in MLFLOW_TRACKING_URI, else SQLite in the project's real folder."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri, None
-    root = Path(os.environ.get("DVC_ROOT") or ".").resolve()
+    root = project_folder()
     return f"sqlite:///{root / 'mlflow.db'}", (root / "mlartifacts").as_uri()
 
 

@@ -38,6 +38,7 @@ from typing import Any, NamedTuple
 
 from stages.common import cli
 from stages.common.errors import LibraError
+from stages.common.folders import cache_folder
 from stages.llm.chat import is_completion
 from stages.llm.tokens import tokens
 
@@ -123,8 +124,8 @@ def _storable(text: str) -> str:
 
 
 def store_path() -> Path:
-    """Under `dvc exp run --queue` the working folder is a temporary copy; DVC_ROOT names the project it belongs to."""
-    return Path(os.environ.get("DVC_ROOT") or ".").resolve() / ".cache" / "replies.sqlite"
+    """Where the store lies."""
+    return cache_folder() / "replies.sqlite"
 
 
 def run_name() -> str:

@@ -13,7 +13,7 @@ import polars as pl
 from stages.chem.gate import ROLES, mask, violations
 from stages.chem.identity import is_trivial
 from stages.chem.labels import INTENTS, KIND_OF_INTENT, PROPERTY_INTENTS, STATUSES, expected
-from stages.chem.splits import SPLITS, near_duplicates
+from stages.chem.splits import SPLITS, near_duplicates, sister_names
 from stages.release.faults import fault_table, faulty_rows
 
 EXPECTED = ("comply", "refuse")
@@ -260,8 +260,8 @@ def of_splits(triplets: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
             one, other = (named.filter(pl.col("split") == split) for split in (first, second))
             if one.is_empty() or other.is_empty():
                 continue
-            texts = [part[column].str.to_lowercase() if column == "name" else part[column] for part in (one, other)]
-            for i, j in near_duplicates(texts[0].to_list(), texts[1].to_list()):
+            alike = sister_names if column == "name" else near_duplicates
+            for i, j in alike(one[column].to_list(), other[column].to_list()):
                 if one["substance_id"][i] != other["substance_id"][j]:
                     found.append(
                         (

@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
+from stages.common.folders import cache_folder
 from stages.common.params import DVC_YAML, PARAMS, read_yaml
 from stages.common.tables import write_json, write_text
 
@@ -38,8 +39,7 @@ def run_folder(stage: str) -> str:
     """Where the run of `stage` that params.yaml and the files in place describe keeps its checkpoints.
 
     All that dvc.yaml declares for the stage decides: values of its params, content of its deps (data, models, code); besides,
-    the versions of the libraries and the number of processes. Under `dvc exp run --queue` the working folder is a temporary
-    copy; DVC_ROOT names the project it belongs to.
+    the versions of the libraries and the number of processes.
     """
     declared, values = read_yaml(DVC_YAML)["stages"][stage], read_yaml(PARAMS)
     decides = {
@@ -49,7 +49,7 @@ def run_folder(stage: str) -> str:
         "processes": os.environ.get("WORLD_SIZE", "1"),
     }
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-    return str(Path(os.environ.get("DVC_ROOT") or ".").resolve() / ".cache" / "checkpoints" / f"{stage}-{key}")
+    return str(cache_folder() / "checkpoints" / f"{stage}-{key}")
 
 
 class Checkpoints(TrainerCallback):

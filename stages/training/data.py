@@ -26,11 +26,11 @@ def sft_rows(
     bpe_dropout: float,
     random_seed: int,
 ):
-    """A `datasets.Dataset` of `input_ids` and `labels`: every prompt once an epoch, each time with another chosen answer.
+    """A `datasets.Dataset` of `input_ids` and `labels`, every prompt once an epoch, each time with another chosen answer; counts.
 
     Of the prompt's tokens a random share `prompt_loss` is labelled, which weighs its loss that low on average and leaves the
     trainer as it is; the answer's tokens are all labelled. With `bpe_dropout` a prompt is segmented anew each epoch. Rows
-    stand in training order, batches of similar length.
+    stand in training order, batches of similar length. The counts: `rows`, `over_long` (more than `max_length` tokens: cut).
     Raises LibraError when a prompt alone fills `max_length` tokens.
     """
     pairs = table.unique(["prompt_id", "chosen_id"]).sort("prompt_id", "chosen_id")
@@ -50,17 +50,29 @@ def sft_rows(
             asked, answer = shown[i]
             labels = [token if rng.random() < prompt_loss else -100 for token in asked] + answer
             rows.append({"input_ids": asked + answer, "labels": labels})
-    return _dataset(rows, max_length)
+    counts = {"rows": len(rows), "over_long": sum(len(row["input_ids"]) > max_length for row in rows)}
+    return _dataset(rows, counts, "rows", max_length), counts
 
 
 def dpo_rows(
-    table: pl.DataFrame, tokenizer, epochs: int, batch_size: int, max_length: int, bpe_dropout: float, random_seed: int
+    table: pl.DataFrame,
+    tokenizer,
+    epochs: int,
+    batch_size: int,
+    max_length: int,
+    bpe_dropout: float,
+    random_seed: int,
+    pairs: str = "matched",
+    answers: int = 1,
 ):
-    """A `datasets.Dataset` of `prompt_ids`, `chosen_ids`, `rejected_ids` in training order, batches of similar length.
+    """A `datasets.Dataset` of `prompt_ids`, `chosen_ids`, `rejected_ids` in training order, and how many pairs were cut.
 
-    Every prompt once an epoch, each time with the next of its triplets (after the last the first again), so that chosen and
-    rejected answers both vary. With `bpe_dropout` a prompt is segmented anew each epoch, alike for both answers and the
-    reference. Raises LibraError when a prompt alone fills `max_length` tokens.
+    Every prompt once an epoch, each time with the next `answers` of its triplets (after the last the first again), so that chosen
+    and rejected answers both vary. Their pairs: `matched`, as in the triplets; `grid`, every chosen with every rejected of them;
+    `random`, `answers` pairs of any chosen with any rejected of the prompt. `batch_size` prompts of similar length follow each other. With
+    `bpe_dropout` a prompt is segmented anew each epoch, alike for all answers and the reference. Pairs that are equal once cut at
+    `max_length` teach nothing and are left out. The counts: `pairs`, `over_long` (tokens), `equal_when_cut`.
+    Raises LibraError when a prompt alone fills `max_length` tokens, has fewer than `answers` triplets, or no pair is left.
     """
     table = table.sort("prompt_id", "chosen_id", "rejected_id")
     text = {}
@@ -69,17 +81,39 @@ def dpo_rows(
         unique = table.unique(f"{role}_id").sort(f"{role}_id")
         text[role] = dict(zip(unique[f"{role}_id"], encode(tokenizer, unique[role].to_list()), strict=True))
     options = table.group_by("prompt_id", maintain_order=True).agg("chosen_id", "rejected_id").rows()
-    rows = []
+    if (few := min(len(chosen) for _, chosen, _ in options)) < answers:
+        raise LibraError(f"dpo.answers is {answers}, but a prompt has {few} triplets; lower it, or raise combine.triplets_per_seed")
+    rows, counts = [], {"pairs": 0, "over_long": 0, "equal_when_cut": 0}
     for epoch in range(epochs):
         rng = random.Random(f"dpo:{random_seed}:{epoch}")
-        shown = []
+        shown, lengths = [], []
         for number, (prompt, chosen, rejected) in enumerate(options):
-            i = (number + epoch) % len(chosen)
-            answers = {"chosen_ids": text["chosen"][chosen[i]], "rejected_ids": text["rejected"][rejected[i]]}
-            shown.append({"prompt_ids": prompts.ids(prompt, rng, max(map(len, answers.values()))), **answers})
-        lengths = [sum(map(len, row.values())) for row in shown]  # the prompt stands once before both answers
-        rows += [shown[i] for i in length_grouped(lengths, batch_size, rng)]
-    return _dataset(rows, max_length)
+            cells = _cells(pairs, answers, number + epoch * answers, len(chosen), rng)
+            told = [(text["chosen"][chosen[c]], text["rejected"][rejected[r]]) for c, r in cells]
+            longest = max(len(answer) for pair in told for answer in pair)
+            asked = prompts.ids(prompt, rng, longest)
+            shown.append([{"prompt_ids": asked, "chosen_ids": good, "rejected_ids": bad} for good, bad in told])
+            lengths.append(len(asked) + sum(map(len, {tuple(answer) for pair in told for answer in pair})))  # the prompt stands once
+        for i in length_grouped(lengths, batch_size, rng):
+            for row in shown[i]:
+                room = max_length - len(row["prompt_ids"])
+                counts["pairs"] += 1
+                counts["over_long"] += max(len(row["chosen_ids"]), len(row["rejected_ids"])) > room
+                if row["chosen_ids"][:room] == row["rejected_ids"][:room]:
+                    counts["equal_when_cut"] += 1
+                else:
+                    rows.append(row)
+    return _dataset(rows, counts, "pairs", max_length), counts
+
+
+def _cells(pairs: str, answers: int, first: int, triplets: int, rng: random.Random) -> list[tuple[int, int]]:
+    """Which of a prompt's triplets give the chosen and which the rejected answer of each pair."""
+    next_ones = [(first + i) % triplets for i in range(answers)]
+    if pairs == "grid":
+        return [(c, r) for c in next_ones for r in next_ones]
+    if pairs == "random":
+        return [(rng.randrange(triplets), rng.randrange(triplets)) for _ in next_ones]
+    return [(i, i) for i in next_ones]
 
 
 class _Prompts:
@@ -101,16 +135,13 @@ class _Prompts:
         return self.dropout.prompt(self.texts[prompt_id], rng, self.max_length - answer)
 
 
-def _dataset(rows: list[dict], max_length: int):
+def _dataset(rows: list[dict], counts: dict[str, int], what: str, max_length: int):
     from datasets import Dataset
 
-    over = sum(_length(row) > max_length for row in rows)
-    if over:
-        print(f"{over} of {len(rows)} rows are over model.max_length = {max_length} tokens and are cut at their end")
+    if over := counts["over_long"]:
+        print(f"{over:,} of {counts[what]:,} {what} are over model.max_length = {max_length} tokens and are cut at their end")
+    if equal := counts.get("equal_when_cut"):
+        print(f"{equal:,} of {counts[what]:,} {what} have equal answers once cut, and are left out")
+    if not rows:
+        raise LibraError(f"model.max_length = {max_length} tokens leaves no pair with two different answers; raise it")
     return Dataset.from_list(rows)
-
-
-def _length(row: dict) -> int:
-    if "input_ids" in row:
-        return len(row["input_ids"])
-    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))

@@ -5,26 +5,42 @@ Plain DPO computes the prompt again for both answers of every pair. Here the row
     prompt[:-1] | prompt[-1] chosen_0[:-1] | prompt[-1] chosen_1[:-1] | prompt[-1] rejected_0[:-1] | ...
 
 Each answer stands at the positions it would have behind the prompt and sees the prompt and itself, nothing else, so that every
-log-probability is the one of a row of its own. Loss, metrics and loop are TRL's.
+log-probability is the one of a row of its own. Where a model's attention takes no such mask (FlashAttention, sliding windows), equal rows
+are computed once instead. Loss, metrics and loop are TRL's; the reference is computed before the first step (reference.py).
 """
 
+import inspect
 import types
 
 import torch
+from torch.utils.data import DataLoader
 from trl import DPOTrainer
 
+from stages.common.progress import counter
+from stages.training import reference
 from stages.training.head import score_labelled_only
+
+PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # what the fused head gives
+REFERENCE_BATCH = 32  # pairs; the table's values depend on it in their last bits, so it isn't a param
 
 
 class GridTrainer(DPOTrainer):
     """`DPOTrainer` for rows of `prompt_ids`, `chosen_ids`, `rejected_ids` in training order, prompts and answers computed once.
 
     TRL renders and tokenizes every pair anew, each text of the grid many times over; ours are encoded once
-    (stages.training.encode).
+    (stages.training.encode). With `precompute_ref_log_probs` the reference's log-probabilities come from a table (reference.py).
     """
 
     def __init__(self, *args, **kwargs):
+        self._shared = False
         super().__init__(*args, **kwargs)
+        self._share()
+
+    def _share(self) -> None:
+        """Once, as soon as TRL has given the models its fused head: the reference may be computed before `__init__` ends."""
+        if self._shared:
+            return
+        self._shared = True
         for model, outputs in ((self.model, ("entropy", "mean_logits", "is_top1")), (self.ref_model, ())):
             if model is not None:
                 base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -34,15 +50,48 @@ class GridTrainer(DPOTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         return dataset
 
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        """`dataset` with `ref_chosen_logps` and `ref_rejected_logps` (nats), each different (prompt, answer) computed once."""
+        self._share()
+        if self.is_deepspeed_enabled:  # its reference runs in an engine of TRL's own
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        rows = reference.unique_rows(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"])
+        decides = (self._precompute_model_hash, self.args.max_length, self.accelerator.num_processes, str(self.model.dtype))
+        path = reference.address(rows, *decides, str(self.accelerator.device.type))
+        pairs = reference.two_by_two(rows)
+        values = reference.read(path, 2 * len(pairs))
+        if values is None:
+            values = self._reference(pairs, f"dpo: reference, {name}")
+            if self.accelerator.is_main_process:
+                reference.write(path, values)
+            self.accelerator.wait_for_everyone()
+        elif self.accelerator.is_main_process:
+            print(f"dpo: reference, {name}: {sum(map(len, rows.values())):,} answers were computed before ({path.name[:12]})")
+        answers = [(pair["prompt_ids"], pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids")]
+        known = {(tuple(prompt), tuple(answer)): value for (prompt, answer), value in zip(answers, values, strict=True)}
+        for side in ("chosen", "rejected"):
+            found = zip(dataset["prompt_ids"], dataset[f"{side}_ids"], strict=True)
+            dataset = dataset.add_column(f"ref_{side}_logps", [known[tuple(prompt), tuple(answer)] for prompt, answer in found])
+        return dataset
+
+    def _reference(self, pairs: list[dict[str, list[int]]], what: str) -> list[float]:
+        """The reference's log-probability of both answers of each pair, one after the other."""
+        loader = self.accelerator.prepare(DataLoader(pairs, REFERENCE_BATCH, shuffle=False, collate_fn=self.data_collator))
+        bar = counter(what, len(pairs))
+        found = []
+        for batch in loader:
+            both = self.accelerator.gather_for_metrics(self.compute_ref_log_probs(self.ref_model or self.model, batch))
+            found.append(torch.stack(both, dim=1).cpu())
+            bar.update(len(found[-1]))
+        bar.close()
+        return torch.cat(found).flatten().tolist()
+
 
 def share_prompts(model) -> None:
     """Make `model(input_ids, attention_mask, labels, fused_lm_head=True)` compute shared prompts and equal answers once.
 
-    For a model with a fused head whose attention takes a mask of four dimensions (`sdpa`, `eager`); others are left alone.
-    Labels are -100 on a prompt and on padding at the right, else the row's own tokens: an answer.
+    For a model with a fused head. Labels are -100 on a prompt and on padding at the right, else the row's own tokens: an answer.
     """
-    if model.config._attn_implementation not in ("sdpa", "eager"):
-        return
     fused = model.forward
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, fused_lm_head=False, **kwargs):
@@ -50,6 +99,14 @@ def share_prompts(model) -> None:
             given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
             kwargs |= {name: value for name, value in given.items() if value is not None}
             return fused(fused_lm_head=True, **kwargs) if fused_lm_head else fused(**kwargs)
+        if not takes_mask(self):
+            first, of = equal_rows(input_ids, labels)
+            outputs = fused(input_ids=input_ids[first], attention_mask=attention_mask[first], labels=labels[first],
+                            fused_lm_head=True, **kwargs)  # fmt: skip
+            for name in (*PER_TOKEN, "label_mask"):
+                if outputs.get(name) is not None:
+                    outputs[name] = outputs[name][of]
+            return outputs
         shared = packed(input_ids, labels)
         seen = attention(shared["part"])
         if self.config._attn_implementation == "eager":
@@ -57,7 +114,7 @@ def share_prompts(model) -> None:
         kwargs |= {name: shared[name] for name in ("input_ids", "position_ids", "shift_labels")}
         outputs = fused(attention_mask=seen, fused_lm_head=True, **kwargs)
         found = shared["found_at"] >= 0
-        for name in ("log_probs", "entropy", "mean_logits", "is_top1"):
+        for name in PER_TOKEN:
             values = outputs.get(name)
             if values is not None:
                 outputs[name] = values.reshape(-1)[shared["found_at"].clamp(min=0)].masked_fill(~found, 0)
@@ -65,6 +122,30 @@ def share_prompts(model) -> None:
         return outputs
 
     model.forward = types.MethodType(forward, model)
+
+
+def takes_mask(model) -> bool:
+    """Whether a mask of four dimensions and positions decide what a token sees: full attention, by `sdpa` or `eager`."""
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return (
+        config._attn_implementation in ("sdpa", "eager")
+        and kinds <= {"full_attention"}
+        and (bool(kinds) or getattr(config, "sliding_window", None) is None)
+        and "position_ids" in inspect.signature(type(model).forward).parameters
+    )
+
+
+def equal_rows(input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(indices of the different rows, for each row which of them it is)."""
+    numbers: dict[tuple, int] = {}
+    firsts, of = [], []
+    for i, row in enumerate(torch.stack([input_ids, labels], dim=1).flatten(1).tolist()):
+        if (key := tuple(row)) not in numbers:
+            numbers[key] = len(numbers)
+            firsts.append(i)
+        of.append(numbers[key])
+    return torch.tensor(firsts, device=input_ids.device), torch.tensor(of, device=input_ids.device)
 
 
 def packed(input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:

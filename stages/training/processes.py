@@ -30,18 +30,18 @@ class TrainParams(Section):
     processes: int = Field(ge=1)
 
 
-def run(stage: str, processes: int, batch_size: int, train: Callable[[], None]) -> None:
+def run(stage: str, processes: int, rows: int, train: Callable[[], None]) -> None:
     """Call `train` in this process, or in `processes` new ones that run the same stage where no launcher has started this one.
 
-    Raises LibraError when the batch can't be shared evenly, and Interrupted.
+    A step's `rows` are shared evenly. Raises LibraError where that can't be, and Interrupted.
     """
     of_launcher = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     if not of_launcher and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         raise LibraError("srun has started processes that don't know of each other; let it start torchrun, as README.md shows")
     count = world_size() if of_launcher else processes
-    if batch_size % count:
-        whose = "of the launcher, which come before train.processes" if of_launcher else "of train.processes"
-        raise LibraError(f"params.yaml: {stage}.batch_size ({batch_size}) must be a multiple of the number ({count}) {whose}")
+    if rows % count:
+        whose = "that the launcher has started" if of_launcher else "of train.processes"
+        raise LibraError(f"params.yaml: {stage}.batch_size makes {rows} rows a step, which can't be shared evenly by the {count} {whose}")
     if count == 1:
         train()
     elif of_launcher:
@@ -60,11 +60,18 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+class NoRecord:
+    """What takes the place of `tracking.Record` in a process that isn't the main one."""
+
+    def metrics(self, values):
+        pass
+
+
 def record(stage: str, params: Mapping[str, Any], inputs: Sequence[str]):
-    """`tracking.run` in the main process; in others a context with no record."""
+    """`tracking.run` in the main process."""
     from stages.common import tracking
 
-    return tracking.run(stage, params, inputs=inputs) if is_main() else contextlib.nullcontext()
+    return tracking.run(stage, params, inputs=inputs) if is_main() else contextlib.nullcontext(NoRecord())
 
 
 def _launch(stage: str, processes: int) -> None:
@@ -120,7 +127,7 @@ def _one_of_many(train: Callable[[], None]) -> None:
         import warnings
 
         warnings.simplefilter("ignore")
-        os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
     try:
         train()

@@ -23,7 +23,8 @@ def arguments(
 ) -> dict[str, Any]:
     """Keyword arguments of `SFTConfig` and `DPOConfig` alike: one pass over `rows` in their order, fp32.
 
-    A batch of `batch_size` rows is shared among the processes. The validation split is looked at `evaluations` times; `folder` is where checkpoints go (stages.training.checkpoints).
+    A batch of `batch_size` rows is shared by the processes. The validation split is looked at `evaluations` times; `folder` is
+    where checkpoints go (stages.training.checkpoints).
     """
     steps = -(-len(rows) // batch_size)
     own_size = batch_size // processes.world_size()
@@ -51,6 +52,7 @@ def arguments(
         "save_strategy": "no",  # stages.training.checkpoints says when
         "save_total_limit": KEEP,
         "report_to": "none",
+        "log_level_replica": "error",
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
@@ -93,7 +95,7 @@ class Report(TrainerCallback):
 def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, name: str) -> None:
     """Train with `report` listening, write the policy to `folder`, log curve and model (registered as `name`) to `record`.
 
-    Goes on from the last checkpoint of the same run, where there is one. The main process writes, `record` is None in others.
+    Goes on from the last checkpoint of the same run, where there is one. The main process writes and records.
     """
     trl_trainer.add_callback(report)
     trl_trainer.remove_callback(PrinterCallback)

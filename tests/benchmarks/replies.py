@@ -255,7 +255,7 @@ def speed(contenders: list[Contender], count: int) -> list[Row]:
         times = {who: statistics.median(map(truediv, rates[OURS], rate)) for who, rate in rates.items() if who is not OURS}
         figures[OURS] += "".join(f"; {ratio:.2f} x {who.name}" for who, ratio in times.items())
         target = "; ".join(f"{least:g} x {who.name}" for who, least in LEAST_RATE.items())
-        met = all(times[who] >= least for who, least in LEAST_RATE.items() if who in times)
+        met = all(times[who] >= least for who, least in LEAST_RATE.items()) if times.keys() >= LEAST_RATE.keys() else None
         rows += table(f"{count:,} requests, {AT_ONCE} at once, 50 ms latency: requests/s, {what}", figures, target, met)
     first = {who: statistics.median(one.first for one in runs) for who, runs in firsts.items()}
     again = {who: statistics.median(one.working for one in runs) for who, runs in seconds.items()}
