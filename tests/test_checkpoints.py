@@ -1,17 +1,14 @@
 """A training that was killed ends with the weights and the curve of one that was not; one of other data or params starts anew."""
 
 import gc
-import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
-from dag import ROOT
+from stage_process import stage as run
 from test_training import project  # noqa: F401
 
 from stages import dpo, sft
@@ -19,32 +16,6 @@ from stages.common.errors import LibraError
 from stages.training import checkpoints, trainer
 
 MADE = ("model.safetensors", "training.csv")
-# A stage in a process of its own, which kills itself: after a step, or in the midst of writing its second checkpoint.
-KILLED = """
-import os, signal, sys
-from contextlib import nullcontext
-import torch
-from stages.common import tracking
-from stages.training import checkpoints, trainer
-
-stage, where = sys.argv[1:]
-kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
-tracking.run = lambda *_, **__: nullcontext()
-checkpoints.SECONDS, checkpoints.SHARE = 0, float("inf")
-step_end, save, saves = trainer.Report.on_step_end, torch.save, []
-def on_step_end(self, args, state, control, **more):
-    step_end(self, args, state, control, **more)
-    if where == str(state.global_step):
-        kill()
-def half(thing, path):
-    save(thing, path)
-    saves.append(path)
-    if where == "writing" and sum("optimizer" in path for path in saves) == 2:
-        os.truncate(path, os.path.getsize(path) // 2)
-        kill()
-trainer.Report.on_step_end, torch.save = on_step_end, half
-__import__("stages." + stage, fromlist=["main"]).main()
-"""
 
 
 @pytest.fixture()
@@ -90,17 +61,16 @@ def test_kill_9_and_again_gives_the_same_bytes(project, capfd):  # noqa: F811
         stage.main()
         unbroken[name] = made(name)
     assert left() == []
-    for stage, name, where, resumed in ((sft, "sft", "6", "5 of 8"), (dpo, "dpo", "writing", "1 of 8")):
+    for stage, name, fault, resumed in ((sft, "sft", "step 6", "5 of 8"), (dpo, "dpo", "writing 2", "1 of 8")):
         shutil.rmtree(f"models/{name}")
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        killed = subprocess.run([sys.executable, "-c", KILLED, name, where], env=environment, check=False, capture_output=True, text=True)
+        killed = run(name, fault)
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
         assert not Path(f"models/{name}").exists() and len(left()) == 1
         capfd.readouterr()
         stage.main()
         said = capfd.readouterr().err
         assert said.count(f"{name}: resumes at step {resumed}\n") == 1 and said.count("resumes") == 1
-        assert ("checkpoint-2 is damaged and isn't used" in said) == (where == "writing")
+        assert ("checkpoint-2 is damaged and isn't used" in said) == (fault == "writing 2")
         assert made(name) == unbroken[name]
         assert left() == [], "the checkpoints of a finished run are gone"
 

@@ -118,11 +118,13 @@ def _one_of_many(train: Callable[[], None]) -> None:
 
     So others wait before they tell: by then the launcher has ended them. So does one that only lost another.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        import ctypes
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # torchrun is told, and tells
+        if sys.platform == "linux":
+            import ctypes
 
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)  # a torchrun that is killed leaves none behind
+            set_parent_death_signal = 1
+            ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)  # a torchrun that is killed leaves none behind
     if not is_main():
         import warnings
 
@@ -132,11 +134,17 @@ def _one_of_many(train: Callable[[], None]) -> None:
     try:
         train()
     except Exception as error:
-        lost = isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "Gloo", "NCCL", "Connection"))
-        if lost or not is_main():
+        if not is_main() or _lost_another(error):
             time.sleep(WAIT)
         raise
     import torch.distributed as dist
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _lost_another(error: Exception) -> bool:
+    """Whether `error` only says that another process is gone."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error)
