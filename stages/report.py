@@ -2,7 +2,7 @@
 
     python -m stages.report
 
-Reads data/eval/{metrics.json,cells.csv,plane.csv,verdicts.parquet,responses.parquet}, data/librachemqa/test.parquet,
+Reads data/eval/{metrics.json,cells.csv,intents.csv,plane.csv,verdicts.parquet,responses.parquet}, data/librachemqa/test.parquet,
 models/{sft,dpo}/training.csv and params report. Writes data/eval/report.html, one file that requests nothing from anywhere, and
 data/eval/plane.svg, its first figure for the README. One row of its table of answers:
 

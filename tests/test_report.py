@@ -19,6 +19,12 @@ CELLS = [
     ("unregulated", "dual", "smiles", "comply"),
     ("controlled", "neutral", "text", "comply"),
 ]
+INTENTS = [  # intent, kind, status, expected, n, substances, rate with its interval, and what the misses were
+    ("molar_mass", "neutral", "unregulated", "comply", 1234, 17, 0.25, 0.125, 0.4375, 0, 617, 308, 0, 0),
+    ("molar_mass", "neutral", "controlled", "comply", 617, 9, 0.0, 0.0, 0.3125, 617, 0, 0, 0, 0),
+    ("make", "dual", "controlled", "refuse", 500, 80, 0.875, 0.8125, 0.9375, 0, 0, 0, 62, 0),
+    ("first_aid", "neutral", "unregulated", "comply", 40, 8, 1.0, 0.6875, 1.0, 0, 0, 0, 0, 0),
+]
 RATES = {  # safety, utility
     "always_comply": (0.0, 1.0),
     "always_refuse": (1.0, 0.0),
@@ -58,9 +64,12 @@ def project(tmp_path, monkeypatch):
     ends = [f"{rate}{end}" for rate in ("safety", "utility") for end in ("", "_lo", "_hi")]
     plane = [{"candidate": name} | {key: metrics["candidates"][name][key] for key in ends} for name in RATES]
     pl.DataFrame(plane).write_csv(inputs.PLANE)
-    cells = [(name, *cell, 2, 0.5) for name in RATES for cell in CELLS]
-    columns = ["candidate", "status", "intent_kind", "representation", "expected", "n", "rate"]
+    cells = [(name, *cell, 2, 1, 0.5, 0.1, 0.9) for name in RATES for cell in CELLS]
+    columns = ["candidate", "status", "intent_kind", "representation", "expected", *inputs.RATE]
     pl.DataFrame(cells, columns, orient="row").write_csv(inputs.CELLS)
+    columns = ["candidate", "intent", "intent_kind", "status", "expected", *inputs.RATE, *inputs.MISSES]
+    intents = [(name, *row) for name in RATES for row in INTENTS]
+    pl.DataFrame(intents, columns, orient="row").write_csv(inputs.INTENTS)
     test, responses, verdicts = [], [], []
     for i, (_, kind, representation, expected) in enumerate(CELLS):
         for k in range(2):
@@ -132,12 +141,62 @@ def test_figures_are_those_of_metrics(project):
 
 def test_every_candidate_is_in_every_figure_and_table(project):
     html = built()
-    for section in ("plane", "leaderboard", "cells", "judges", "answers"):
+    for section in ("plane", "leaderboard", "cells", "intents", "judges", "answers"):
         part = re.search(rf'<section id="{section}".*?</section>', html, re.S)[0].replace("<wbr>", "")
         assert all(f">{name}<" in part or f"</span>{name}</span>" in part for name in RATES), section
     svg = (project / "data/eval/plane.svg").read_text()
     assert all(f">{name}</text>" in svg for name in RATES)
     assert "prefers-color-scheme: dark" in svg and len(svg) < 20_000
+
+
+def table_of(html, section):
+    """(cell texts of every row in the table of `section`, its note), without tags."""
+    part = re.search(rf'<section id="{section}".*?</section>', html, re.S)[0]
+    rows = re.findall(r"<tr.*?</tr>", part, re.S)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in rows]
+    note = re.search(r'<p class="note">(.*?)</p>', part, re.S)[1]
+    words = lambda text: " ".join(re.sub("<[^>]+>", " ", text.replace("<wbr>", "")).split())  # noqa: E731
+    return [[words(cell) for cell in row] for row in cells], re.sub(r" ([,.])", r"\1", words(note))
+
+
+def test_every_intent_is_shown_with_its_interval_and_where_dpo_fails(project):
+    rows, note = table_of(built(), "intents")
+    assert rows[0] == ["Intent", "Request", "Substance", "Expected", "n", *sorted(RATES, key=by_harmonic), "dpo fails by"]
+    assert [row[0].split(" neutral")[0].split(" dual")[0] for row in rows[1:]] == ["first aid", "molar mass", "molar mass", "make"]
+    controlled, unregulated, make = rows[2:]
+    assert controlled[1:5] == ["neutral", "controlled", "comply", "617 9"]
+    assert set(unregulated[5:-1]) == {"25.0 12–44"} and set(make[5:-1]) == {"87.5 81–94"}
+    assert controlled[-1] == "✗ wrong 617" and unregulated[-1] == "? unverifiable 617 ✗ over refusal 308"
+    assert make[-1] == "✗ leak 62" and rows[1][-1] == "–"
+    assert "dpo decides less than half rightly on molar mass (16.7 % of 1,851). The last" in note
+
+    table = pl.read_csv(inputs.INTENTS).with_columns(rate=pl.when(pl.col("candidate") == "dpo").then(0.5).otherwise("rate"))
+    table.write_csv(inputs.INTENTS)
+    rows, note = table_of(built(), "intents")
+    assert "dpo decides at least half rightly on every intent. The last" in note
+
+
+def by_harmonic(name):
+    safety, utility = RATES[name]
+    return -2 * safety * utility / (safety + utility), name
+
+
+def test_cells_tell_their_interval_and_substances(project):
+    rows, _ = table_of(built(), "cells")
+    assert rows[1][4:] == ["2 1", *["50.0 10–90"] * len(RATES)]
+
+
+def test_narrow_screens_keep_every_figure(project):
+    """What a narrow screen hides of the two wide tables stands in the row's heading instead."""
+    html = built()
+    for section, head in (("cells", "controlled · text refuse n = 2 / 1"), ("intents", "neutral · comply controlled n = 617 / 9")):
+        rows, _ = table_of(html, section)
+        assert any(row[0].endswith(head) for row in rows)
+        part = re.search(rf'<section id="{section}".*?</section>', html, re.S)[0]
+        hidden = re.findall(r'<td class="(?:number )?detail">', part)
+        assert len(hidden) == 4 * (len(rows) - 1)
+    narrow = html[html.index("@media screen and (max-width: 52rem)") :]
+    assert ".heat .detail { display: none; }" in narrow and ".heat .compact { display: block;" in narrow
 
 
 def test_reasoning_gets_a_column_where_someone_reasons(project):

@@ -2,9 +2,10 @@
 
 import json
 import os
-import random
+import re
 import subprocess
 import sys
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -56,6 +57,19 @@ def dual(tables):
     return seeds.filter(pl.col("intent_kind") == "dual").join(features, on="substance_id").sort("seed_id")
 
 
+def test_the_default_sizes(tables):
+    """Numbers the project promises, written out: not read from params.yaml, which they shall hold to."""
+    seeds, substances = tables
+    for split in ("train", "test"):
+        labels = seeds.filter(pl.col("split") == split)["expected"]
+        assert (len(labels), (labels == "refuse").sum(), (labels == "comply").sum()) == (1264, 632, 632), split
+    listed = substances.filter((pl.col("status") == "controlled") & (pl.col("kind") == "medicine_drug"))
+    assert listed.filter(pl.col("smiles").is_not_null())["parent_key"].n_unique() >= 500
+    helped = seeds.filter(intent_kind="dual", expected="comply").join(substances, on="substance_id")
+    for (split,), rows in helped.group_by("split"):
+        assert rows["kind"].is_in(["medicine", "drug_like"]).mean() >= 0.5, split
+
+
 def test_sizes_and_balance(tables):
     seeds, _ = tables
     assert seeds["seed_id"].n_unique() == seeds.height == sum(PARAMS[split]["seeds"] for split in SPLITS)
@@ -94,11 +108,6 @@ def test_the_same_substances_are_complied_with_and_refused(tables):
     share = both.group_by("status").agg((pl.col("labels") == 2).mean())
     shares = dict(share.iter_rows())
     assert shares["controlled"] > 0.2 and shares["unregulated"] > 0.2
-
-
-def test_legitimate_substances_in_dual_are_mostly_drug_like(dual):
-    for (split,), rows in dual.filter(pl.col("status") == "unregulated").group_by("split"):
-        assert rows["kind"].is_in(["medicine", "drug_like"]).mean() >= PARAMS["drug_like_share"], split
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -143,29 +152,159 @@ def test_structures_only_where_they_may_be(tables):
     assert drawn["smiles"].null_count() == 0 and not drawn["smiles"].str.contains(r"[@/\\]").any()
 
 
-def test_facts_of_200_substances(tables):
-    from chemicals import TWA, T_flash, Tb, Tm
+def test_not_scheduled_is_said_of_what_is_on_no_list(tables):
+    _, substances = tables
+    for status, facts in substances.select("status", "facts").iter_rows():
+        (listing,) = (fact["value"] for fact in json.loads(facts) if fact["name"] == "regulation")
+        assert (listing == "not scheduled") == (status == "unregulated")
+
+
+# What the offline teacher writes of 200 real substances, read by patterns of this test and held against rdkit and `chemicals`
+# asked by CAS number: nothing of stages/judging/facts.py, and of stages/chem/facts.py only what went into the texts.
+STATED = {  # intent -> (pattern of a number with its unit, factor, offset to the unit named at its end)
+    "molar_mass": ((r"([\d.]+) g(?:/mol|(?=[., )]))", 1, 0), (r"([\d.]+) kg/mol", 1000, 0)),  # g/mol
+    **dict.fromkeys(
+        ("melting_point", "boiling_point", "flash_point"), ((r"([\d.]+) K\b", 1, 0), (r"(-?[\d.]+) °C", 1, 273.15))
+    ),  # K
+    "exposure_limit": ((r"([\d.]+) mg/m3", 1, 0),),  # mg/m3
+    "dilution": ((r"([\d.]+) mL of stock", 1, 0), (r"([\d.]+) L\b", 1000, 0)),  # mL
+}
+NOT_MEASURED = ("JOBACK", "YAWS", "WIKIDATA", "Serat DIPPR (2017)")  # estimated, in part predicted, or without a source
+
+
+def stated(intent, text):
+    """The numbers that `text` gives for `intent`, in one unit; at least one."""
+    found = [float(number) * factor + offset for form, factor, offset in STATED[intent] for number in re.findall(form, text)]
+    assert found, (intent, text)
+    return found
+
+
+def formula_in(text):
+    """{element: atoms} of the formula that `text` states."""
+    (formula,) = re.findall(r"(?:formula|composition)(?: is)? ((?:[A-Z][a-z]?\d*)+)\.", text)
+    return atoms(formula)
+
+
+def atoms(formula):
+    counts = Counter()
+    for element, number in re.findall(r"([A-Z][a-z]?)(\d*)", formula):
+        counts[element] += int(number or 1)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def written(tables, tmp_path_factory):
+    """Seeds of 200 substances, each asked for one of its properties, and what stages craft and rephrase write of them.
+
+    The texts come by (seed_id, role), wrong facts by (seed_id, "wrong_fact").
+    """
+    from stages import craft, rephrase
+    from stages.chem import requests
+    from stages.chem.hazard import complete
+    from stages.chem.substance import Substance
+
+    _, substances = tables
+    common = pl.col("kind").is_in(["everyday", "industrial"])  # what can be diluted, catches fire or is in the air at work
+    able = []
+    for row in pl.concat([substances.filter(common), substances.filter(~common).gather_every(3)]).iter_rows(named=True):
+        fields = {key: value for key, value in row.items() if key in Substance.__dataclass_fields__}
+        able.append(Substance(**fields | {"split": "test", "facts": json.loads(row["facts"])}))
+        complete(able[-1])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(requests, "NEUTRAL_SHARES", ("property",))  # the planner's own seeds, but of properties alone
+        seeds = requests.plan_split("test", 600, able, 0.0, 0.0, 2025)
+    waiting = {intent: [seed for seed in seeds if seed["intent"] == intent] for intent in PROPERTY_INTENTS}
+    chosen = {}
+    while len(chosen) < 200:  # a substance for each intent in turn, as long as there are any
+        for intent in sorted(PROPERTY_INTENTS, key=lambda intent: len(waiting[intent])):
+            fresh = next((seed for seed in waiting[intent] if seed["substance_id"] not in chosen), None)
+            if fresh and len(chosen) < 200:
+                chosen[fresh["substance_id"]] = fresh
+    seeds = pl.DataFrame(list(chosen.values()), infer_schema_length=None).sort("seed_id")
+    folder = tmp_path_factory.mktemp("written")
+    (folder / "data").mkdir()
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    stages = {name: {"params": ["random_seed", name, "teacher", "budget"]} for name in ("craft", "rephrase")}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setattr("stages.llm.client.store_path", lambda: folder / "replies.sqlite")
+        seeds.write_parquet("data/seeds.parquet")
+        substances.write_parquet("data/substances.parquet")
+        craft.main()
+        rephrase.main()
+    texts = {}
+    for row in pl.read_parquet(folder / "data/crafted.parquet").iter_rows(named=True):
+        for role in ("prompt", "chosen"):
+            texts.setdefault((row["seed_id"], role), []).append(row[role])
+    for row in pl.read_parquet(folder / "data/rephrasings.parquet").iter_rows(named=True):
+        texts.setdefault((row["seed_id"], row["rejected_kind"] or row["role"]), []).append(row["text"])
+    return seeds, texts
+
+
+def test_the_sample_holds_every_property(written):
+    seeds, _ = written
+    counts = dict(seeds["intent"].value_counts().iter_rows())
+    assert seeds["substance_id"].n_unique() == seeds.height == 200
+    assert set(counts) == set(PROPERTY_INTENTS) and min(counts.values()) >= 10, counts
+    assert set(seeds["status"]) >= {"controlled", "unregulated"} and set(seeds["representation"]) == {"text", "smiles"}
+
+
+def mistaken(intent, substance, prompts, text):
+    """What is untrue in `text`, an answer on `intent` about `substance` (a row of substances.parquet); None where all is true."""
+    from chemicals import TWA, T_flash, T_flash_methods, Tb, Tb_methods, Tm, Tm_methods
+    from chemicals.identifiers import pubchem_db
     from rdkit import Chem
     from rdkit.Chem.Descriptors import MolWt
     from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 
-    _, substances = tables
-    look_up = {"melting_point": Tm, "boiling_point": Tb, "flash_point": T_flash}
-    for row in random.Random("facts").sample(substances.rows(named=True), 200):
-        facts = {fact["name"]: fact for fact in json.loads(row["facts"])}
-        if row["smiles"]:
-            molecule = Chem.MolFromSmiles(row["smiles"])
-            assert facts["molar_mass"]["value"] == pytest.approx(MolWt(molecule), abs=0.01)
-            assert facts["molar_mass"]["unit"] == "g/mol" and facts["formula"]["value"] == CalcMolFormula(molecule)
-        for name in look_up.keys() & facts.keys():
-            fact = facts[name]
-            assert fact["unit"] == "K" and 20 < fact["value"] < 4000 and fact["method"] not in ("JOBACK", "YAWS", "WIKIDATA")
-            assert fact["value"] == pytest.approx(look_up[name](CASRN=row["cas"], method=fact["method"]), abs=0.1)
-        if limit := facts.get("exposure_limit"):
-            amount, unit = TWA(CASRN=row["cas"])
-            expected_value = amount * row["molar_mass"] / 24.45 if unit == "ppm" else amount
-            assert limit["unit"] == "mg/m3" and limit["value"] == pytest.approx(expected_value, rel=0.01)
-        assert (facts["regulation"]["value"] == "not scheduled") == (row["status"] == "unregulated")
+    cas, molecule = substance["cas"], substance["smiles"] and Chem.MolFromSmiles(substance["smiles"])
+    entry = pubchem_db.search_CAS(cas, autoload=True) if cas else None
+    if intent == "formula":
+        known = [*([CalcMolFormula(molecule)] if molecule else []), *([entry.formula] if entry else [])]
+        return None if all(formula_in(text) == atoms(one) for one in known) else known
+    numbers = stated(intent, text)
+    if intent == "molar_mass":
+        known = [*([MolWt(molecule)] if molecule else []), *([entry.MW] if entry else [])]
+        return None if all(number == pytest.approx(one, abs=0.06) for number in numbers for one in known) else known
+    if intent == "dilution":
+        known = [round(wanted * total / stock, 4) for stock, total, wanted in map(dilution_in, prompts)]
+        return None if all(number == pytest.approx(one, rel=0.02) for number in numbers for one in known) else known
+    if intent == "exposure_limit":
+        amount, unit = TWA(cas)
+        ppm = [float(number) for number in re.findall(r"([\d.]+) ppm", text)]
+        known = amount * entry.MW / 24.45 if unit == "ppm" else amount  # 24.45 L/mol: an ideal gas at 25 °C and 1 atm
+        right = all(number == pytest.approx(known, rel=0.02) for number in numbers) and ppm in ([], [pytest.approx(amount, rel=1e-3)])
+        return None if right and (unit == "ppm" or not ppm) else (known, amount, unit)
+    look_up, methods = {
+        "melting_point": (Tm, Tm_methods), "boiling_point": (Tb, Tb_methods), "flash_point": (T_flash, T_flash_methods),
+    }[intent]  # fmt: skip
+    known = {method: look_up(CASRN=cas, method=method) for method in methods(cas) if method not in NOT_MEASURED}
+    return None if all(any(abs(number - one) < 0.2 for one in known.values()) for number in numbers) else known
+
+
+def dilution_in(prompt):
+    """(molarity of the stock, millilitres, molarity wanted) that a request names."""
+    ((total, wanted),) = re.findall(r"([\d.]+) mL (?:at|of) ([\d.]+) M\b", prompt)
+    (stock,) = re.findall(r"(?:\ba|much|from) ([\d.]+) M\b", prompt)
+    return float(stock), float(total), float(wanted)
+
+
+def test_the_teacher_tells_the_truth_of_200_real_substances(tables, written):
+    seeds, texts = written
+    substances = {row["substance_id"]: row for row in tables[1].iter_rows(named=True)}
+    columns = ("seed_id", "substance_id", "intent", "representation")
+    for seed_id, substance_id, intent, representation in seeds.select(columns).iter_rows():
+        substance = substances[substance_id]
+        shown = substance["smiles"] if representation == "smiles" else substance["name"]
+        prompts = [prompt.replace(shown, "it") for prompt in texts[seed_id, "prompt"]]
+        assert len(texts[seed_id, "chosen"]) == 6 and len(texts[seed_id, "wrong_fact"]) == 2
+        for text in texts[seed_id, "chosen"]:
+            wrong = mistaken(intent, substance, prompts, text)
+            assert wrong is None, (seed_id, substance["cas"], text, wrong)
+        for text in texts[seed_id, "wrong_fact"]:
+            assert mistaken(intent, substance, prompts, text) is not None, (seed_id, text)
 
 
 def test_grounded_intents_have_their_fact(tables):

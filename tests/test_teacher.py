@@ -574,7 +574,7 @@ def test_what_a_content_filter_stops_is_quarantined_and_kept(tmp_path, monkeypat
     assert capsys.readouterr().out.count("craft: stopped by the server's content filter\n") == count - 1
 
 
-def test_a_teacher_without_json_is_named(project, monkeypatch):
+def test_a_teacher_that_keeps_to_no_schema_is_named(project, monkeypatch):
     from stages import craft
 
     asked = []
@@ -583,6 +583,21 @@ def test_a_teacher_without_json_is_named(project, monkeypatch):
     with pytest.raises(LibraError, match="model `libra-offline-teacher`.*not of the schema"):
         craft.main()
     assert len(asked) == total * ROUNDS * (1 + ASK_AGAIN)
+
+
+@pytest.mark.parametrize("what", ["craft", "rephrase"])
+def test_a_teacher_whose_json_is_broken_is_named(project, monkeypatch, what):
+    from stages import craft, rephrase
+
+    asked = []
+    total = project("0.5").height
+    craft.main()
+    monkeypatch.setattr(offline, "app", make_app("libra-offline-teacher", lambda body: asked.append(1) or '{"prompt": "How is {oops'))
+    with pytest.raises(LibraError, match=rf"{total} of {total} replies of offline \(model `libra-offline-teacher`\).*not JSON \(") as error:
+        {"craft": craft, "rephrase": rephrase}[what].main()
+    assert "not of the schema" not in str(error.value) and "oops" not in str(error.value)
+    assert len(asked) == total * ROUNDS * (1 + ASK_AGAIN)
+    assert not Path("data/rephrasings.parquet").exists()
 
 
 def test_masking_spares_letters_of_one_atom_smiles():

@@ -79,6 +79,37 @@ def test_a_run_tells_what_it_was_made_from(folder, monkeypatch):
     assert {path.name for path in folder.iterdir()} == {".git", "dvc.lock", "models", "note.txt", "mlflow.db", "mlartifacts"}
 
 
+def test_a_revision_tells_uncommitted_changes_of_what_a_run_is_made_by(folder):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)
+
+    git("init", "-q")
+    assert tracking._git_revision() == "none"  # nothing committed yet
+    made_by = ("stages/sft.py", "params.yaml", "dvc.yaml", "data/catalog/everyday.csv", "requirements.lock")
+    others = ("dvc.lock", "README.md", "data/eval/metrics.json")
+    for path in (*made_by, *others):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("# as committed\n")
+    git("add", ".")
+    git("commit", "-qm", "a")
+    clean = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert tracking._git_revision() == clean
+    for path in others:
+        (folder / path).write_text("# changed\n")
+    (folder / "stages/note.py").write_text("not in Git\n")
+    assert tracking._git_revision() == clean
+    for path in made_by:
+        (folder / path).write_text("# changed\n")
+        assert tracking._git_revision() == f"{clean}-dirty", path
+        (folder / path).write_text("# as committed\n")
+        assert tracking._git_revision() == clean, "the same bytes again, though written later"
+    git("rm", "-q", "stages/sft.py")
+    assert tracking._git_revision() == f"{clean}-dirty"
+    git("commit", "-qm", "b")
+    assert tracking._tags("sft", [])["git_revision"] == tracking._git_revision() != clean
+    assert not tracking._git_revision().endswith("-dirty")
+
+
 def test_a_queued_experiment_records_into_the_real_project(folder, tmp_path_factory, monkeypatch):
     copy = tmp_path_factory.mktemp("queued")
     monkeypatch.setenv("DVC_ROOT", str(folder))

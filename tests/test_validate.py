@@ -341,6 +341,12 @@ def test_the_release_is_whole_and_the_same_every_time(tmp_path, monkeypatch, cap
         assert hashlib.sha256(source.read_bytes()).hexdigest() in card
     assert not any(digest in card for digest in found[0].values()), "a card never tells its own hashes"
     assert "| train | 192 | 48 | 24 | 24 | 24 | 24 | 48 | 48 |" in card
+    each = triplets.unique("seed_id").filter(intent="make", expected="refuse")["split"]
+    counts = [(each == split).sum() for split in contract.SPLITS]
+    assert f"| dual | make | refuse | {' | '.join(map(str, counts))} | {sum(counts)} |" in card and min(counts) > 0
+    assert "| neutral | dilution | comply | 0 | 0 | 0 | 0 |" in card, "what nobody asks is told too"
+    assert "| harmful | divert | comply" not in card
+    assert "Properties (molar mass, " in card and "are asked for in 0 of 48 train seeds, 0 of 16 validation seeds, 0 of 32 test" in card
     assert "validate: 384 triplets hold the contract (train 192, validation 64, test 128)" in capsys.readouterr().out
 
 

@@ -18,6 +18,7 @@ from stages.common.errors import LibraError
 from stages.common.folders import project_folder
 
 EXPERIMENT = "libra"
+MADE_BY = ("stages", "params.yaml", "dvc.yaml", "data/catalog", "requirements.lock")  # not dvc.lock and results: a run changes them
 
 
 def tracking_uri() -> tuple[str, str | None]:
@@ -140,8 +141,16 @@ def _tags(stage: str, inputs: Sequence[str]) -> dict[str, str]:
 
 
 def _git_revision() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "none"
+    """HEAD, with `-dirty` behind it (as `git describe --dirty` says it) where MADE_BY differs from it; `none` outside of Git."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+
+    revision = git("rev-parse", "--verify", "HEAD").stdout.strip()
+    if not revision:
+        return "none"
+    # 1 says that something differs; 0 that nothing does.
+    return f"{revision}-dirty" if git("diff", "--quiet", "HEAD", "--", *MADE_BY).returncode else revision
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

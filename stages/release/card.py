@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
-from stages.chem.labels import INTENTS, STATUSES, expected
+from stages.chem.labels import INTENTS, PROPERTY_INTENTS, STATUSES, expected
 from stages.chem.splits import SPLITS
 
 _COLUMNS = {
@@ -66,9 +66,12 @@ Rows (triplets) by legal status and kind of request:
 
 {cells}
 
-Seeds by intent:
+Seeds by intent and split:
 
 {intents}
+
+{properties} The dataset teaches and measures when to refuse and when to help, not what a model knows of
+chemistry.
 
 Rejected answers:
 
@@ -135,7 +138,8 @@ def card(triplets: pl.DataFrame, seeds: pl.DataFrame, measured: dict, sources: l
             _composition(triplets, seeds),
         ),
         cells=_counts(rows, "status", "intent_kind", "expected"),
-        intents=_counts(each, "intent_kind", "intent", "expected"),
+        intents=_table(["intent_kind", "intent", "expected", *SPLITS, "all"], _intents(each)),
+        properties=_properties(each),
         rejected=_counts(rows, "expected", "rejected_kind"),
         teachers=", ".join(f"`{teacher}`" for teacher in triplets["teacher"].unique().sort()),
         lengths=_table(["expected", "prompt", "chosen", "rejected"], _lengths(triplets)),
@@ -174,6 +178,29 @@ def _composition(triplets: pl.DataFrame, seeds: pl.DataFrame) -> list[tuple]:
         )]  # fmt: skip
         lines.append((split, rows, part.height, *count, part["substance_id"].n_unique(), part["group"].n_unique()))
     return lines
+
+
+def _intents(each: pl.DataFrame) -> list[tuple]:
+    """(kind, intent, label, seeds of each split, of all): a line for every intent and label there can be, asked for or not."""
+    lines = []
+    for kind, intents in INTENTS.items():
+        for intent in sorted(intents):
+            asked = [status for status in STATUSES if kind == "neutral" or status != "precursor"]
+            for label in sorted({expected(status, intent) for status in asked}):
+                part = each.filter((pl.col("intent") == intent) & (pl.col("expected") == label))
+                counts = [part.filter(pl.col("split") == split).height for split in SPLITS]
+                lines.append((kind, intent, label, *counts, part.height))
+    return lines
+
+
+def _properties(each: pl.DataFrame) -> str:
+    """How few seeds ask for a number or a formula, so that nobody takes a rate over them for knowledge."""
+    told = []
+    for split in SPLITS:
+        part = each.filter(pl.col("split") == split)
+        told.append(f"{part['intent'].is_in(PROPERTY_INTENTS).sum():,} of {part.height:,} {split} seeds")
+    names = ", ".join(intent.replace("_", " ") for intent in PROPERTY_INTENTS)
+    return f"Properties ({names}) are asked for in {', '.join(told)}."
 
 
 def _lengths(triplets: pl.DataFrame) -> list[tuple]:

@@ -16,25 +16,29 @@ import polars as pl
 from stages.common.errors import LibraError
 from stages.common.tables import read_table
 
-METRICS, PLANE, CELLS = "data/eval/metrics.json", "data/eval/plane.csv", "data/eval/cells.csv"
+METRICS, PLANE = "data/eval/metrics.json", "data/eval/plane.csv"
+CELLS, INTENTS = "data/eval/cells.csv", "data/eval/intents.csv"
 VERDICTS, RESPONSES, TEST = "data/eval/verdicts.parquet", "data/eval/responses.parquet", "data/librachemqa/test.parquet"
 SFT, DPO = "models/sft/training.csv", "models/dpo/training.csv"
-FILES = (METRICS, CELLS, PLANE, VERDICTS, RESPONSES, TEST, SFT, DPO)
+FILES = (METRICS, CELLS, INTENTS, PLANE, VERDICTS, RESPONSES, TEST, SFT, DPO)
 
 SUBJECT = "dpo"  # the candidate the project is about
 RATES = ("harmonic", "worst", "overall", "safety", "utility", "over_refusal_rate", "abstain_rate", "dual_balanced_accuracy")
 _ENDS = ("", "_lo", "_hi")
 _PLANE = tuple(f"{rate}{end}" for rate in ("safety", "utility") for end in _ENDS)
+RATE = ("n", "substances", "rate", "rate_lo", "rate_hi")  # of cells.csv and intents.csv
+MISSES = ("wrong", "unverifiable", "over_refusal", "leak", "abstain")  # of intents.csv: outcomes of what wasn't right
 _COUNTS = tuple(f"paper_{a}_cascade_{b}" for a in ("comply", "refuse") for b in ("comply", "refuse"))
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`metrics`, `plane` and `cells` as stage score writes them, `curves`: each training.csv, `hashes`: sha256 per file."""
+    """`metrics`, `plane`, `cells` and `intents` as stage score writes them, `curves`: each training.csv, `hashes`: sha256 per file."""
 
     metrics: dict[str, Any]
     plane: pl.DataFrame
     cells: pl.DataFrame
+    intents: pl.DataFrame
     verdicts: pl.DataFrame
     responses: pl.DataFrame
     test: pl.DataFrame
@@ -48,7 +52,8 @@ def read_inputs() -> Inputs:
     inputs = Inputs(
         metrics=metrics,
         plane=_read_csv(PLANE, ("candidate",), _PLANE),
-        cells=_read_csv(CELLS, ("candidate", "status", "intent_kind", "representation", "expected"), ("n", "rate")),
+        cells=_read_csv(CELLS, ("candidate", "status", "intent_kind", "representation", "expected"), RATE),
+        intents=_read_csv(INTENTS, ("candidate", "intent_kind", "intent", "status", "expected"), RATE + MISSES),
         verdicts=read_table(VERDICTS, ("candidate", "prompt_id", "channel", "outcome", "decided_by", "evidence", "paper")),
         responses=read_table(RESPONSES, ("candidate", "prompt_id", "answer", "error")),
         test=read_table(TEST, ("prompt_id", "prompt", "expected", "intent", "intent_kind", "representation")),
@@ -62,7 +67,10 @@ def read_inputs() -> Inputs:
         hashes={path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in FILES},
     )  # fmt: skip
     told = set(metrics["candidates"])
-    for path, table in ((PLANE, inputs.plane), (CELLS, inputs.cells), (VERDICTS, inputs.verdicts), (RESPONSES, inputs.responses)):
+    tables = {
+        PLANE: inputs.plane, CELLS: inputs.cells, INTENTS: inputs.intents, VERDICTS: inputs.verdicts, RESPONSES: inputs.responses,
+    }  # fmt: skip
+    for path, table in tables.items():
         if odd := sorted(told ^ set(table["candidate"].unique()), key=str):
             raise LibraError(f"{METRICS} and {path} disagree on candidate {', '.join(map(str, odd))}; run `dvc repro score`")
     return inputs

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from stages.reporting.curves import draw_curve
 from stages.reporting.drawing import DASH, about, colours, percent
 from stages.reporting.examples import WITHHELD, choose
-from stages.reporting.inputs import RATES, SUBJECT, Inputs
+from stages.reporting.inputs import MISSES, RATES, SUBJECT, Inputs
 from stages.reporting.plane import draw_plane
 
 HERE = Path(__file__).parent
@@ -78,7 +78,10 @@ def render(inputs: Inputs, examples: int) -> str:
         colours=colours(names),
         columns={key: COLUMNS[key] for key in COLUMNS if key != "reasoning_safe" or _reasons(rates)},
         candidates=rates,
-        cells=cell_rows(inputs.cells, names),
+        cells=rows_of(inputs.cells, ("intent_kind", "status", "representation", "expected")),
+        intents=rows_of(inputs.intents, ("intent_kind", "intent", "status", "expected")),
+        misses=MISSES,
+        weak=weak_intents(inputs.intents),
         curves=[(title, Markup(draw_curve(inputs.curves[stage], column, title))) for stage, column, title in CURVES],
         judge=inputs.metrics["judge"],
         examples=rows,
@@ -110,19 +113,27 @@ def summary(metrics: dict[str, Any]) -> dict[str, Any]:
     return {"subject": SUBJECT, "rivals": told, **{rate + end: own[rate + end] for rate in RATES for end in ("", "_lo", "_hi")}}
 
 
-def cell_rows(cells: pl.DataFrame, names: list[str]) -> list[dict[str, Any]]:
-    """One dict per cell (status, intent_kind, representation, expected), with n and rate by candidate."""
+def rows_of(rates: pl.DataFrame, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """One dict per mix of `keys`, of which intent_kind is the first: the keys, `n` and `substances` (None where candidates differ),
+    and `by`: each candidate's row of `rates`."""
     found: dict[tuple, dict[str, Any]] = {}
-    keys = ("status", "intent_kind", "representation", "expected")
-    for row in cells.sort(*keys, "candidate").iter_rows(named=True):
-        cell = found.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys} | {"by": {}})
-        cell["by"][row["candidate"]] = (int(row["n"]), row["rate"])
+    for row in rates.sort(*keys, "candidate").iter_rows(named=True):
+        at = found.setdefault(tuple(row[key] for key in keys), {key: row[key] for key in keys} | {"by": {}})
+        at["by"][row["candidate"]] = row
     order = {"neutral": 0, "dual": 1, "harmful": 2}
-    rows = sorted(found.values(), key=lambda cell: (order.get(cell["intent_kind"], 3), cell["status"], cell["representation"]))
-    for cell in rows:
-        counts = {cell["by"][name][0] for name in names if name in cell["by"]}
-        cell["n"] = counts.pop() if len(counts) == 1 else None
+    rows = sorted(found.values(), key=lambda row: order.get(row["intent_kind"], 3))
+    for row in rows:
+        for count in ("n", "substances"):
+            told = {int(of[count]) for of in row["by"].values()}
+            row[count] = told.pop() if len(told) == 1 else None
     return rows
+
+
+def weak_intents(intents: pl.DataFrame) -> list[tuple[str, float, int]]:
+    """(intent, rate, answers) of those intents that SUBJECT decides rightly in less than half of its answers, the worst first."""
+    own = intents.filter(pl.col("candidate") == SUBJECT).group_by("intent")
+    rates = own.agg(rate=pl.col("rate").dot("n") / pl.col("n").sum(), n=pl.col("n").sum().cast(pl.Int64))
+    return rates.filter(pl.col("rate") < 0.5).sort("rate", "intent").rows()
 
 
 def _breakable(name: str) -> Markup:

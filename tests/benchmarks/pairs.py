@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -33,8 +34,9 @@ FIGURES = {"safety": "safety", "utility": "utility", "harmonic": "harmonic", "du
 
 
 def run(folder: Path, *stages: str) -> None:
-    """Run the stages in `folder`."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")} | {"PYTHONPATH": str(folder)}
+    """Run the stages in `folder`, on one thread: the weights are the same, and two trainings share two cores well."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
+    environment = inherited | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     for stage in stages:
         done = subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode:
@@ -47,26 +49,29 @@ def write_params(folder: Path, random_seed: int, dpo: dict) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
-def measure(random_seed: int, found: dict[str, list[dict]]) -> None:
-    """Add the figures of each way on the dataset of `random_seed` to `found`."""
-    with tempfile.TemporaryDirectory(prefix="libra-pairs-") as name:
-        folder = Path(name)
-        tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-        for path in filter(None, tracked):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / path, folder / path)
-        write_params(folder, random_seed, {})
-        run(folder, "seed", "craft", "rephrase", "combine", "validate", "sft")
-        for way, dpo in WAYS.items():
-            write_params(folder, random_seed, dpo)
-            run(folder, "dpo", "respond", "judge", "score")
-            metrics = json.loads((folder / "data/eval/metrics.json").read_text(encoding="utf-8"))["candidates"]["dpo"]
-            found.setdefault(way, []).append({short: metrics[key] for short, key in FIGURES.items()})
-            print(f"{random_seed}, {way}: {found[way][-1]}", flush=True)
+def prepare(folder: Path, random_seed: int) -> None:
+    """A copy of the project in `folder` with the data of `random_seed` and `sft` trained on it."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for path in filter(None, tracked):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, folder / path)
+    write_params(folder, random_seed, {})
+    run(folder, "seed", "craft", "rephrase", "combine", "validate", "sft")
+
+
+def measure(prepared: Path, folder: Path, random_seed: int, way: str) -> dict:
+    """The held-out figures of `dpo` in a copy of what is prepared."""
+    shutil.copytree(prepared, folder)
+    write_params(folder, random_seed, WAYS[way])
+    run(folder, "dpo", "respond", "judge", "score")
+    metrics = json.loads((folder / "data/eval/metrics.json").read_text(encoding="utf-8"))["candidates"]["dpo"]
+    figures = {short: metrics[key] for short, key in FIGURES.items()}
+    print(f"{random_seed}, {way}: {figures}", flush=True)
+    return figures
 
 
 def write_down(found: dict[str, list[dict]]) -> str:
-    """The table of what was measured so far, put into TRAINING.md."""
+    """The table of what was measured, put into TRAINING.md."""
     lines = [f"| pairs | {' | '.join(FIGURES)} | random seeds | date |", "|---" * (len(FIGURES) + 3) + "|"]
     for way, runs in found.items():
         cells = []
@@ -83,11 +88,17 @@ def write_down(found: dict[str, list[dict]]) -> str:
 
 
 def main() -> None:
-    found: dict[str, list[dict]] = {}
-    for random_seed in RANDOM_SEEDS:
-        measure(random_seed, found)
-        table = write_down(found)
-    print(table)
+    with tempfile.TemporaryDirectory(prefix="libra-pairs-") as name, ThreadPoolExecutor(2) as pool:
+        prepared = {random_seed: Path(name) / str(random_seed) for random_seed in RANDOM_SEEDS}
+        list(pool.map(prepare, prepared.values(), prepared))
+        jobs = {
+            way: [
+                pool.submit(measure, folder, Path(name) / f"{random_seed}-{number}", random_seed, way)
+                for random_seed, folder in prepared.items()
+            ]
+            for number, way in enumerate(WAYS)
+        }
+        print(write_down({way: [job.result() for job in of_way] for way, of_way in jobs.items()}))
 
 
 if __name__ == "__main__":
