@@ -72,14 +72,14 @@ def test_an_error_in_one_process_ends_all_with_one_message(project):  # noqa: F8
 
 def test_a_step_is_shared_evenly_or_not_at_all(project, monkeypatch):  # noqa: F811
     project(train={"processes": 3})
-    with pytest.raises(LibraError, match=r"^params.yaml: sft.batch_size makes 4 rows a step, .* evenly by the 3 of train.processes$"):
+    with pytest.raises(LibraError, match=r"^params.yaml: sft.batch_size makes 4 rows a step, .* by the 3 processes of train.processes$"):
         sft.main()
     project(train={"processes": 2}, dpo={"pairs": "grid", "answers": 3, "batch_size": 1})
-    with pytest.raises(LibraError, match=r"^params.yaml: dpo.batch_size makes 9 rows a step, .* by the 2 of train.processes$"):
+    with pytest.raises(LibraError, match=r"^params.yaml: dpo.batch_size makes 9 rows a step, .* by the 2 processes of train.processes$"):
         dpo.main()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "5")
-    with pytest.raises(LibraError, match=r"by the 5 that the launcher has started$"):
+    with pytest.raises(LibraError, match=r"by the 5 processes that the launcher has started$"):
         sft.main()
 
 

@@ -7,7 +7,7 @@ param, other data or other code never goes on from it. Files are written by the 
 tells the hash of each, so that a checkpoint cut off by a kill, a full disk or a power cut is known as such and is not used.
 
 Written at steps that are logged, when a minute has passed: what the Trainer adds up between two logs is then empty, so a run that
-goes on has the curve of an unbroken one too. A run loses at most a minute or a hundredth of itself.
+goes on has the curve of an unbroken one too. A kill costs a minute and a hundredth of the run, at most.
 """
 
 import fcntl
@@ -123,7 +123,8 @@ class Checkpoints(TrainerCallback):
             try:
                 if not faults:
                     write_text(json.dumps(self._report.rows), checkpoint / CURVE)  # columns in their order
-                    write_json({str(path.relative_to(checkpoint)): _digest(path) for path in _files(checkpoint)}, checkpoint / WHOLE)
+                    hashes = {str(path.relative_to(checkpoint)): _digest(path) for path in _files(checkpoint)}
+                    write_json(hashes, checkpoint / WHOLE)
             except OSError as error:
                 faults = [error.strerror or str(error)]
             if faults:

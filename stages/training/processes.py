@@ -41,7 +41,9 @@ def run(stage: str, processes: int, rows: int, train: Callable[[], None]) -> Non
     count = world_size() if of_launcher else processes
     if rows % count:
         whose = "that the launcher has started" if of_launcher else "of train.processes"
-        raise LibraError(f"params.yaml: {stage}.batch_size makes {rows} rows a step, which can't be shared evenly by the {count} {whose}")
+        raise LibraError(
+            f"params.yaml: {stage}.batch_size makes {rows} rows a step, which can't be shared evenly by the {count} processes {whose}"
+        )
     if count == 1:
         train()
     elif of_launcher:

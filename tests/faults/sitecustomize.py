@@ -1,7 +1,7 @@
 """First on PYTHONPATH of a stage that a test runs in a process of its own: no MLflow, a checkpoint at every step, and a FAULT.
 
-FAULT is `step 6` (SIGKILL after it), `writing 2` (SIGKILL with half of the second checkpoint's optimizer written) or `error`, in the
-process of number FAULT_RANK; nothing without it.
+FAULT is `step 6` (SIGKILL after it), `writing 2` (SIGKILL with half of the second checkpoint's optimizer written) or `error`, in
+the process of number FAULT_RANK; nothing without it.
 """
 
 import os
