@@ -1,7 +1,7 @@
 """Direct preference optimisation (Rafailov et al. 2023): moves the policy from the rejected answers to the chosen ones.
 
 Reads data/librachemqa/train.parquet, validation.parquet and models/sft/ (policy to start from, and the frozen reference);
-writes models/dpo/ (safetensors, tokenizer, training.csv). Params: random_seed, model, dpo. One row of training.csv (some columns):
+writes models/dpo/ (safetensors, tokenizer, training.csv). Params: random_seed, train, model, dpo. A row of training.csv (in part):
 
     step,loss,rewards/chosen,rewards/rejected,rewards/accuracies,rewards/margins,eval_loss,eval_rewards/accuracies
     200,0.381022,0.412210,-2.310551,0.875000,2.722761,0.452118,0.833984
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from stages.common import cli
 from stages.common.params import Section, read_params
+from stages.training import processes
 
 
 class DpoParams(Section):
@@ -41,22 +42,30 @@ class DpoParams(Section):
 
 
 def main() -> None:
-    from stages.training.models import ModelParams, deterministic, policy_to_train
+    from stages.training.models import ModelParams
 
     params = read_params("dpo")
+    train = params.section("train", processes.TrainParams)
     size, dpo = params.section("model", ModelParams), params.section("dpo", DpoParams)
-    deterministic(params.random_seed, offline=size.is_local)
+    processes.run("dpo", train.processes, dpo.pairs_per_step, lambda: optimise(params.random_seed, size, dpo))
+
+
+def optimise(random_seed: int, size, dpo: DpoParams) -> None:
+    """Train the policy in models/sft, held as `size` (ModelParams) says, and write it; called in every process of the run."""
+    from stages.training.models import deterministic, policy_to_train
+
+    deterministic(random_seed, offline=size.is_local)
     from trl import DPOConfig
 
-    from stages.common import tracking
     from stages.training import data, trainer
+    from stages.training.checkpoints import run_folder
     from stages.training.grid import GridTrainer
 
     train, validation = data.triplets("train"), data.triplets("validation")
-    recorded = {"random_seed": params.random_seed, "model": size.model_dump(), "dpo": dpo.model_dump()}
-    with tracking.run("dpo", recorded, inputs=["data/librachemqa", "models/sft"]) as record:
+    recorded = {"random_seed": random_seed, "model": size.model_dump(), "dpo": dpo.model_dump()}
+    with processes.record("dpo", recorded, inputs=["data/librachemqa", "models/sft"]) as record:
         model, tokenizer = policy_to_train("models/sft", size)
-        common = {"max_length": size.max_length, "random_seed": params.random_seed}
+        common = {"max_length": size.max_length, "random_seed": random_seed}
         shown = {"batch_size": dpo.batch_size, **common}
         rows, counts = data.dpo_rows(
             train, tokenizer, dpo.epochs, bpe_dropout=dpo.bpe_dropout, pairs=dpo.pairs, answers=dpo.answers, **shown
@@ -64,7 +73,7 @@ def main() -> None:
         held_out, _ = data.dpo_rows(validation, tokenizer, 1, bpe_dropout=0.0, **shown)
         record.metrics({"data": counts})
         arguments = trainer.arguments(
-            rows, dpo.pairs_per_step, dpo.learning_rate, evaluations=4, folder=".cache/dpo-trainer", **common, **size.training()
+            rows, dpo.pairs_per_step, dpo.learning_rate, evaluations=4, folder=run_folder("dpo"), **common, **size.training()
         )
         losses = {"loss_type": [dpo.loss], "loss_weights": [1.0]}
         if dpo.sft_weight:

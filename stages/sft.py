@@ -1,7 +1,7 @@
 """Supervised fine-tuning: teaches the policy to answer as the chosen answers do; the reference of the DPO stage.
 
 Reads data/librachemqa/train.parquet and validation.parquet; writes models/sft/ (safetensors, tokenizer, training.csv).
-Params: random_seed, model, sft. One row of training.csv:
+Params: random_seed, train, model, sft. One row of training.csv:
 
     step,loss,grad_norm,learning_rate,entropy,mean_token_accuracy,eval_loss
     400,0.412031,0.380215,0.001204,0.391220,0.861034,0.433870
@@ -11,6 +11,7 @@ from pydantic import Field
 
 from stages.common import cli
 from stages.common.params import Section, read_params
+from stages.training import processes
 
 
 class SftParams(Section):
@@ -24,20 +25,28 @@ class SftParams(Section):
 
 
 def main() -> None:
-    from stages.training.models import SCRATCH, ModelParams, deterministic, new_model, train_tokenizer
+    from stages.training.models import ModelParams
 
     params = read_params("sft")
+    train = params.section("train", processes.TrainParams)
     size, sft = params.section("model", ModelParams), params.section("sft", SftParams)
-    deterministic(params.random_seed, offline=size.is_local)
+    processes.run("sft", train.processes, sft.batch_size, lambda: fine_tune(params.random_seed, size, sft))
+
+
+def fine_tune(random_seed: int, size, sft: SftParams) -> None:
+    """Train a policy of `size` (ModelParams) and write it; called in every process of the run."""
+    from stages.training.models import SCRATCH, deterministic, new_model, train_tokenizer
+
+    deterministic(random_seed, offline=size.is_local)
     from trl import SFTConfig, SFTTrainer
 
-    from stages.common import tracking
     from stages.training import data, pretrained, trainer
+    from stages.training.checkpoints import run_folder
     from stages.training.head import score_labelled_only
 
     train, validation = data.triplets("train"), data.triplets("validation")
-    recorded = {"random_seed": params.random_seed, "model": size.model_dump(), "sft": sft.model_dump()}
-    with tracking.run("sft", recorded, inputs=["data/librachemqa"]) as record:
+    recorded = {"random_seed": random_seed, "model": size.model_dump(), "sft": sft.model_dump()}
+    with processes.record("sft", recorded, inputs=["data/librachemqa"]) as record:
         if size.base == SCRATCH:
             texts = [text for column in ("prompt", "chosen", "rejected") for text in train[column].unique().sort()]
             tokenizer = train_tokenizer(texts, size.vocab_size)
@@ -45,14 +54,14 @@ def main() -> None:
         else:
             model, tokenizer = pretrained.start(size)
         print(f"sft: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
-        common = {"batch_size": sft.batch_size, "max_length": size.max_length, "random_seed": params.random_seed}
+        common = {"batch_size": sft.batch_size, "max_length": size.max_length, "random_seed": random_seed}
         rows, counts = data.sft_rows(
             train, tokenizer, sft.epochs, prompt_loss=sft.prompt_loss, bpe_dropout=sft.bpe_dropout, **common
         )
         held_out, _ = data.sft_rows(validation, tokenizer, 1, prompt_loss=0.0, bpe_dropout=0.0, **common)
         record.metrics({"data": counts})
         arguments = trainer.arguments(
-            rows, learning_rate=sft.learning_rate, evaluations=3, folder=".cache/sft-trainer", **common, **size.training()
+            rows, learning_rate=sft.learning_rate, evaluations=3, folder=run_folder("sft"), **common, **size.training()
         )
         sft_trainer = SFTTrainer(
             model=model,

@@ -72,7 +72,11 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "data/librachemqa").mkdir(parents=True)
     table().write_parquet("data/librachemqa/train.parquet")
     table(2, 1).write_parquet("data/librachemqa/validation.parquet")
-    (tmp_path / "dvc.yaml").write_text("stages: {sft: {params: [random_seed, model, sft]}, dpo: {params: [random_seed, model, dpo]}}")
+    stages = {
+        "sft": {"deps": ["data/librachemqa"], "params": ["random_seed", "train", "model", "sft"]},
+        "dpo": {"deps": ["data/librachemqa", "models/sft"], "params": ["random_seed", "train", "model", "dpo"]},
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
 
     @contextmanager
     def no_store(stage, params, inputs):
@@ -93,6 +97,7 @@ def project(tmp_path, monkeypatch):
     def write(random_seed=7, **changes):
         params = {
             "random_seed": random_seed,
+            "train": {"processes": 1},
             "model": SIZE.model_dump(),
             "sft": PARAMS["sft"] | SFT,
             "dpo": PARAMS["dpo"] | DPO,

@@ -21,6 +21,7 @@ from stages.score import ScoreParams
 from stages.seed import SeedParams
 from stages.sft import SftParams
 from stages.training.models import ModelParams
+from stages.training.processes import TrainParams
 from stages.validate import ValidateParams
 
 SECTIONS = {
@@ -32,6 +33,7 @@ SECTIONS = {
     "combine": CombineParams,
     "validate": ValidateParams,
     "model": ModelParams,
+    "train": TrainParams,
     "sft": SftParams,
     "dpo": DpoParams,
     "respond": RespondParams,

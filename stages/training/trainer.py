@@ -10,11 +10,15 @@ from typing import Any
 
 import polars as pl
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from safetensors import SafetensorError
+from transformers import PrinterCallback, TrainerCallback, logging
 
+from stages.common.errors import LibraError
 from stages.common.tables import write_atomically
-from stages.training import pretrained
+from stages.training import pretrained, processes
+from stages.training.checkpoints import KEEP, Checkpoints
 from stages.training.models import ModelParams
+from stages.training.shared_loss import share_loss
 
 
 def arguments(
@@ -29,18 +33,20 @@ def arguments(
     checkpointing: bool = False,
     weight_decay: float = 0.5,
 ) -> dict[str, Any]:
-    """Keyword arguments of `SFTConfig` and `DPOConfig` alike: one pass over `rows` in their order, no checkpoints.
+    """Keyword arguments of `SFTConfig` and `DPOConfig` alike: one pass over `rows` in their order.
 
-    The validation split is looked at `evaluations` times; `folder` is where a trainer keeps what it needs while it runs. With
-    `checkpointing` activations are computed again in the backward pass. A GPU is used where there is one.
+    A batch of `batch_size` rows is shared by the processes. The validation split is looked at `evaluations` times; `folder` is
+    where checkpoints go (stages.training.checkpoints). With `checkpointing` activations are computed again in the backward
+    pass. A GPU is used where there is one.
     """
     steps = -(-len(rows) // batch_size)
+    own_size = batch_size // processes.world_size()
     return {
         "output_dir": folder,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
-        "per_device_train_batch_size": batch_size,
-        "per_device_eval_batch_size": batch_size,
+        "per_device_train_batch_size": own_size,
+        "per_device_eval_batch_size": own_size,
         "max_length": max_length,
         "learning_rate": learning_rate,
         "warmup_steps": min(100, steps // 10),
@@ -52,11 +58,14 @@ def arguments(
         "bf16": bf16,
         "use_cpu": not torch.cuda.is_available(),
         "activation_checkpointing": checkpointing,
+        "ddp_find_unused_parameters": False,
         "logging_steps": max(1, steps // 100),
         "eval_strategy": "steps",
         "eval_steps": max(1, steps // evaluations),
-        "save_strategy": "no",
+        "save_strategy": "no",  # stages.training.checkpoints says when
+        "save_total_limit": KEEP,
         "report_to": "none",
+        "log_level_replica": "error",
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
@@ -67,10 +76,10 @@ class Report(TrainerCallback):
     """Keeps the log as a curve and prints a line every few seconds: step, loss, time left."""
 
     def __init__(self, what: str):
-        self.what, self.rows, self._started, self._said = what, [], time.monotonic(), 0.0
+        self.what, self.rows, self._started, self._first, self._said = what, [], time.monotonic(), 0, 0.0
 
     def on_train_begin(self, args, state, control, **_):
-        self._started = time.monotonic()
+        self._started, self._first = time.monotonic(), state.global_step
 
     def on_log(self, args, state, control, logs=None, **_):
         if logs and ("loss" in logs or "eval_loss" in logs):
@@ -78,15 +87,14 @@ class Report(TrainerCallback):
             dropped = ("epoch", "runtime", "per_second", "num_tokens")
             kept = {key: value for key, value in numbers.items() if not any(word in key for word in dropped)}
             self.rows.append({"step": state.global_step, **kept})
-        if logs and "loss" in logs:
-            self._latest = logs["loss"]
 
     def on_step_end(self, args, state, control, **_):
         now = time.monotonic()
-        if now - self._said >= 5 or state.global_step == state.max_steps:
+        if state.is_world_process_zero and (now - self._said >= 5 or state.global_step == state.max_steps):
             self._said = now
-            left = (now - self._started) / state.global_step * (state.max_steps - state.global_step)
-            loss = f", loss {float(self._latest):.3f}" if hasattr(self, "_latest") else ""
+            left = (now - self._started) / (state.global_step - self._first) * (state.max_steps - state.global_step)
+            losses = [row["loss"] for row in self.rows if "loss" in row]
+            loss = f", loss {losses[-1]:.3f}" if losses else ""
             print(f"{self.what}: step {state.global_step}/{state.max_steps}{loss}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     def curve(self) -> list[dict[str, float]]:
@@ -100,39 +108,56 @@ class Report(TrainerCallback):
 def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, name: str, size: ModelParams) -> None:
     """Train with `report` listening, write the policy to `folder`, log curve and model (registered as `name`) to `record`.
 
-    `size` says in what form it is written: merged or not, in which type.
+    Goes on from the last checkpoint of the same run, where there is one. The main process writes and records; `size` says in
+    what form: merged or not, in which type.
     """
     trl_trainer.add_callback(report)
     trl_trainer.remove_callback(PrinterCallback)
-    trl_trainer.train()
-    save_policy(pretrained.finished(trl_trainer.model, size), tokenizer, report.curve(), folder)
-    record.curve(report.curve())
-    record.model(folder, name)
+    logging.disable_progress_bar()  # one for every checkpoint
+    checkpoints = Checkpoints(trl_trainer, report)
+    if processes.world_size() > 1:
+        share_loss(trl_trainer)
+    trl_trainer.train(resume_from_checkpoint=checkpoints.last_good())
+    model, weights = trl_trainer.accelerator.unwrap_model(trl_trainer.model), None
+    if trl_trainer.is_fsdp_enabled or trl_trainer.is_deepspeed_enabled:
+        weights = trl_trainer.accelerator.get_state_dict(trl_trainer.model_wrapped)  # every process has a part
+    if processes.is_main():
+        if weights is None:
+            model = pretrained.finished(model, size)
+        save_policy(model, tokenizer, report.curve(), folder, weights)
+        checkpoints.forget()
+        record.curve(report.curve())
+        record.model(folder, name)
 
 
-def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | Path) -> None:
-    """Write model (safetensors; of an adapted one the adapter), tokenizer and `training.csv` to `folder`, whole or not at all."""
+def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | Path, weights: dict[str, Any] | None = None) -> None:
+    """Write model (safetensors; of an adapted one the adapter), tokenizer and `training.csv` to `folder`, whole or not at all.
+
+    `weights` are those of `model` where its own are spread over processes. Raises LibraError, OSError.
+    """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         if pretrained.is_adapted(model):
-            _save_adapter(model, temporary)
+            _save_adapter(model, temporary, weights)
         else:
-            model.save_pretrained(temporary)
+            model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         table = pl.DataFrame(curve, infer_schema_length=None)
         write_atomically(temporary / "training.csv", lambda path: table.write_csv(path, float_precision=6))
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
+    except SafetensorError as error:
+        raise LibraError(f"{folder} can't be written ({error}); free the disk, then run again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _save_adapter(model, folder: Path) -> None:
+def _save_adapter(model, folder: Path, weights: dict[str, Any] | None) -> None:
     """Write the adapter that was trained (DPO keeps another one, its reference), the same bytes each time."""
-    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    model.save_pretrained(folder, state_dict=weights, selected_adapters=["default"], save_embedding_layers=False)
     (folder / "README.md").unlink()  # a form to fill in, with the versions of this machine
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

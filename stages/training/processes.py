@@ -1,0 +1,152 @@
+"""More than one process: `train.processes` of them on this machine, or as many as a launcher has started, on any number.
+
+    python -m stages.dpo                                                  # train.processes, through torchrun
+    torchrun --nnodes 2 --nproc_per_node 8 ... -m stages.dpo              # a launcher's own number
+    accelerate launch --config_file stages/training/launch/fsdp.yaml -m stages.dpo
+
+Each process computes its part of every batch, and the loss is that of the whole batch (stages.training.shared_loss): the curve is
+the one of a single process but for rounding. The main process alone prints, records and writes the policy.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from stages.common.errors import Interrupted, LibraError
+from stages.common.params import Section
+
+WAIT = 5.0  # seconds in which a launcher ends the other processes once one has failed
+
+
+class TrainParams(Section):
+    """How training is run; the policy is the same but for rounding."""
+
+    processes: int = Field(ge=1)
+
+
+def run(stage: str, processes: int, rows: int, train: Callable[[], None]) -> None:
+    """Call `train` in this process, or in `processes` new ones that run the same stage where no launcher has started this one.
+
+    A step's `rows` are shared evenly. Raises LibraError where that can't be, and Interrupted.
+    """
+    of_launcher = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if not of_launcher and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        raise LibraError("srun has started processes that don't know of each other; let it start torchrun, as README.md shows")
+    count = world_size() if of_launcher else processes
+    if rows % count:
+        whose = "that the launcher has started" if of_launcher else "of train.processes"
+        raise LibraError(
+            f"params.yaml: {stage}.batch_size makes {rows} rows a step, which can't be shared evenly by the {count} processes {whose}"
+        )
+    if count == 1:
+        train()
+    elif of_launcher:
+        _one_of_many(train)
+    else:
+        _launch(stage, processes)
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this process prints, records and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class NoRecord:
+    """What takes the place of `tracking.Record` in a process that isn't the main one."""
+
+    def metrics(self, values):
+        pass
+
+
+def record(stage: str, params: Mapping[str, Any], inputs: Sequence[str]):
+    """`tracking.run` in the main process."""
+    from stages.common import tracking
+
+    return tracking.run(stage, params, inputs=inputs) if is_main() else contextlib.nullcontext(NoRecord())
+
+
+def _launch(stage: str, processes: int) -> None:
+    """What `torchrun --standalone` does, with an error told in one line."""
+    import logging
+    import tempfile
+
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.disable(logging.CRITICAL)  # of the launcher: what failed is told below, or by the process
+    with tempfile.TemporaryDirectory() as logs:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=f"{stage}-{os.getpid()}",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", f"stages.{stage}")
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            if failure.exitcode >= 0:
+                sys.exit(1)  # the process has said why
+            name = signal.Signals(-failure.exitcode).name
+            raise LibraError(
+                f"process {rank} of {processes} was ended by {name} (out of memory?); run again to go on from the last checkpoint"
+            ) from None
+        except SignalException as error:
+            raise Interrupted(f"stopped by {error.sigval.name}; run again to go on from the last checkpoint") from None
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _one_of_many(train: Callable[[], None]) -> None:
+    """Call `train`. Of errors that all processes meet the main one tells, of one's own it tells itself.
+
+    So others wait before they tell: by then the launcher has ended them. So does one that only lost another.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # torchrun is told, and tells
+        if sys.platform == "linux":
+            import ctypes
+
+            set_parent_death_signal = 1
+            ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)  # a torchrun that is killed leaves none behind
+    if not is_main():
+        import warnings
+
+        warnings.simplefilter("ignore")
+        os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+    try:
+        train()
+    except Exception as error:
+        if not is_main() or _lost_another(error):
+            time.sleep(WAIT)
+        raise
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _lost_another(error: Exception) -> bool:
+    """Whether `error` only says that another process is gone."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error)

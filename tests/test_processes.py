@@ -1,0 +1,143 @@
+"""Several processes train as one does: the same curve, one voice, one error; and the files for a cluster's launcher."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from dag import ROOT
+from stage_process import PYTHON, stage
+from test_training import project, table  # noqa: F401
+
+from stages import dpo, sft
+from stages.common.errors import LibraError
+from stages.training import processes
+
+TORCHRUN = [*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+LAUNCH = ROOT / "stages/training/launch"
+
+
+def curve(name: str) -> pl.DataFrame:
+    return pl.read_csv(f"models/{name}/training.csv")
+
+
+def same(one: pl.DataFrame, two: pl.DataFrame) -> None:
+    assert one.columns == two.columns and one.height == two.height
+    for column in one.columns:
+        for step, (alone, shared) in enumerate(zip(one[column], two[column], strict=True), start=1):
+            assert shared == (None if alone is None else pytest.approx(alone, rel=1e-4, abs=2e-5)), f"{column} of step {step}"
+
+
+def test_two_processes_give_the_curve_of_one(project):  # noqa: F811
+    """`sft` by a launcher, `dpo` by train.processes, killed and resumed. Both end with half a batch, all of it one process's."""
+    changes = {"dpo": {"epochs": 3, "sft_weight": 4.0, "bpe_dropout": 0.2}, "sft": {"bpe_dropout": 0.2, "epochs": 1}}
+    project(**changes)
+    table(7).write_parquet("data/librachemqa/train.parquet")  # 14 prompts: 4 + 4 + 4 + 2 of sft; 42 pairs of dpo
+    table(4, 1).write_parquet("data/librachemqa/validation.parquet")
+    sft.main()
+    dpo.main()
+    alone = {name: curve(name) for name in ("sft", "dpo")}
+    assert (alone["sft"].height, alone["dpo"].height) == (4, 11)
+    Path("models/sft").rename("models/kept")
+
+    done = stage("sft", command=TORCHRUN)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("parameters") == 1 and done.stderr.count("sft: step 4/4") == 1, "one voice"
+    same(alone["sft"], curve("sft"))
+    shutil.rmtree("models/sft")
+    Path("models/kept").rename("models/sft")
+
+    project(**changes, train={"processes": 2})
+    shutil.rmtree("models/dpo")
+    killed = stage("dpo", "step 5", rank=1)
+    assert killed.returncode == 1 and not Path("models/dpo").exists()
+    told = "dpo: error: process 1 of 2 was ended by SIGKILL (out of memory?); run again to go on from the last checkpoint"
+    assert [line for line in killed.stderr.splitlines() if "rror" in line] == [told]
+    done = stage("dpo")
+    assert done.returncode == 0, done.stderr
+    assert "dpo: resumes at step 4 of 11" in done.stderr
+    same(alone["dpo"], curve("dpo"))
+    assert list(Path(".cache/checkpoints").iterdir()) == []
+
+
+def test_an_error_in_one_process_ends_all_with_one_message(project):  # noqa: F811
+    project(train={"processes": 2})
+    failed = stage("sft", "error", rank=1)
+    assert failed.returncode == 1 and not Path("models").exists()
+    assert failed.stderr.splitlines() == ["sft: error: substance A is missing"]
+
+
+def test_a_step_is_shared_evenly_or_not_at_all(project, monkeypatch):  # noqa: F811
+    project(train={"processes": 3})
+    with pytest.raises(LibraError, match=r"^params.yaml: sft.batch_size makes 4 rows a step, .* by the 3 processes of train.processes$"):
+        sft.main()
+    project(train={"processes": 2}, dpo={"pairs": "grid", "answers": 3, "batch_size": 1})
+    with pytest.raises(LibraError, match=r"^params.yaml: dpo.batch_size makes 9 rows a step, .* by the 2 processes of train.processes$"):
+        dpo.main()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(LibraError, match=r"by the 5 processes that the launcher has started$"):
+        sft.main()
+
+
+def test_a_launcher_s_processes_are_not_launched_again(monkeypatch):
+    done = []
+    monkeypatch.setattr(processes, "_launch", lambda stage, count: done.append((stage, count)))
+    monkeypatch.setattr(processes, "_one_of_many", lambda train: train())
+    processes.run("sft", 1, 16, lambda: done.append("here"))
+    processes.run("sft", 2, 16, lambda: done.append("here"))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    processes.run("sft", 2, 16, lambda: done.append("one of four"))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    processes.run("sft", 2, 16, lambda: done.append("alone"))
+    assert done == ["here", ("sft", 2), "one of four", "alone"]
+
+
+def test_processes_of_srun_that_do_not_know_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.raises(LibraError, match="let it start torchrun, as README.md shows"):
+        processes.run("sft", 1, 16, lambda: pytest.fail("eight policies"))
+    assert "--ntasks-per-node 1 torchrun" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def launched(file: str, monkeypatch):
+    """What `accelerate launch --config_file FILE --num_processes 4 -m stages.dpo` makes of its command line."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    monkeypatch.chdir(ROOT)
+    command = ["--config_file", str(LAUNCH / file), "--num_processes", "4", "-m", "stages.dpo"]
+    options, *_ = _validate_launch_command(launch_command_parser().parse_args(command))
+    assert options.num_processes == 4 and options.module and options.training_script == "stages.dpo"
+    return options
+
+
+def test_accelerate_reads_the_fsdp_file(monkeypatch):
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    options = launched("fsdp.yaml", monkeypatch)
+    assert options.use_fsdp
+    for name, value in prepare_multi_gpu_env(options).items():
+        monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert os.environ["ACCELERATE_USE_FSDP"] == "true" and plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward and plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+    assert "SHARDED" in str(plugin.state_dict_type) and not plugin.cpu_ram_efficient_loading
+
+
+def test_accelerate_reads_the_deepspeed_files(monkeypatch):
+    """As far as it does without deepspeed, which isn't among the requirements."""
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+
+    options = launched("deepspeed.yaml", monkeypatch)
+    assert options.use_deepspeed and Path(options.deepspeed_config_file) == (LAUNCH / "deepspeed_zero3.json").relative_to(ROOT)
+    settings = json.loads(Path(options.deepspeed_config_file).read_text(encoding="utf-8"))
+    config = HfDeepSpeedConfig(options.deepspeed_config_file)
+    assert config.is_zero3() and not config.is_offload()
+    assert settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"], "models/dpo is whole weights"
+    filled = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    assert all(settings[name] == "auto" for name in filled), "the Trainer fills these in"
