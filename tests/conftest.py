@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from stages.training.models import same_instructions
+
 for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_ROOT"):
     os.environ.pop(name, None)  # set by a surrounding `dvc exp run`
 os.environ |= {
@@ -13,6 +15,7 @@ os.environ |= {
     "DO_NOT_TRACK": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+same_instructions()  # as the stages do, before torch is imported
 
 
 @pytest.fixture(autouse=True)

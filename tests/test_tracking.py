@@ -174,12 +174,12 @@ def test_an_unreachable_store_is_named_before_the_work_starts(folder, monkeypatc
 
 
 def test_the_stages_that_record_name_real_outputs():
-    """`inputs=` of tracking.run are outputs in dvc.yaml: their hashes are in dvc.lock once those stages have run."""
+    """`inputs=` of tracking.run (processes.record) are outputs in dvc.yaml: their hashes are in dvc.lock once those stages have run."""
     import ast
 
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     for stage in ("sft", "dpo", "score"):
         tree = ast.parse((ROOT / f"stages/{stage}.py").read_text(encoding="utf-8"))
-        (call,) = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "tracking.run")
+        (call,) = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in ("tracking.run", "processes.record"))
         inputs = ast.literal_eval(([word.value for word in call.keywords if word.arg == "inputs"] or call.args[2:])[0])
         assert ast.literal_eval(call.args[0]) == stage and inputs and set(inputs) <= set(stages[stage]["deps"])

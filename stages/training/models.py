@@ -105,7 +105,7 @@ def deterministic(random_seed: int, offline: bool = True) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
     else:  # said for the processes this one starts
         os.environ.setdefault("HF_HUB_OFFLINE", os.environ.get("TRANSFORMERS_OFFLINE", "0"))
-    _same_instructions()
+    same_instructions()
     _keep_freed_memory()
     import torch
     import transformers
@@ -115,7 +115,7 @@ def deterministic(random_seed: int, offline: bool = True) -> None:
     transformers.logging.set_verbosity_error()
 
 
-def _same_instructions() -> None:
+def same_instructions() -> None:
     """Let ATen, MKL and oneDNN use AVX2 where they would use more: wider registers add up in another order.
 
     Set, not proposed: whoever has one of these in the environment would otherwise get other weights.
