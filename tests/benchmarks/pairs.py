@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests/benchmarks/TRAINING.md"
 RANDOM_SEEDS = (7, 8, 9)
 WAYS = {
+    "5 x 5 grid of a prompt, 3 prompts a step, 1 epoch": {"pairs": "grid", "answers": 5, "batch_size": 3, "epochs": 1},
     "one matched pair a prompt, 16 prompts a step, 5 epochs": {"pairs": "matched", "answers": 1, "batch_size": 16, "epochs": 5},
     "one random pair a prompt, 16 prompts a step, 5 epochs": {"pairs": "random", "answers": 1, "batch_size": 16, "epochs": 5},
     "five matched pairs a prompt, 3 prompts a step, 1 epoch": {"pairs": "matched", "answers": 5, "batch_size": 3, "epochs": 1},
-    "5 x 5 grid of a prompt, 3 prompts a step, 1 epoch": {"pairs": "grid", "answers": 5, "batch_size": 3, "epochs": 1},
 }
 FIGURES = {"safety": "safety", "utility": "utility", "harmonic": "harmonic", "dual": "dual_balanced_accuracy"}
 
