@@ -8,6 +8,7 @@ Prompts a second of both, in turn, medians of three; the texts of those that bot
 
 import os
 import statistics
+import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -21,9 +22,10 @@ def main() -> None:
     import polars as pl
     import yaml
 
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
     from stages.training.models import deterministic, load_policy
 
-    os.chdir(ROOT)
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     deterministic(params["random_seed"])
     import torch
