@@ -73,7 +73,14 @@ def optimise(random_seed: int, size, dpo: DpoParams) -> None:
         held_out, _ = data.dpo_rows(validation, tokenizer, 1, bpe_dropout=0.0, **shown)
         record.metrics({"data": counts})
         arguments = trainer.arguments(
-            rows, dpo.pairs_per_step, dpo.learning_rate, evaluations=4, folder=run_folder("dpo"), **common, **size.training()
+            rows,
+            dpo.pairs_per_step,
+            dpo.learning_rate,
+            evaluations=4,
+            evaluation_size=dpo.batch_size,
+            folder=run_folder("dpo"),
+            **common,
+            **size.training(),
         )
         losses = {"loss_type": [dpo.loss], "loss_weights": [1.0]}
         if dpo.sft_weight:
@@ -81,7 +88,11 @@ def optimise(random_seed: int, size, dpo: DpoParams) -> None:
         dpo_trainer = GridTrainer(
             model=model,  # and, before the first step, the reference
             args=DPOConfig(
-                beta=dpo.beta, label_smoothing=dpo.label_smoothing, precompute_ref_log_probs=True, **losses, **arguments
+                beta=dpo.beta,
+                label_smoothing=dpo.label_smoothing,
+                precompute_ref_log_probs=not processes.is_sharded(),  # sharded weights compute nothing before training begins
+                **losses,
+                **arguments,
             ),
             train_dataset=rows,
             eval_dataset=held_out,

@@ -61,7 +61,13 @@ def fine_tune(random_seed: int, size, sft: SftParams) -> None:
         held_out, _ = data.sft_rows(validation, tokenizer, 1, prompt_loss=0.0, bpe_dropout=0.0, **common)
         record.metrics({"data": counts})
         arguments = trainer.arguments(
-            rows, learning_rate=sft.learning_rate, evaluations=3, folder=run_folder("sft"), **common, **size.training()
+            rows,
+            learning_rate=sft.learning_rate,
+            evaluations=3,
+            evaluation_size=sft.batch_size,
+            folder=run_folder("sft"),
+            **common,
+            **size.training(),
         )
         sft_trainer = SFTTrainer(
             model=model,

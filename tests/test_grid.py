@@ -71,7 +71,9 @@ def trained(kind, model, tokenizer, rows, folder, lora=False, max_length=64, bat
             weights.data += 0.02 * torch.randn_like(weights)
     torch.manual_seed(5)
     common = {"batch_size": batch_size, "max_length": max_length, "random_seed": 1}
-    arguments = trainer.arguments(rows, learning_rate=1e-3, evaluations=1, folder=str(folder), **common)
+    arguments = trainer.arguments(
+        rows, learning_rate=1e-3, evaluations=1, evaluation_size=batch_size, folder=str(folder), **common
+    )
     # Adam divides by a gradient's size: of one that is nothing but rounding it would make a whole step.
     arguments |= {"logging_steps": 1, "adam_epsilon": 1e-5}
     made = kind(
@@ -217,6 +219,12 @@ def test_only_the_newest_reference_tables_are_kept(tmp_path):
     assert reference.read(paths[0], 1) == [7.0] and reference.read(paths[0], 2) is None and reference.read(paths[1], 1) is None
 
 
+def test_a_table_that_cannot_be_kept_costs_a_warning(tmp_path, capsys):
+    (tmp_path / "reference").write_text("a file where the folder should be")
+    reference.write(tmp_path / "reference/a.parquet", [1.0])
+    assert "warning: " in capsys.readouterr().err and reference.read(tmp_path / "reference/a.parquet", 1) is None
+
+
 def test_masks_of_four_dimensions_are_for_what_is_no_wider_than_a_window(model):
     small = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2, "head_dim": 4}
     small |= {"num_key_value_heads": 1, "pad_token_id": 0, "sliding_window": 8}
@@ -261,7 +269,7 @@ def test_sft_with_the_head_for_the_cpu_is_trl_s(model, tokenizer, tmp_path):
     rows = Dataset.from_list([{"input_ids": ids("p", i, 12) + [7], "labels": [-100] * len(ids("p", i, 12)) + [7]} for i in range(12)])
     weights = []
     for ours in (False, True):
-        arguments = trainer.arguments(rows, 4, 1e-3, 64, 1, 1, str(tmp_path)) | {"eval_strategy": "no"}
+        arguments = trainer.arguments(rows, 4, 1e-3, 64, 1, 1, 4, str(tmp_path)) | {"eval_strategy": "no"}
         made = SFTTrainer(model=copy.deepcopy(model), args=SFTConfig(**arguments), train_dataset=rows, processing_class=tokenizer)
         if ours:
             score_labelled_only(made.model, ("entropy", "is_top1"))

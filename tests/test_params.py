@@ -76,6 +76,8 @@ FAULTS = [
     (put("sft", None), "params.yaml has no section `sft`"),
     (put("combine", 5), "`combine`: Input should be"),
     (put("combin", {}), "params.yaml: `combin` is no section, did you mean `combine`?"),
+    (put("train.processes", 3), "sft.batch_size makes 16 rows a step, which train.processes = 3 can't share evenly"),
+    (put("dpo.answers", 6), "dpo.answers is 6, but a prompt gets 5 triplets"),
     (put("random_seed", -1), "params.yaml: random_seed must be a whole number of at least 0, not -1"),
     (put("random_seed", None), "params.yaml: random_seed must be a whole number of at least 0, not None"),
 ]

@@ -10,6 +10,7 @@ import pytest
 
 from stages import report as stage
 from stages.common.errors import LibraError
+from stages.judging.rates import MISSES
 from stages.reporting import examples, inputs, page
 from stages.reporting.drawing import percent, ticks
 from stages.reporting.plane import Box, draw_plane, place
@@ -67,6 +68,7 @@ def project(tmp_path, monkeypatch):
     cells = [(name, *cell, 2, 1, 0.5, 0.1, 0.9) for name in RATES for cell in CELLS]
     columns = ["candidate", "status", "intent_kind", "representation", "expected", *inputs.RATE]
     pl.DataFrame(cells, columns, orient="row").write_csv(inputs.CELLS)
+    assert inputs.MISSES == MISSES, "what `score` counts"
     columns = ["candidate", "intent", "intent_kind", "status", "expected", *inputs.RATE, *inputs.MISSES]
     intents = [(name, *row) for name in RATES for row in INTENTS]
     pl.DataFrame(intents, columns, orient="row").write_csv(inputs.INTENTS)

@@ -216,11 +216,12 @@ def written(tables, tmp_path_factory):
     waiting = {intent: [seed for seed in seeds if seed["intent"] == intent] for intent in PROPERTY_INTENTS}
     possible = {intent: len({seed["substance_id"] for seed in seeds}) for intent, seeds in waiting.items()}
     chosen = {}
-    while len(chosen) < 200:  # a substance for each intent in turn, as long as there are any
-        for intent in sorted(PROPERTY_INTENTS, key=lambda intent: len(waiting[intent])):
-            fresh = next((seed for seed in waiting[intent] if seed["substance_id"] not in chosen), None)
-            if fresh and len(chosen) < 200:
-                chosen[fresh["substance_id"]] = fresh
+    scarce_first = sorted(PROPERTY_INTENTS, key=possible.get)
+    # Ten substances for each intent, those first that few can be asked about; then one each in turn, as long as there are any.
+    for intent in [intent for intent in scarce_first for _ in range(10)] + 200 * scarce_first:
+        fresh = next((seed for seed in waiting[intent] if seed["substance_id"] not in chosen), None)
+        if fresh and len(chosen) < 200:
+            chosen[fresh["substance_id"]] = fresh
     seeds = pl.DataFrame(list(chosen.values()), infer_schema_length=None).sort("seed_id")
     folder = tmp_path_factory.mktemp("written")
     (folder / "data").mkdir()

@@ -1,7 +1,8 @@
 """Which split a substance belongs to, so that the test set holds structures the model has never seen.
 
 Substances are tied into one group when they share the desalted parent, a non-trivial Murcko scaffold, or are near-duplicates
-as text (their names, or their SMILES): names and codes one letter apart, however short. A group never crosses a split.
+as text (their names, or their SMILES): also names and codes of four letters or more that are one apart. A group never crosses a
+split.
 """
 
 import hashlib

@@ -47,12 +47,25 @@ def check(path: Path = params.PARAMS) -> None:
     """Raises LibraError that names the first section with wrong, missing or unknown keys."""
     values = params.read_yaml(path)
     params.check_random_seed(values.get("random_seed"))
+    found = {}
     for name, section in SECTIONS.items():
         if name not in values:
             raise LibraError(f"{path} has no section `{name}`{params.did_you_mean(name, values)}")
-        check_section(name, values[name], section)
+        found[name] = check_section(name, values[name], section)
     if strays := sorted(set(values) - set(SECTIONS) - {"random_seed"}):
         raise LibraError(f"{path}: `{strays[0]}` is no section{params.did_you_mean(strays[0], SECTIONS)}")
+    _fit_together(path, found)
+
+
+def _fit_together(path: Path, found: dict) -> None:
+    """What one section asks of another: the stage that trains would find out only after the texts were paid for."""
+    processes, dpo = found["train"].processes, found["dpo"]
+    for name, rows in (("sft", found["sft"].batch_size), ("dpo", dpo.pairs_per_step)):
+        if rows % processes:
+            raise LibraError(f"{path}: {name}.batch_size makes {rows} rows a step, which train.processes = {processes} can't share evenly")
+    each = found["combine"].triplets_per_seed // found["rephrase"].prompts
+    if dpo.answers > each:
+        raise LibraError(f"{path}: dpo.answers is {dpo.answers}, but a prompt gets {each} triplets; lower it, or raise combine.triplets_per_seed")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ SECONDS = 60.0  # between two checkpoints, at least
 SHARE = 0.02  # of the time that writing them may take, at most: those of a large model come at longer intervals
 KEEP = 2  # a good one is left while the next is written
 WHOLE, CURVE = "whole.json", "curve.json"
+SPREAD = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # checkpoints of each are of another kind
 LIBRARIES = ("accelerate", "peft", "torch", "transformers", "trl")
 
 
@@ -46,7 +47,7 @@ def run_folder(stage: str) -> str:
         "params": {name: values.get(name) for name in declared["params"]},
         "files": {str(path): _digest(path) for dep in declared["deps"] for path in _files(Path(dep))},
         "libraries": {name: version(name) for name in LIBRARIES},
-        "processes": os.environ.get("WORLD_SIZE", "1"),
+        "processes": [os.environ.get("WORLD_SIZE", "1"), *(os.environ.get(name) for name in SPREAD)],
     }
     base = Path((values.get("model") or {}).get("base", ""))
     if "model" in decides["params"] and base.name and base.is_dir():

@@ -13,7 +13,7 @@ THIN = 0.75  # a batch is thinned once fewer of its rows than this are still bei
 def greedy(model, tokenizer, prompts: list[str], max_new_tokens: int, batch_size: int, what: str) -> list[tuple[str, str]]:
     """(answer, finish_reason) of each prompt, in order; finish_reason is `stop`, or `length` at `max_new_tokens`.
 
-    Batches hold prompts of similar length, padded on the left, and lose rows as they end; fp32, so that a batch's make-up hardly
+    Batches hold prompts of similar length, padded on the left, and lose rows as they end; in fp32 a batch's make-up hardly
     matters. The text is that of `model.generate(do_sample=False)`, which computes every row until the last has ended.
     """
     model.eval()

@@ -53,11 +53,12 @@ class GridTrainer(DPOTrainer):
     def _precompute_ref_logps(self, dataset, name, batch_size):
         """`dataset` with `ref_chosen_logps` and `ref_rejected_logps` (nats), each different (prompt, answer) computed once."""
         self._share()
-        if self.is_deepspeed_enabled:  # its reference runs in an engine of TRL's own
-            return super()._precompute_ref_logps(dataset, name, batch_size)
         rows = reference.unique_rows(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"])
-        held = (str(self.model.dtype), self.args.bf16, self.accelerator.device.type, self.accelerator.num_processes)
-        path = reference.address(rows, self._precompute_model_hash, self.args.max_length, *held)
+        config, adapters = self.model.config, getattr(self.model, "peft_config", {})
+        held = (config._attn_implementation, str(self.model.dtype), self.args.bf16, self.args.max_length)
+        shared = (self.accelerator.device.type, self.accelerator.num_processes, REFERENCE_BATCH)
+        adapted = {name: str(adapter) for name, adapter in adapters.items()}
+        path = reference.address(rows, self._precompute_model_hash, *held, *shared, adapted)
         pairs = reference.two_by_two(rows)
         values = reference.read(path, 2 * len(pairs))
         if values is None:

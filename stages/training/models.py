@@ -210,7 +210,8 @@ def load_policy(
 ):
     """(model, tokenizer) from a folder written by `sft` or `dpo`: safetensors only, no code from the folder is run.
 
-    The folder holds whole weights, or an adapter that names its base; an adapter is frozen unless `trainable`. Raises
+    The folder holds whole weights, or an adapter that names its base; an adapter is frozen unless `trainable`. Quantised is a base
+    alone: whole weights here are merged ones, which would be rounded anew. Raises
     LibraError when there is no model in it, or its base or the hardware that was asked for can't be had.
     """
     from stages.training import pretrained
@@ -220,7 +221,7 @@ def load_policy(
     if (folder / "adapter_config.json").exists():
         model = pretrained.load_adapted(folder, trainable=trainable, **how)
     elif (folder / "config.json").exists():
-        model = pretrained.load_weights(folder, None, **how)
+        model = pretrained.load_weights(folder, None, **how | {"quantization": None})
     else:
         raise LibraError(f"{folder} holds no model; run `dvc repro {folder.name}` (or `dvc pull`) first")
     return model, pretrained.load_tokenizer(folder)

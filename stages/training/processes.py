@@ -45,6 +45,8 @@ def run(stage: str, processes: int, rows: int, train: Callable[[], None]) -> Non
             f"params.yaml: {stage}.batch_size makes {rows} rows a step, which can't be shared evenly by the {count} processes {whose}"
         )
     if count == 1:
+        # One process drives one GPU; with several in sight the trainers would split each batch over threads, which TRL refuses.
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         train()
     elif of_launcher:
         _one_of_many(train)
@@ -55,6 +57,11 @@ def run(stage: str, processes: int, rows: int, train: Callable[[], None]) -> Non
 def world_size() -> int:
     """Number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_sharded() -> bool:
+    """Whether a launcher has asked for FSDP or DeepSpeed: no process holds the whole model then."""
+    return any(os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("1", "true") for kind in ("FSDP", "DEEPSPEED"))
 
 
 def is_main() -> bool:

@@ -1,18 +1,23 @@
 """Reference log-probabilities of DPO: once for every different (prompt, answer), before the first step, kept for the next run.
 
 The table lies in `.cache/reference/` of the project's real folder, under a name that is a hash of all that decides it: the
-reference's weights, the rows, where they are cut, how they are batched. So another β, loss or learning rate computes none,
-and anything else computes all of them anew, in an order that doesn't depend on the batches of training: the same bits either way.
+reference's weights, the rows, where they are cut, how they are batched and held, the code and the libraries that compute them. So another
+β, loss or learning rate computes none, and anything else computes all of them anew, in an order that doesn't depend on the
+batches of training: the same bits either way.
 """
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 from stages.common.folders import cache_folder
 
 KEPT = 8  # tables; the oldest go
+CODE = ("grid.py", "head.py", "reference.py")  # beside this file
+LIBRARIES = ("peft", "torch", "transformers", "trl")
 Answers = dict[tuple[int, ...], list[tuple[int, ...]]]  # of each prompt, as token ids
 
 
@@ -25,8 +30,9 @@ def unique_rows(prompts: Iterable[list[int]], *answers: Iterable[list[int]]) -> 
 
 
 def address(rows: Answers, *decides: object) -> Path:
-    """Where the table of `rows` lies; `decides` is what else decides its values."""
-    digest = hashlib.sha256(json.dumps(decides).encode())
+    """Where the table of `rows` lies; `decides` is what else decides its values, besides code and libraries."""
+    code = [hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest() for name in CODE]
+    digest = hashlib.sha256(json.dumps([decides, code, *map(version, LIBRARIES)]).encode())
     for prompt, answers in rows.items():
         digest.update(json.dumps([prompt, *answers], separators=(",", ":")).encode())
     return cache_folder() / "reference" / f"{digest.hexdigest()}.parquet"
@@ -43,15 +49,21 @@ def two_by_two(rows: Answers) -> list[dict[str, list[int]]]:
 
 
 def write(path: Path, values: list[float]) -> None:
-    """Keep the log-probabilities (nats, in the order of `two_by_two`'s answers), and the newest KEPT tables of the folder."""
+    """Keep the log-probabilities (nats, in the order of `two_by_two`'s answers), and the newest KEPT tables of the folder.
+
+    A table that can't be written costs a warning: the values are in hand.
+    """
     import polars as pl
 
     from stages.common.tables import write_atomically
 
     table = pl.DataFrame({"log_probability": pl.Series(values, dtype=pl.Float32)})
-    write_atomically(path, table.write_parquet)
-    for old in sorted(path.parent.glob("*.parquet"), key=lambda table: table.stat().st_mtime, reverse=True)[KEPT:]:
-        old.unlink(missing_ok=True)
+    try:
+        write_atomically(path, table.write_parquet)
+        for old in sorted(path.parent.glob("*.parquet"), key=lambda table: table.stat().st_mtime, reverse=True)[KEPT:]:
+            old.unlink(missing_ok=True)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        print(f"warning: {path} can't be kept ({error}); another run computes it again", file=sys.stderr)
 
 
 def read(path: Path, count: int) -> list[float] | None:
@@ -60,7 +72,7 @@ def read(path: Path, count: int) -> list[float] | None:
 
     try:
         values = pl.read_parquet(path)["log_probability"]
+        path.touch()  # used now: kept for longer
     except (OSError, pl.exceptions.PolarsError):
         return None
-    path.touch()
     return values.to_list() if len(values) == count and values.is_finite().all() else None

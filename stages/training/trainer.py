@@ -28,6 +28,7 @@ def arguments(
     max_length: int,
     random_seed: int,
     evaluations: int,
+    evaluation_size: int,
     folder: str,
     bf16: bool = False,
     checkpointing: bool = False,
@@ -35,18 +36,18 @@ def arguments(
 ) -> dict[str, Any]:
     """Keyword arguments of `SFTConfig` and `DPOConfig` alike: one pass over `rows` in their order.
 
-    A batch of `batch_size` rows is shared by the processes. The validation split is looked at `evaluations` times; `folder` is
-    where checkpoints go (stages.training.checkpoints). With `checkpointing` activations are computed again in the backward
+    A batch of `batch_size` rows is shared by the processes. The validation split is looked at `evaluations` times, in batches of
+    `evaluation_size`; `folder` is where checkpoints go (stages.training.checkpoints). With `checkpointing` activations are computed again in the backward
     pass. A GPU is used where there is one.
     """
     steps = -(-len(rows) // batch_size)
-    own_size = batch_size // processes.world_size()
+    count = processes.world_size()
     return {
         "output_dir": folder,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
-        "per_device_train_batch_size": own_size,
-        "per_device_eval_batch_size": own_size,
+        "per_device_train_batch_size": batch_size // count,
+        "per_device_eval_batch_size": max(1, evaluation_size // count),
         "max_length": max_length,
         "learning_rate": learning_rate,
         "warmup_steps": min(100, steps // 10),
@@ -109,8 +110,10 @@ def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, 
     """Train with `report` listening, write the policy to `folder`, log curve and model (registered as `name`) to `record`.
 
     Goes on from the last checkpoint of the same run, where there is one. The main process writes and records; `size` says in
-    what form: merged or not, in which type.
+    what form: merged or not, in which type. Raises LibraError when adapters are to be merged that are spread over processes.
     """
+    if processes.is_sharded() and size.merge:
+        raise LibraError("model.merge: true needs the whole model in one process, and FSDP or DeepSpeed spreads it; set it to false")
     trl_trainer.add_callback(report)
     trl_trainer.remove_callback(PrinterCallback)
     logging.disable_progress_bar()  # one for every checkpoint
@@ -121,6 +124,8 @@ def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, 
     model, weights = trl_trainer.accelerator.unwrap_model(trl_trainer.model), None
     if trl_trainer.is_fsdp_enabled or trl_trainer.is_deepspeed_enabled:
         weights = trl_trainer.accelerator.get_state_dict(trl_trainer.model_wrapped)  # every process has a part
+        if not pretrained.is_adapted(model):
+            weights = {name: values.to(getattr(torch, size.dtype)) for name, values in weights.items()}
     if processes.is_main():
         if weights is None:
             model = pretrained.finished(model, size)

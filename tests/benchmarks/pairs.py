@@ -4,7 +4,7 @@
 
 The pipeline's own stages at the params of params.yaml, in a copy of the project, for random seeds other than the default one: for each,
 data and `sft` once, then `dpo`, `respond`, `judge` and `score` for each way below. All ways forward as many (prompt, answer) rows in all
-(each answer of a prompt once in five epochs' worth) and about as many a step. Figures are those of held-out substances: the
+(each answer of a prompt once; drawn with replacement where pairs are random) and about as many a step. Figures are those of held-out substances: the
 mean over the random seeds, with the least and the greatest.
 """
 
