@@ -103,3 +103,55 @@ def test_a_real_key_is_masked_in_replies_and_any_key_in_errors(monkeypatch):
         assert "the key *** is odd" in said
     with on_port(make_app("m", lambda body: json.dumps({"key": "k" * REAL_KEY}))) as url:
         assert ask_all(endpoint(url), ONE, "key")[0].content == '{"key": "***"}'
+
+
+def served(fault: str, after: int, seen: list):
+    """An application that answers `after` requests, then each with `fault`: a status, or what happens to the connection."""
+
+    async def app(scope, receive, send):
+        message = await receive()
+        body = message.get("body", b"")
+        while message.get("more_body"):
+            message = await receive()
+            body += message.get("body", b"")
+        seen.append((scope["path"], {name: value for name, value in scope["headers"] if name != b"content-length"}, json.loads(body)))
+        status, said, length = 200, {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}, None
+        if len(seen) > after:
+            if fault == "hangs":
+                return await asyncio.sleep(1)
+            if fault == "is cut":
+                length = 5000
+            else:
+                status, said = int(fault), {"error": {"message": "the words of the server", "code": None}}
+        raw = json.dumps(said).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(length or len(raw)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": raw})
+
+    return app
+
+
+@pytest.mark.parametrize("fault", ["400", "401", "403", "404", "422", "429", "500", "503", "hangs", "is cut"])
+def test_the_first_request_and_a_later_one_are_alike(monkeypatch, fault):
+    """The openai client writes the first; the later ones must say the same and fail in the same words."""
+    monkeypatch.setattr(wire, "MAX_RETRIES", 0)
+    monkeypatch.setattr(wire, "MAX_REFUSALS", 0)
+    monkeypatch.setenv("TEST_LLM_KEY", "a key of more than sixteen letters")
+    words, seen = [], []
+
+    async def go(url, count):
+        async with Wire(endpoint(url, timeout_s=0.4)) as one:
+            body = {"model": "m", "messages": [{"role": "user", "content": "é 😀"}], "max_tokens": 3}
+            for _ in range(count - 1):
+                assert (await one.complete(body))["choices"][0]["message"]["content"] == "yes"
+            with pytest.raises(LibraError) as error:
+                await one.complete(body)
+            words.append(str(error.value).replace(url, "ADDRESS"))
+
+    for after in (0, 2):
+        seen.clear()
+        with on_port(served(fault, after, seen)) as url:
+            asyncio.run(go(url, after + 1))
+    assert words[0] == words[1] and "ADDRESS" in words[0]
+    assert len(seen) == 3 and all(request == seen[0] for request in seen), "path, headers and body"
+    assert seen[0][1][b"authorization"] == b"Bearer a key of more than sixteen letters"

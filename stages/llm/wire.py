@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import random
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,11 +55,12 @@ class Wire:
         import httpx2
         import openai
 
-        self._errors, self._response = openai, httpx2.Response
+        self._errors, self._http = openai, httpx2
+        self._first: dict[str, Any] | None = None  # of the first request that was answered: what later ones share with it
         if len(self._key) >= REAL_KEY:
             for handler in logging.getLogger().handlers:  # OPENAI_LOG=debug logs what a server sends, whatever it holds
                 handler.addFilter(_Mask(self._key))
-        self.client = _open(endpoint, self._key, app)
+        self.client, self._sender = _open(endpoint, self._key, app)
 
     async def __aenter__(self) -> "Wire":
         return self
@@ -108,8 +110,7 @@ class Wire:
         async def once() -> dict[str, Any]:
             sent = self.worded(body)
             try:
-                # The documented way around the client's typed params, which cost a third of its CPU and change nothing here.
-                raw = await self.client.post("/chat/completions", cast_to=self._response, body=sent)
+                raw = await self._post(sent)
             except self._errors.APIStatusError as error:
                 fault = _fault(error)
                 if is_filter(fault):
@@ -128,6 +129,36 @@ class Wire:
             return answer
 
         return await self.tried(once)
+
+    async def _post(self, body: dict[str, Any]):
+        """The response to a chat completion's `body`. Raises openai's errors.
+
+        The client writes the first request; later ones have its address and headers, and go the same way: for the client to write each of them
+        takes as much CPU as all the rest.
+        """
+        if self._first is None:
+            # The documented way around the client's typed params, which change nothing here.
+            response = await self.client.post("/chat/completions", cast_to=self._http.Response, body=body)
+            written = response.request
+            headers = [(name, value) for name, value in written.headers.raw if name.lower() != b"content-length"]
+            self._first = {"method": "POST", "url": written.url, "headers": headers, "extensions": written.extensions}
+            return response
+        content = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        request = self._http.Request(**self._first, content=content)
+        try:
+            response = await self._sender.send(request)
+        except self._http.TimeoutException as error:
+            raise self._errors.APITimeoutError(request=request) from error
+        except (self._http.HTTPError, ssl.SSLError) as error:
+            raise self._errors.APIConnectionError(request=request) from error
+        if response.is_success:
+            return response
+        try:
+            said = response.json()
+        except (ValueError, RecursionError):
+            said = response.text.strip()
+        fault = said.get("error", said) if isinstance(said, dict) else said
+        raise self._errors.APIStatusError(f"Error code: {response.status_code}", response=response, body=fault)
 
     async def typed(self, call: Awaitable[T]) -> T:
         """The API's object (it has an id) that a `call` of the client returns; to `tried`, anything else is a broken answer."""
@@ -265,7 +296,7 @@ def filtered(model: str) -> dict[str, Any]:
 
 
 def _open(endpoint: Endpoint, key: str, app):
-    """An openai client for the endpoint: in process over ASGI, else over aiohttp (half the CPU of the default transport)."""
+    """(openai client, its HTTP client) for the endpoint: in process over ASGI, else aiohttp (half the CPU of the default transport)."""
     import httpx2
     import openai
 
@@ -273,16 +304,18 @@ def _open(endpoint: Endpoint, key: str, app):
         if app is None:
             raise LibraError(f"model `{endpoint.model}`: `base_url: offline` has no application here; give a server's address")
         http = openai.DefaultAsyncHttpxClient(transport=httpx2.ASGITransport(app=app))
-        return openai.AsyncOpenAI(base_url="http://offline/v1", api_key="offline", http_client=http, max_retries=0)
+        return openai.AsyncOpenAI(base_url="http://offline/v1", api_key="offline", http_client=http, max_retries=0), http
     if not key and urlsplit(endpoint.base_url).hostname == "api.openai.com":
         raise LibraError(f"{endpoint} needs a key: set the environment variable {endpoint.api_key_env}")
-    return openai.AsyncOpenAI(
+    http = openai.DefaultAioHttpClient(timeout=endpoint.timeout_s)
+    client = openai.AsyncOpenAI(
         base_url=endpoint.base_url,
         api_key=key or "none",  # local servers ask for none; the client insists on one
-        http_client=openai.DefaultAioHttpClient(timeout=endpoint.timeout_s),
+        http_client=http,
         timeout=endpoint.timeout_s,
         max_retries=0,  # retries are made here, where the other requests are known
     )
+    return client, http
 
 
 def _retry_after(headers) -> float | None:
