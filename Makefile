@@ -36,11 +36,17 @@ lock: ## resolve pyproject.toml anew into requirements.lock (newest versions tha
 	.cache/lock-venv/bin/pip freeze --exclude libra | grep -viE '^(nvidia-|triton|cuda-)' | sed -E 's/^(torch==[^+]*)\+.*/\1/' > requirements.lock
 	rm -rf .cache/lock-venv build libra.egg-info
 
-# uv resolves torch to the build that fits the machine (`auto`: CPU where there is no GPU); pip takes what its index offers.
+# uv resolves torch to the build that fits the machine (`auto`: CPU where there is no GPU); pip takes what its index offers, often the one
+# for GPUs with gigabytes of CUDA. So without uv and a GPU pip fetches uv first; where uv finds no CPU build, pip installs.
 $(VENV)/installed: requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	if command -v uv >/dev/null; then \
 	  uv pip install --quiet --python $(BIN)/python --torch-backend auto -r requirements.lock || \
 	  uv pip install --quiet --python $(BIN)/python -r requirements.lock; \
-	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock; fi
+	else \
+	  pip="$(BIN)/python -m pip install --quiet --disable-pip-version-check"; \
+	  ! command -v nvidia-smi >/dev/null && $$pip uv && \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu -r requirements.lock 2>/dev/null || \
+	  $$pip -r requirements.lock; \
+	fi
 	touch $@
