@@ -1,6 +1,6 @@
 """Which pairs of a prompt's answers DPO should see, at equal compute: matched, random, or the whole grid.
 
-    python tests/benchmarks/pairs.py        # 12 trainings with their evaluation, an hour on two cores; writes TRAINING.md
+    python tests/benchmarks/pairs.py        # 12 trainings with their evaluation, more than an hour on two idle cores; writes TRAINING.md
 
 The pipeline's own stages at the params of params.yaml, in a copy of the project, for random seeds other than the default one: for each,
 data and `sft` once, then `dpo`, `respond`, `judge` and `score` for each way below. All ways forward as many (prompt, answer) rows in all
