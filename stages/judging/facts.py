@@ -16,7 +16,7 @@ from typing import Any
 
 from stages.judging.formulas import atoms, formulas
 from stages.judging.listings import judge_listing
-from stages.judging.quantities import Quantity, convert, plain, quantities, unit_at
+from stages.judging.quantities import UNITLESS, Quantity, convert, plain, quantities, unit_at
 from stages.judging.statements import Statements, mended
 
 RELATIVE = 0.002  # share of the target a rounded value may be off
@@ -38,10 +38,10 @@ _PROPERTY = {
     "other": r"density|specific gravity|vapou?r pressure|solub\w*|dissol\w*|(?:auto|self)[ -]?ignit\w*(?: (?:temperature|point))?|sublim\w*"
     r"|decompos(?:es|e|ed|ing)\b(?! and melt)|decomposition (?:temperature|point|starts|begins|occurs|at)|half-life|viscosity|critical"
     r"|triple point|glass transition|refractive|stor(?:e|ed|age|ing)\b|keep (?:away|cool|cold)|room temperature|ambient|stable|stability"
-    r"|exact mass|monoisotopic(?: mass)?|enthalpy|entropy|heat of|purity|log ?p|pka|evaporat\w*|used at|(?:re)?crystalli[sz]\w*"
+    r"|exact mass|monoisotopic(?: mass)?|(?:enthalpy|entropy|heat) of \w+|enthalpy|entropy|purity|log ?p|pka|evaporat\w*|soften\w*|sinter\w*|used (?:at|up to)|(?:heat|warm|cool) (?:it|the|this|gently)\b|(?:re)?crystalli[sz]\w*"
     r"|stel\b(?: limit)?|short[- ]term(?: exposure)?(?: limits?)?|ceiling(?: limit)?|idlh(?: value| limit)?|l[cd] ?50"
     r"|(?:explosi\w+|flammab\w+) limits?|lel|uel|odou?r (?:threshold|limit)|detection limit|limit of detection|derivati\w+",
-    "melting_point": r"melts? (?:with|and|under) decompos\w+|melt\w*|fusion|freez\w*|solidif\w*|(?:becomes?|turns?(?: in)?to) (?:a )?liquid"
+    "melting_point": r"melts? (?:with|and|under) decompos\w+|melt\w*|(?:from )?(?:a )?solid (?:in)?to (?:a )?liquid|fusion|freez\w*|solidif\w*|(?:becomes?|turns?(?: (?:in)?to)?) (?:a )?liquid"
     r"|liquef\w*|mp|tm|tfus",
     "boiling_point": r"boil\w*|bp|vapori[sz]\w*|tb|(?:becomes?|turns?(?: in)?to) (?:a )?(?:vapou?r|gas)",
     "flash_point": r"flash\w*|ignit\w*",
@@ -50,21 +50,27 @@ _PROPERTY = {
     "dilution": r"dilut\w*|take|stock|aliquot|pipett\w*|measure|volume|need\w*|make up|made up",
 }  # fmt: skip
 _TOPIC = re.compile("|".join(f"(?P<{name}>\\b(?:{pattern})(?![a-z]))" for name, pattern in _PROPERTY.items()))
-_STATE = re.compile(r"\b(?:solid|liquid|gas|gaseous|crystalline|powder|crystals)\b")  # "a liquid at 20 °C" says no melting point
+_STATE = re.compile(r"(?<!the )(?<!this )\b(?:solid|liquid|gas|gaseous|crystalline|powder|crystals)\b")  # "a liquid at 20 °C" says no melting point
 _TOPIC_WORDS = frozenset("melt melts melting boil boils boiling flash flashes freezing freezes density exposure limit molar mass".split())
 _MASS_ALONE = re.compile(r"(?:molecular (?:weight|mass)|formula (?:weight|mass)|\bmw|\bmr|mol wt)\b[\s\w)]{0,12}?(?:is|of|:|=|≈|~|about|\s)+$")
 _PER_MOLE = ("gram", "kilogram", "milligram")  # "one mole weighs 46.07 g"
-_MOLE = re.compile(r"\bmoles?\b")
+_MOLE = re.compile(r"(?<!/)(?<!/ )\bmol(?:es?)?\b")
 _ELEMENT = re.compile(r"\b(?:carbon|hydrogen|oxygen|nitrogen|sul(?:f|ph)ur|chlorine|bromine|fluorine|iodine)s?\b[^,;]{0,24}$|\b[chonsf]\s?[:=(][^,;]{0,16}$")
 _AIR = (90.0, 110.0)  # kPa, the pressure around us
 _NORMAL = re.compile(r"\b(?:normal|atmospheric|standard|ambient|sea[- ]level)\b(?: \w+)? ?(?:pressure|boiling|level)?")
 _REDUCED = re.compile(r"\bvacuum\b|\b(?:reduced|low|lower|lowered|high|higher|elevated|increased) pressure\b")
 _BODIES = re.compile(r"\b(?:osha|niosh|acgih|mak|dfg|agw|wel|cal/osha|worksafe\w*|eu|uk|german\w*|british|europe\w*|japan\w*|china|chinese)\b")
+_DIFFERENCE = re.compile(r"\b(?:by|within|every|each|steps of)(?: (?:about|up to|at most|some))? ?$")
+_DIFFERS = re.compile(r" (?:steps?|intervals?|increments?|higher|lower|warmer|cooler|more|less|apart|above|below|too)\b(?! zero)")
+_APPOSITION = re.compile(r"(?: ?\([^()]{0,40}\))?,? (?:(?:which|that) is |being )?(?:its|the) ")
 _OPEN_CUP = re.compile(r"^\s?[,(]?\s?(?:by |in )?(?:the |an )?open[- ]cup|open[- ]cup[^,;]{0,30}$")
 _OF_STOCK = re.compile(r"\s?(?:of )?(?:(?:the|a|that|this|your|[\d.]+ ?m(?:olar)?) )*(?:stock|concentrate)")
 _OF_WATER = re.compile(r"\s?(?:of )?(?:(?:the|pure|distilled|dei?onised|deionized|more) )*(?:water|solvent|diluent|buffer)\b")
 # Units of what an answer may say beside the value.
-_BESIDE = ("molar", "percent", "mole", "second", "minute", "hour", "day", "pascal", "bar", "mmhg", "atmosphere", "meter", "psi", "joule", "calorie")
+_BESIDE = frozenset(
+    "molar percent mole millimole second minute hour day pascal kilopascal hectopascal bar millibar atmosphere mmHg psi meter centimeter "
+    "nanometer".split()
+)
 _USUAL = {
     "melting_point": ("kelvin", "degree_Celsius", "degree_Fahrenheit"), "molar_mass": ("gram/mole", "kilogram/mole"),
     "exposure_limit": ("milligram*(meter**3)**-1",), "dilution": ("milliliter", "liter"),
@@ -111,7 +117,7 @@ class _Measured:
     def verdict(self) -> tuple[str, str]:
         """The verdict on the answer and the words it rests on."""
         found: dict[str, list[Quantity]] = {"right": [], "wrong": [], "denied": [], "strange": []}
-        counted = [value for value in self.values if self._topic(value) in (None, self.name) and not self.said.mentions(value.start)]
+        counted = [value for value in self.values if self._counts(value)]
         corrected = self.said.corrected
         if any(value.start >= corrected for value in counted):  # "95 °C. Correction: 84 °C."
             counted = [value for value in counted if value.start >= corrected]
@@ -126,6 +132,12 @@ class _Measured:
             return "correct", right[0].written
         against = denied or found["strange"]
         return ("wrong", against[0].written) if against else ("unverifiable", "")
+
+    def _counts(self, value: Quantity) -> bool:
+        """Whether `value` is stated, and of what was asked: no mere mention, other property, or difference ("10 °C higher")."""
+        if _DIFFERENCE.search(self.text, max(0, value.start - 24), value.start) or not value.bound and _DIFFERS.match(self.text, value.end):
+            return False
+        return self._topic(value) in (None, self.name) and not self.said.mentions(value.start)
 
     def _standing(self, value: Quantity) -> str | None:
         """right, wrong, denied (a right value said not to be so), strange (a wrong unit or pressure), or None: it settles nothing."""
@@ -155,10 +167,11 @@ class _Measured:
 
     def _in_unit(self, value: Quantity) -> tuple[float, float] | None:
         """The ends of `value` in the fact's unit, or None where its dimension is another."""
-        unit = value.unit
-        if self.name == "molar_mass" and (not unit or unit in _PER_MOLE and _MOLE.search(self.text, *self.said.sentence(value.start))):
-            unit = f"{unit or 'gram'}/mole"
-        ends = [convert(end, unit, self.unit) for end in (value.low, value.high)]
+        unit, moles = value.unit, 1.0
+        if self.name == "molar_mass" and (unit == UNITLESS or unit in _PER_MOLE and _MOLE.search(self.text, *self.said.sentence(value.start))):
+            amounts = [convert(one.low, one.unit, "mole") for one in self.values if self.said.clause(one.start) == self.said.clause(value.start)]
+            unit, moles = "gram/mole" if unit == UNITLESS else f"{unit}/mole", next((amount for amount in amounts if amount), 1.0)  # "10 mol weigh 460.7 g"
+        ends = [convert(end / moles, unit, self.unit) for end in (value.low, value.high)]
         if self.name == "exposure_limit" and ends[0] is None:
             listed = re.search(r"([\d.]+) ppm", self.source)
             shares = [convert(end, unit, "ppmv") for end in (value.low, value.high)]
@@ -167,29 +180,35 @@ class _Measured:
 
     def _is_strange(self, value: Quantity) -> bool:
         """Whether a value of another dimension is the right number, or said of what was asked."""
+        same = False
         for unit in _USUAL.get(self.name, ()):
             ends = [convert(self.target + shift * self.tolerance, self.unit, unit) for shift in (-1, 1)]
-            if None not in ends and min(ends) <= value.low <= max(ends):
-                return True
-        beside = convert(1.0, value.unit, "ppmv") is not None or any(unit in value.unit.lower() for unit in _BESIDE)
-        return self._topic(value) == self.name and not beside
+            same = same or None not in ends and min(ends) <= value.low <= max(ends)
+        beside = convert(1.0, value.unit, "ppmv") is not None or value.unit in _BESIDE
+        return (same or not beside) if self._topic(value) == self.name else same and not beside
 
     def _topic(self, value: Quantity) -> str | None:
         """The property that `value` is said of, or None where none is named.
 
-        The last one named before it in its clause, or else the first after it there, or else the last before it in its sentence, or
-        else the only one of the sentence before. A solid, liquid or gas counts where its clause names no property.
+        The last one named before it in its clause, or else the first after it there, or else the last before it or the first after it in
+        its sentence, or else the only one of the sentence before. A solid, liquid or gas at some temperature counts as another property.
         """
         clause, sentence, at = self.said.clause(value.start), self.said.sentence(value.start), value.start
-        for begin, end, last in ((clause[0], at, True), (value.end, max(clause[1], value.end), False)):
-            for names in (self.topics, self.states):
-                if named := _between(names, begin, end):
-                    return named[-1 if last else 0][1]
+        beside = _APPOSITION.match(self.text, value.end)
+        if beside and (named := _between(self.topics, beside.end(), beside.end() + 24)):  # "..., its melting point"
+            return named[0][1]
+        for names in (self.topics, self.states):
+            if named := _between(names, clause[0], at):
+                return named[-1][1]
+        if named := sorted(_between(self.topics, value.end, clause[1]) + _between(self.states, value.end, clause[1])):
+            return named[0][1]
         if named := _between(self.topics, sentence[0], at):
             together = [one for one in self.values if sentence[0] <= one.start <= sentence[1]]
             if len(named) == len(together) > 1 and named[-1][0] < together[0].start:  # "The melting and boiling point are 5 and 80 °C."
                 return named[together.index(value)][1]
             return named[-1][1]
+        if named := sorted(_between(self.topics, value.end, sentence[1]) + _between(self.states, value.end, sentence[1])):
+            return named[0][1]
         if sentence[0]:
             before = {name for _, name in _between(self.topics, self.said.sentence(sentence[0] - 1)[0], sentence[0])}
             return before.pop() if len(before) == 1 else None
@@ -228,6 +247,7 @@ class _Measured:
         """Whether another value than the fact's may stand here: another body's limit, an open cup, an element's share of the mass."""
         begin, end = self.said.clause(value.start)
         if self.name == "exposure_limit":
+            begin = max([self.said.sentence(value.start)[0], *(one.end for one in self.values if one.end <= value.start)])
             return any(body[0] not in self.source.lower() for body in _BODIES.finditer(self.text, begin, max(begin, end)))
         if self.name == "flash_point":
             return bool(_OPEN_CUP.search(self.text[value.end : end]) or _OPEN_CUP.search(self.text[begin : value.start]))

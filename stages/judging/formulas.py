@@ -27,7 +27,9 @@ _NAMES = {
 _COUNTS = {word: number for number, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
     "twenty".split())} | {"a": 1, "an": 1, "single": 1}  # fmt: skip
-_COUNTED = re.compile(rf"\b(\d+|{'|'.join(_COUNTS)}) ({'|'.join(_NAMES)})(?: atoms?|s\b)(?! in\b)", re.IGNORECASE)
+_COUNTED = re.compile(
+    rf"\b(?i:(\d+|{'|'.join(_COUNTS)}) ({'|'.join(_NAMES)})(?: atoms?|s\b)(?! in\b))|\b(\d+) (?:x )?({'|'.join(set(_NAMES.values()))})\b"
+)
 _MARKUP = [
     (re.compile(r"</?su[bp]>|</?[a-z]{1,6}\s?/?>", re.IGNORECASE), ""),
     (re.compile(r"\\(?:text|mathrm|mathbf|rm|ce|boxed)\b"), ""), (re.compile(r"\\cdot\b|\\bullet\b|\\times\b"), "·"), (re.compile(r"\\[,;:! ]?"), ""),
@@ -71,8 +73,8 @@ def formulas(target: str, answer: str) -> tuple[str, str]:
         before, after = text[max(begin, match.start() - 160) : match.start()], text[match.end() : match.end() + 12]
         cue = max((one.end() for one in _CUE.finditer(before)), default=-1)
         told = cue >= 0 and bool(_VERB.search(before, cue)) or re.match(r"\W{0,3}is (?:its|the)\b", after)
-        if found != wanted and not told and not re.search(r"[A-Za-z]\d", written):
-            continue
+        if found != wanted and (len(found) == 1 and written.isalpha() or not told and not re.search(r"[A-Za-z]\d", written)):
+            continue  # a symbol alone, or a word that happens to be one
         if _PART.match(after) or found != wanted and _is_of_another(before, after, cue):
             continue
         if said.corrected and match.start() >= said.corrected > place:
@@ -106,7 +108,10 @@ def _is_of_another(before: str, after: str, cue: int) -> bool:
 def _counted(text: str) -> tuple[str, tuple[tuple[str, int], ...]] | None:
     """The atoms that `text` counts in words, and those words; None where it counts fewer than two elements."""
     found = list(islice(_COUNTED.finditer(text), FORMULAS))
-    counts = {_NAMES[match[2].lower()]: int(_COUNTS.get(match[1].lower(), match[1] if match[1].isdigit() else 0)) for match in found}
+    counts: dict[str, int] = {}
+    for match in found:
+        number, name = (match[1] or match[3]).lower(), match[2] or match[4]
+        counts[_NAMES.get(name.lower(), name)] = _COUNTS.get(number) or int(number)
     if len(counts) < 2:
         return None
     return text[found[0].start() : found[-1].end()], tuple(sorted(counts.items()))

@@ -37,14 +37,15 @@ _KIN = {"de": {"schedule", "annex", "anlage", "appendix"}}  # what a translator 
 _WORDS = frozenset("schedule schedules scheduled unscheduled controlled annex anlage listed regulated unregulated".split())
 _DENIED = re.compile(
     r"(?:\b(?:not|never|nor|neither|none|no|any of|unlike)\b(?: (?!as\b|because\b|since\b|so\b|but\b|sure\b|certain\b|clear\b|known\b"
-    r"|without\b)[\w-]+){0,6}? (?:the |us |csa |federal )*)$|^(?:rather than|instead of) "
+    r"|without\b|and (?:is|it|was|has)\b)[\w-]+){0,6}? (?:the |us |csa |federal )*)$|^(?:rather than|instead of) "
 )
 _UNLISTED = re.compile(
     r"\b(?:not|never|nor|no longer)\b(?: (?!sure\b|certain\b|clear\b|known\b|only\b)[\w-]+){0,4}? (?:scheduled?|controlled|listed|regulated"
     r"|restricted|under (?:any )?(?:schedules?|control)|(?:any|a|the) (?:\w+ )?(?:schedules?|lists?))\b"
-    r"|\bno (?:[\w-]+ ){0,2}(?:schedules?|listing|control|controls)\b|\bunscheduled\b|\buncontrolled\b|\bunregulated\b"
+    r"|\bno (?:[\w-]+ ){0,2}(?:schedul\w+|listing|control|controls)\b|\bnot (?:list|include|name|cover|control|schedule|regulate) (?:it|this)\b"
+    r"|\bnot (?:[\w-]+ ){0,2}?(?:covered|subject|included|named|found|appear\w*)\b(?=.{0,40}\b(?:schedul|list|control|annex|btmg|cwc|csa|convention))|\bunscheduled\b|\buncontrolled\b|\bunregulated\b"
     r"|\bnon-?(?:scheduled|controlled)\b"
-    r"|\b(?:free of|outside|without|none of the|absent from (?:the|all|any|every)) (?:\w+ )?(?:schedul\w+|controls?|lists?)\b"
+    r"|\b(?:free of|exempt from|outside|without|none of the|absent from (?:the|all|any|every)) (?:\w+ )?(?:schedul\w+|controls?|lists?)\b"
 )
 _CONTROLLED = re.compile(r"\bis (?:an? )?(?!not\b)(?:\w+ly )?(?:controlled|scheduled|illegal|banned)\b")
 _CLAUSE = re.compile(r"[.;!?:]\s|,?\s+but\s+|,\s*(?=not\b|nor\b|rather\b)|\s+(?=rather than\b|instead of\b)")
@@ -99,9 +100,10 @@ def _law_of(text: str, last: bool = False) -> str | None:
 
 def _plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).translate(str.maketrans({"−": "-", "–": "-", "‐": "-", "‑": "-", "’": "'"}))
+    text = re.sub(r"[*_`]+", "", text)
     text = _SHORT.sub(lambda found: f"schedule {found[1]}", text)
     text = re.sub(r"\bU\.S\.(?:A\.)?|\bUSA?\b", "usa", text).lower()
-    text = re.sub(r"\bcannot\b|\bcan't\b", "can not", re.sub(r"[*_`]+", "", text))
+    text = re.sub(r"\bcannot\b|\bcan't\b", "can not", text)
     text = re.sub(r"[a-z]{6,12}", lambda word: mended(word[0], _WORDS), re.sub(r"n't\b", " not", text))
     return re.sub(r"\b(schedule|annex|anlage|table|list)\s?[:=]", r"\1", " ".join(text.split()))
 

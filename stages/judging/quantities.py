@@ -18,6 +18,7 @@ from itertools import islice
 
 from stages.judging.statements import mended
 
+UNITLESS = "dimensionless"  # pint's name for no unit
 MINUS = "−"  # the sign of a number in a text that `plain` has read; "-" then is a dash or a range
 
 
@@ -42,16 +43,20 @@ _LOOKS = str.maketrans({"º": "°", "˚": "°", "−": "-", "–": "-", "‐": "
 _HIDDEN = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe0e\ufe0f\ufeff]")
 _MARKUP = [
     (re.compile(r"<sup>\s*([^<]{1,9}?)\s*</sup>", re.IGNORECASE), r"^\1"),
-    (re.compile(r"</?[a-z]{1,6}\s?/?>", re.IGNORECASE), ""),
-    (re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|ce|si|unit|boxed)\s?\{([^{}]{0,80})\}"), r"\1"),
+    (re.compile(r"</?[a-z]{1,6} ?/?>", re.IGNORECASE), ""),
+    (re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|ce|si|unit|boxed) ?\{([^{}]{0,80})\}"), r"\1"),
     (re.compile(r"\\times\b"), "×"), (re.compile(r"\\cdot\b"), "·"), (re.compile(r"\^?\{?\\circ\b\}?"), "°"),
     (re.compile(r"\\degree\b"), "°"), (re.compile(r"\\pm\b"), "±"), (re.compile(r"\\(?:approx|sim)\b"), "~"), (re.compile(r"\\[,;:! ]"), " "),
-    (re.compile(r"[{}$`\\\"“”]"), ""), (re.compile(r"(?<=10)\s?\*\*\s?(?=[-+(]?\d)"), "^"), (re.compile(r"\*\*+"), ""),
-    (re.compile(r"(?<!\d)\*(?=\S)|(?<=\S)\*(?!\s?\d)"), ""), (re.compile("_"), " "),
+    (re.compile(r"[{}$`\\\"“”]"), ""), (re.compile(r"(?<=10) ?\*\* ?(?=[-+(]?\d)"), "^"), (re.compile(r"\*\*+"), ""),
+    (re.compile(r"(?<!\d)\*(?=\S)|(?<=\S)\*(?! ?\d)"), ""), (re.compile("_"), " "),
 ]  # fmt: skip
+_ZEROS = {"hundred": 2, "thousand": 3, "million": 6}
 _WORDS = [
-    (re.compile(r"\b([mb])\.\s?p\."), r"\1p"), (re.compile(r"\b(approx|ca|c(?=\. ?[\d~])|deg|temp|wt|max|min|vs|cu|lit|est)\.(?=\s)"), r"\1"),
+    (re.compile(r"\b([mb])\. ?p\."), r"\1p"), (re.compile(r"\b(approx|ca|c(?=\. ?[\d~])|deg|temp|wt|max|min|vs|cu|lit|est)\.(?=\s)"), r"\1"),
     (re.compile(r"\bmol\.(?= (?:wt|mass|weight))"), "mol"), (re.compile(r"\b(i|e)\.(e|g)\."), r"\1\2"),
+    (re.compile(r"\bdegrees? (?:on the|in) (celsius|centigrade|fahrenheit|kelvin)(?: scale)?"), r"degrees \1"),
+    (re.compile(r"(\d[\d.,]*) (hundred|thousand|million)\b"), lambda found: f"{found[1]}e{_ZEROS[found[2]]}"),
+    (re.compile(r"\bdegrees? (below zero) (celsius|centigrade|fahrenheit)\b"), r"degrees \2 \1"), (re.compile(r" of (?:the )?[a-z]+ (?=per\b)"), " "),
     (re.compile(r"\bcan(?:not|'t)\b"), "can not"), (re.compile(r"\bwon't\b"), "will not"), (re.compile(r"n't\b"), " not"),
     (re.compile(r"\b(?:unified )?atomic mass units?\b"), "amu"), (re.compile(r"\bparts per million\b"), "ppm"),
     (re.compile(r"\bparts per billion\b"), "ppb"), (re.compile(r"\bmm (?:of )?(?:hg|mercury)\b"), "mmhg"),
@@ -61,24 +66,23 @@ _DIGITS = {word: number for number, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
     "nineteen".split())}  # fmt: skip
 _TENS = {word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
-_SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
-_COUNT = rf"(?:{'|'.join([*_DIGITS, *_TENS, *_SCALES])})"
-_SPELT = re.compile(rf"\b(?:half (?:an? )?|{_COUNT}(?:(?:[\s-]|\sand\s){_COUNT}){{0,9}}(?:\spoint(?:\s{_COUNT}){{1,6}})?\b)(?=\s?[a-z°µμ%])")
+_COUNT = rf"(?:{'|'.join([*_DIGITS, *_TENS, *_ZEROS])})"
+_SPELT = re.compile(rf"\b(?:half (?:an? )?|{_COUNT}(?:(?:[\s-]|\sand\s){_COUNT}){{0,9}}(?:\spoint(?:\s{_COUNT}){{1,6}})?\b)(?= ?[a-z°µμ%])")
 
 _PLAIN = r"(?:\d{1,3}(?P<mark>[ ,.'])\d{3}(?:(?P=mark)\d{3})*(?:[.,]\d+)?|\d+[.,]\d+|\d+|\.\d+)(?![.,']?\d)"
-_EXPONENT = rf"(?:\s?[x×·*]\s?10\s?(?:\^\s?\(?\s?[-+{MINUS}]?\s?\d{{1,3}}\)?|[-{MINUS}]\d{{1,2}}(?!\d)|[1-9](?![\d.,]))|e[-+{MINUS}]?\d{{1,3}})?"
+_EXPONENT = rf"(?: ?[x×·*] ?10 ?(?:\^ ?\(? ?[-+{MINUS}]? ?\d{{1,3}}\)?|[-{MINUS}]\d{{1,2}}(?!\d)|[1-9](?![\d.,]))|e[-+{MINUS}]?\d{{1,3}})?"
 _NUMBER = re.compile(rf"(?<![\w.,^])(?<!\d/)(?P<sign>[+{MINUS}]?)(?P<plain>{_PLAIN})(?P<exponent>{_EXPONENT})")
-_SPREAD = re.compile(r"\s?(?:±|\+/-|\+-|plus or minus|give or take)\s?(?=\d)")
-_TO = re.compile(rf"\s?(?P<word>-|~|to|through|up to|\.\.+|and)\s?(?=[+{MINUS}]?\.?\d)")
-_BELOW_ZERO = re.compile(r"\s?(?:below|under) (?:zero|0)\b")
+_SPREAD = re.compile(r" ?(?:±|\+/-|\+-|plus or minus|give or take) ?(?=\d)")
+_TO = re.compile(rf" ?(?P<word>-|~|to|through|up to|\.\.+|and) ?(?=[+{MINUS}]?\.?\d)")
+_BELOW_ZERO = re.compile(r" ?(?:below|under) (?:zero|0)\b")
 _APPROX = r"(?:about|roughly|approximately|approx|around|circa|ca|some|nearly|almost|the|a|~|≈|well)"
 _BOUND = re.compile(
     rf"(?P<not>\bnot (?:[\w-]+ ){{0,4}}?)?(?:(?P<low>\b(?:above|over|beyond|until|at least|minimum(?: of)?|exceed(?:s|ing)?"
     rf"|(?:more|greater|higher|larger) than)\b|>=?|≥|⩾)|(?P<high>\b(?:below|under|at most|maximum(?: of)?|up to"
-    rf"|(?:less|lower|smaller) than)\b|<=?|≤|⩽))\s?(?:{_APPROX}\s?)?$"
+    rf"|(?:less|lower|smaller) than)\b|<=?|≤|⩽)) ?(?:{_APPROX} ?)?$"
 )
-_NO_MORE = re.compile(rf"\bno (?P<word>more|greater|higher|less|lower) than (?:{_APPROX}\s?)?$")
-_OR_MORE = re.compile(r"\s?(?:or|and) (?:(?P<low>higher|above|more|over)|(?P<high>lower|below|less|under))\b")
+_NO_MORE = re.compile(rf"\bno (?P<word>more|greater|higher|less|lower) than (?:{_APPROX} ?)?$")
+_OR_MORE = re.compile(r" ?(?:or|and) (?:(?P<low>higher|above|more|over)|(?P<high>lower|below|less|under))\b")
 
 # What people write for a unit, and pint's name for it.
 _UNIT_WORDS = {
@@ -100,10 +104,10 @@ _UNIT_WORDS = {
 _UNITS = {word: name for name, words in _UNIT_WORDS.items() for word in words.split()}
 _TEMPERATURES = ("degree_Celsius", "degree_Fahrenheit", "kelvin", "degree_Rankine")
 _VOLUMES = ("liter", "milliliter", "microliter", "centimeter**3", "centimeter", "meter", "decimeter")
-_DEGREE = re.compile(r"°\s?\(?|o(?=[cf]\b)|([a-z]{3,8})s?\s?\(?")
-_WORD = re.compile(r"(?P<power>(?:cubic|cu|square)\s)?(?P<word>[a-zµμ]+|%)(?:\s?\^?\(?(?P<exponent>[-−+]?\d)\)?(?![.,]?\d))?(?![a-zµμ\d])")
-_OVER = re.compile(r"\s?/\s?|\sper\s(?:an? )?|(?P<times>\s?[·⋅•*]\s?|\s|\.)")
-_BEFORE = re.compile(r"[(/\[]\s?(?:in )?(?P<unit>[a-zµμ°%][^()\[\]]{0,24}?)[)\]]?\s?(?:is|of|was|:|=|\||\s)*\s?$")
+_DEGREE = re.compile(r"° ?\(?|o(?=[cf]\b)|([a-z]{3,8})s? ?\(?")
+_WORD = re.compile(r"(?P<power>(?:cubic|cu|square)\s)?(?P<word>[a-zµμ]+|%)(?:(?: ?\^ ?)?\(?(?P<exponent>[-−+]?[0-9])\)?(?![.,]?\d))?(?![a-zµμ\d])")
+_OVER = re.compile(r" ?/ ?|\sper\s(?:an? )?|(?P<times> ?[·⋅•*] ?| |\.)")
+_BEFORE = re.compile(r"[(/\[] ?(?:in )?(?P<unit>[a-zµμ°%][^()\[\]]{0,24}?)[)\]]? ?(?:is|of|was|:|=|\||\s)* ?$")
 
 
 def plain(text: str) -> str:
@@ -120,7 +124,7 @@ def plain(text: str) -> str:
     text = re.sub(r"\b(?:minus|negative) (?=[\d.])", MINUS, text)
     # A dash is a sign where no number, unit or word stands before it; after a space it may be a bullet or stand for a colon.
     text = re.sub(r"(?:(?<![^\s(\[~≈<>≤≥=:|/±,'-])(?<!\d )|(?<=\d -))-(?=\.?\d)", MINUS, text)
-    text = re.sub(rf"((?:[:=(~≈]|\b(?:is|at|of|about|to|near|around|from|between|was))\s?)- ?(?=\.?\d)", rf"\1{MINUS}", text)
+    text = re.sub(rf"((?:[:=(~≈]|\b(?:is|at|of|about|to|near|around|from|between|was)) ?)- ?(?=\.?\d)", rf"\1{MINUS}", text)
     return text.replace(" ‒ ", " - ")
 
 
@@ -137,7 +141,7 @@ def _spelt(found: re.Match[str]) -> str:
             point = "." + "".join(str(_DIGITS.get(digit, _TENS.get(digit, ""))) for digit in words[i + 1 :])
             break
         if word in ("thousand", "million"):
-            whole, part = whole + (part or 1) * _SCALES[word], 0
+            whole, part = whole + (part or 1) * 10 ** _ZEROS[word], 0
         elif word == "hundred":
             part = (part or 1) * 100
         else:
@@ -148,7 +152,7 @@ def _spelt(found: re.Match[str]) -> str:
 def quantities(text: str, most: int, unitless: re.Pattern[str] | None = None, dilution: bool = False) -> Iterator[Quantity]:
     """The first `most` quantities of a text that `plain` has read, ranges and ± as one.
 
-    A number without a unit counts only after `unitless` (then its unit is ""). Of a dilution "10 mL to 250 mL" are two volumes.
+    A number without a unit counts only after `unitless` (as UNITLESS). Of a dilution "10 mL to 250 mL" are two volumes.
     """
     at, found = 0, 0
     while found < most and (number := _NUMBER.search(text, at)):
@@ -180,9 +184,10 @@ def _quantity(text: str, number: re.Match[str], unitless: re.Pattern[str] | None
     if not unit:
         before = text[max(0, start - 48) : start]
         head = _BEFORE.search(before)
-        unit = unit_at(head["unit"], 0)[0] if head else None
-        if not unit and unitless and unitless.search(before):
-            unit = ""
+        unit, stop = unit_at(head["unit"].rstrip(), 0) if head else (None, 0)
+        unit = unit if head and stop == len(head["unit"].rstrip()) else None
+        if not unit and unitless and unitless.search(before) and not re.match(r"[-/%\w]", text[end : end + 1]):
+            unit = UNITLESS
         if unit is None:
             return None
     bound = _bound(text, start, end) if low == high else None
@@ -194,7 +199,7 @@ def _value(number: re.Match[str]) -> float:
     written, mark = number["plain"], number["mark"]
     if mark and not (mark == "." and written.count(".") == 1 and "," not in written) and not (mark in ",." and written[0] == "0"):
         written = written.replace(mark, "")
-    exponent = re.sub(rf"^e|^\s?[x×·*]\s?10\s?\^?|[\s()]", "", number["exponent"]).replace(MINUS, "-") or "0"
+    exponent = re.sub(rf"^e|^ ?[x×·*] ?10 ?\^?|[\s()]", "", number["exponent"]).replace(MINUS, "-") or "0"
     return float(f"{number['sign'].replace(MINUS, '-')}{written.replace(',', '.')}e{exponent}")
 
 

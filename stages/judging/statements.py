@@ -21,7 +21,7 @@ _CLAUSE = re.compile(r"[,;:|\n]|\s(?:but|and|or|whereas|while|then|so)\s|\s-\s|[
 # From here on the text speaks of what was asked again.
 _OWN = r"(?:(?:but|so|and|then|yet) )?(?:it|its|this|these|our|we|i|here|the|that is|which is|which makes)\b"
 _RESTART = re.compile(rf"[,)]\s*(?={_OWN})|\s(?=but\b)|:\s|[;\n]|\band (?=(?:the|its) (?:free|pure|anhydrous|parent)\b)", re.IGNORECASE)
-_COMMA = re.compile(r",(?!\s*(?:which|whose|with|at)\b)|\s(?=but\b)|[;\n]", re.IGNORECASE)
+_COMMA = re.compile(r",(?!\s*(?:which|whose|with|at)\b)|\s(?=but\b)|:\s|[;\n]", re.IGNORECASE)
 _FORM = (
     r"(?:hydrochloride|hydrobromide|hydroiodide|sul(?:f|ph)ate|nitrate|phosphate|tartrate|citrate|maleate|fumarate|acetate|oxalate"
     r"|sodium|potassium|calcium|salt|(?:mono|di|tri|hemi)?hydrate|isomer|enantiomer|racemate|derivative|homologue?|analogue?)"
