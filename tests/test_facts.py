@@ -47,10 +47,15 @@ def test_what_frames_an_answer_changes_nothing(frame):
 
 
 PIECES = (
-    "84 °C|-114|−|–|1,200|1.2e3|x 10^|10^(|±|between|and|to|not|n't|not until|melts|boils|flash|ppm|mg/m3|g/mol|mol|per|°|(|)|[|]|{|}|$|*|**|_|"
-    "\\text{|<sub>|&#|Schedule II|Annex A|not scheduled|no|C2H6O|(CH3)|·|.|,|;|:|?|!|\n|\n\n|| a | b ||\n|---|---|\n|unlike|than|whereas|"
-    "you asked|whether|Correction|eighty|hundred|point|minus|half a|below zero|\u200b|\x00|\ud7ff|٣|²|⁻|℃|1e999|9" + "9" * 400
+    "84 °C|-114|−|–|1,200|1.2e3|x 10^|10^(|±|between|and|to|not|n't|not until|melts|boils|flash|ppm|mg/m3|g/mol|mol|per|°|(|)|[|]|{|}|$|*|**"
+    "|_|\\text{|<sub>|&#|Schedule II|Annex A|not scheduled|no|C2H6O|(CH3)|·|.|,|;|:|?|!|\n|\n\n|| a | b ||\n|---|---|\n|unlike|than|whereas"
+    "|you asked|whether|Correction|eighty|hundred|point|minus|half a|below zero|\u200b|\x00|\ud7ff|٣|²|⁻|℃|1e999|9" + "9" * 400
 ).split("|")  # fmt: skip
+HOSTILE = [
+    *PIECES[1::5], "not ", "it is ", "84 ", "84 °C ", "1 000 ", "1,", "-", "unlike water ", "than a ", "you asked whether it ", "84 °C is ",
+    "is not 84 °C ", "C-", "C2 ", "(C", "CC(", "schedule ", "schedule i to ", "not in schedule ii ", "eighty ", "hundred and ", "melts ",
+    "water melts at 0 °C, but it ", "| melting point ", "x",
+]  # fmt: skip
 
 
 def test_junk_never_raises_and_always_gets_a_verdict():
@@ -66,21 +71,18 @@ def test_junk_never_raises_and_always_gets_a_verdict():
 def test_random_characters_never_raise():
     dice = random.Random(7)
     for _ in range(60):
-        text = "".join(chr(dice.choice((dice.randint(0, 0x24F), dice.randint(0x2000, 0x2BFF), dice.randint(0, 0xD7FF)))) for _ in range(120))
+        text = "".join(chr(dice.randint(*dice.choice(((0, 0x24F), (0x2000, 0x2BFF), (0, 0xD7FF))))) for _ in range(120))
         for fact in FACTS.values():
             check(fact, text)
 
 
-@pytest.mark.parametrize("piece", [*PIECES[1::5],
-    "not ", "it is ", "84 ", "84 °C ", "1 000 ", "1,", "-", "unlike water ", "than a ", "you asked whether it ", "is not 84 °C ", "C-", "C2 ", "(C", "CC(",
-    "schedule ", "schedule i to ", "not in schedule ii ", "eighty ", "hundred and ", "water melts at 0 °C, but it ", "melts ", "| melting point ", "x",
-])  # fmt: skip
+@pytest.mark.parametrize("piece", [piece for piece in HOSTILE if piece])
 def test_time_is_linear_in_the_text(piece):
     text = piece * (READ // len(piece) + 1)
     for fact in ("melts", "boils", "mass", "limit_ppm", "dilution", "ethanol", "csa2", "unlisted"):
         begin = time.process_time()
         check(FACTS[fact], text)
-        assert time.process_time() - begin < 1.0, (fact, piece)
+        assert time.process_time() - begin < 0.5, (fact, piece)
     check(FACTS["melts"], piece * 1_000_000)  # what lies beyond READ isn't read
 
 
@@ -90,7 +92,8 @@ def test_a_value_agrees_in_any_unit():
         kelvin = round(dice.uniform(100, 1600), 2)
         fact = {**FACTS["melts"], "value": kelvin}
         celsius, fahrenheit = kelvin - 273.15, (kelvin - 273.15) * 1.8 + 32
-        for said in (f"{kelvin} K", f"{celsius:.1f} °C", f"{fahrenheit:.1f} °F", f"{celsius:.1f}°C ({fahrenheit:.1f}°F)", f"{kelvin:.4e} K"):
+        both = f"{celsius:.1f}°C ({fahrenheit:.1f}°F)"
+        for said in (f"{kelvin} K", f"{celsius:.1f} °C", f"{fahrenheit:.1f} °F", both, f"{kelvin:.4e} K"):
             assert check(fact, f"It melts at {said}.").verdict == "correct", (kelvin, said)
         for off in (-30.0, 30.0):
             assert check(fact, f"It melts at {celsius + off:.1f} °C.").verdict == "wrong", (kelvin, off)
@@ -103,7 +106,9 @@ def test_quantities():
 
     assert read("83–85 °C") == [(83.0, 85.0, "degree_Celsius", None)]
     assert read("above -1.2 x 10^3 K") == [(-1200.0, -1200.0, "kelvin", "low")]
-    assert read("84 ± 2 °C, 12 apples, 1 600 kg/m³") == [(82.0, 86.0, "degree_Celsius", None), (1600.0, 1600.0, "kilogram*(meter**3)**-1", None)]
+    assert read("84 ± 2 °C, 12 apples, 1 600 kg/m³") == [
+        (82.0, 86.0, "degree_Celsius", None), (1600.0, 1600.0, "kilogram*(meter**3)**-1", None),
+    ]  # fmt: skip
     assert read("three hundred and fifty-seven kelvin") == [(357.0, 357.0, "kelvin", None)]
     assert convert(84.0, "degree_Celsius", "kelvin") == pytest.approx(357.15) and convert(1.0, "gram", "kelvin") is None
     assert convert(50.0, "milliliter*(meter**3)**-1*ppmv*1e6", "ppmv") == pytest.approx(50.0)
@@ -118,8 +123,9 @@ def test_statements():
 
 def test_slips_of_the_pen_are_mended():
     known = frozenset(("boils", "flash", "melting", "celsius"))
-    assert [mended(word, known) for word in ("bolis", "flsh", "boilss", "meltin", "celcius")] == ["boils", "flash", "boils", "melting", "celsius"]
-    assert [mended(word, known) for word in ("flask", "oils", "coils", "met", "belts")] == ["flask", "oils", "coils", "met", "belts"]
+    slips = {"bolis": "boils", "flsh": "flash", "boilss": "boils", "meltin": "melting", "celcius": "celsius"}
+    assert {word: mended(word, known) for word in slips} == slips
+    assert [word for word in ("flask", "oils", "coils", "met", "belts") if mended(word, known) != word] == []
 
 
 def test_formula_of_a_hydrate_counts_its_water():

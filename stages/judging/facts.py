@@ -14,7 +14,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
-from stages.judging.formulas import atoms, formulas
+from stages.judging.formulas import formulas
 from stages.judging.listings import judge_listing
 from stages.judging.quantities import UNITLESS, Quantity, convert, plain, quantities, unit_at
 from stages.judging.statements import Statements, mended
@@ -38,28 +38,38 @@ _PROPERTY = {
     "other": r"density|specific gravity|vapou?r pressure|solub\w*|dissol\w*|(?:auto|self)[ -]?ignit\w*(?: (?:temperature|point))?|sublim\w*"
     r"|decompos(?:es|e|ed|ing)\b(?! and melt)|decomposition (?:temperature|point|starts|begins|occurs|at)|half-life|viscosity|critical"
     r"|triple point|glass transition|refractive|stor(?:e|ed|age|ing)\b|keep (?:away|cool|cold)|room temperature|ambient|stable|stability"
-    r"|exact mass|monoisotopic(?: mass)?|(?:enthalpy|entropy|heat) of \w+|enthalpy|entropy|purity|log ?p|pka|evaporat\w*|soften\w*|sinter\w*|used (?:at|up to)|(?:heat|warm|cool) (?:it|the|this|gently)\b|(?:re)?crystalli[sz]\w*"
-    r"|stel\b(?: limit)?|short[- ]term(?: exposure)?(?: limits?)?|ceiling(?: limit)?|idlh(?: value| limit)?|l[cd] ?50"
-    r"|(?:explosi\w+|flammab\w+) limits?|lel|uel|odou?r (?:threshold|limit)|detection limit|limit of detection|derivati\w+",
-    "melting_point": r"melts? (?:with|and|under) decompos\w+|melt\w*|(?:from )?(?:a )?solid (?:in)?to (?:a )?liquid|fusion|freez\w*|solidif\w*|(?:becomes?|turns?(?: (?:in)?to)?) (?:a )?liquid"
-    r"|liquef\w*|mp|tm|tfus",
-    "boiling_point": r"boil\w*|bp|vapori[sz]\w*|tb|(?:becomes?|turns?(?: in)?to) (?:a )?(?:vapou?r|gas)",
+    r"|exact mass|monoisotopic(?: mass)?|(?:enthalpy|entropy|heat) of \w+|enthalpy|entropy|purity|log ?p|pka|evaporat\w*|soften\w*"
+    r"|sinter\w*|used (?:at|up to)|(?:heat|warm|cool) (?:it|the|this|gently)\b|(?:re)?crystalli[sz]\w*|stel\b(?: limit)?"
+    r"|short[- ]term(?: exposure)?(?: limits?)?|ceiling(?: limit)?|idlh(?: value| limit)?|l[cd] ?50|(?:explosi\w+|flammab\w+) limits?"
+    r"|lel|uel|odou?r (?:threshold|limit)|detection limit|limit of detection|derivati\w+",
+    "melting_point": r"melts? (?:with|and|under) decompos\w+|melt\w*|(?:from )?(?:a )?solid (?:in)?to (?:a )?liquid|fusion|freez\w*"
+    r"|solidif\w*|(?:becomes?|turns?(?: (?:in)?to)?) (?:a )?liquid|liquef\w*|mp|tm|tfus",
+    "boiling_point": r"boil\w*|bp(?:760)?|vapori[sz]\w*|tb|(?:becomes?|turns?(?: in)?to) (?:a )?(?:vapou?r|gas)",
     "flash_point": r"flash\w*|ignit\w*",
     "molar_mass": r"molar (?:mass|weight)|molecular (?:weight|mass)|formula (?:weight|mass)|mol wt|weighs?|mw|mr|mass per mole",
     "exposure_limit": r"exposure|limit\w*|twa|tlv|oel|airborne|threshold|workplace|permissible|8[- ]hour",
     "dilution": r"dilut\w*|take|stock|aliquot|pipett\w*|measure|volume|need\w*|make up|made up",
-}  # fmt: skip
+}
 _TOPIC = re.compile("|".join(f"(?P<{name}>\\b(?:{pattern})(?![a-z]))" for name, pattern in _PROPERTY.items()))
-_STATE = re.compile(r"(?<!the )(?<!this )\b(?:solid|liquid|gas|gaseous|crystalline|powder|crystals)\b")  # "a liquid at 20 °C" says no melting point
-_TOPIC_WORDS = frozenset("melt melts melting boil boils boiling flash flashes freezing freezes density exposure limit molar mass".split())
-_MASS_ALONE = re.compile(r"(?:molecular (?:weight|mass)|formula (?:weight|mass)|\bmw|\bmr|mol wt)\b[\s\w)]{0,12}?(?:is|of|:|=|≈|~|about|\s)+$")
+_STATE = re.compile(r"(?<!the )(?<!this )\b(?:solid|liquid|gas|gaseous|crystalline|powder|crystals)\b")  # "a liquid at 20 °C"
+_TOPIC_WORDS = frozenset(
+    "melt melts melting boil boils boiling flash flashes freezing freezes density exposure limit molar mass".split()
+)  # fmt: skip
+_MASS_ALONE = re.compile(  # a molecular weight needs no unit
+    r"(?:molecular (?:weight|mass)|formula (?:weight|mass)|\bmw|\bmr|mol wt)\b[\s\w)]{0,12}?(?:is|of|:|=|≈|~|about|\s)+$"
+)
 _PER_MOLE = ("gram", "kilogram", "milligram")  # "one mole weighs 46.07 g"
 _MOLE = re.compile(r"(?<!/)(?<!/ )\bmol(?:es?)?\b")
-_ELEMENT = re.compile(r"\b(?:carbon|hydrogen|oxygen|nitrogen|sul(?:f|ph)ur|chlorine|bromine|fluorine|iodine)s?\b[^,;]{0,24}$|\b[chonsf]\s?[:=(][^,;]{0,16}$")
+_ELEMENT = re.compile(
+    r"(?:\b(?:carbon|hydrogen|oxygen|nitrogen|sul(?:f|ph)ur|chlorine|bromine|fluorine|iodine)s?\b|\b[chonsf] ?[:=(])"
+    r"(?:(?!total|sum|altogether|whole)[^,;\n]){0,40}$"
+)
 _AIR = (90.0, 110.0)  # kPa, the pressure around us
+_SAME_AGAIN = re.compile(r" ?(?:[(=/,]|or|which is|that is) ?")  # before the same temperature in another unit
+_OTHERWISE = re.compile(r"\b(?:and|but)\b|;")
 _NORMAL = re.compile(r"\b(?:normal|atmospheric|standard|ambient|sea[- ]level)\b(?: \w+)? ?(?:pressure|boiling|level)?")
 _REDUCED = re.compile(r"\bvacuum\b|\b(?:reduced|low|lower|lowered|high|higher|elevated|increased) pressure\b")
-_BODIES = re.compile(r"\b(?:osha|niosh|acgih|mak|dfg|agw|wel|cal/osha|worksafe\w*|eu|uk|german\w*|british|europe\w*|japan\w*|china|chinese)\b")
+_BODIES = re.compile(r"\b(?:osha|niosh|acgih|mak|dfg|agw|wel|worksafe\w*|eu|uk|german\w*|british|europe\w*|japan\w*|chin(?:a|ese))\b")
 _DIFFERENCE = re.compile(r"\b(?:by|within|every|each|steps of)(?: (?:about|up to|at most|some))? ?$")
 _DIFFERS = re.compile(r" (?:steps?|intervals?|increments?|higher|lower|warmer|cooler|more|less|apart|above|below|too)\b(?! zero)")
 _APPOSITION = re.compile(r"(?: ?\([^()]{0,40}\))?,? (?:(?:which|that) is |being )?(?:its|the) ")
@@ -135,7 +145,8 @@ class _Measured:
 
     def _counts(self, value: Quantity) -> bool:
         """Whether `value` is stated, and of what was asked: no mere mention, other property, or difference ("10 °C higher")."""
-        if _DIFFERENCE.search(self.text, max(0, value.start - 24), value.start) or not value.bound and _DIFFERS.match(self.text, value.end):
+        differs = _DIFFERENCE.search(self.text, max(0, value.start - 24), value.start)
+        if differs or not value.bound and _DIFFERS.match(self.text, value.end):
             return False
         return self._topic(value) in (None, self.name) and not self.said.mentions(value.start)
 
@@ -168,9 +179,13 @@ class _Measured:
     def _in_unit(self, value: Quantity) -> tuple[float, float] | None:
         """The ends of `value` in the fact's unit, or None where its dimension is another."""
         unit, moles = value.unit, 1.0
-        if self.name == "molar_mass" and (unit == UNITLESS or unit in _PER_MOLE and _MOLE.search(self.text, *self.said.sentence(value.start))):
-            amounts = [convert(one.low, one.unit, "mole") for one in self.values if self.said.clause(one.start) == self.said.clause(value.start)]
-            unit, moles = "gram/mole" if unit == UNITLESS else f"{unit}/mole", next((amount for amount in amounts if amount), 1.0)  # "10 mol weigh 460.7 g"
+        if unit == UNITLESS:
+            unit = "gram/mole"
+        elif self.name == "molar_mass" and unit in _PER_MOLE and _MOLE.search(self.text, *self.said.sentence(value.start)):
+            unit = f"{unit}/mole"
+            clause = self.said.clause(value.start)
+            amounts = [convert(one.low, one.unit, "mole") for one in self.values if self.said.clause(one.start) == clause]
+            moles = next((amount for amount in amounts if amount), 1.0)  # "10 mol weigh 460.7 g"
         ends = [convert(end / moles, unit, self.unit) for end in (value.low, value.high)]
         if self.name == "exposure_limit" and ends[0] is None:
             listed = re.search(r"([\d.]+) ppm", self.source)
@@ -197,15 +212,16 @@ class _Measured:
         beside = _APPOSITION.match(self.text, value.end)
         if beside and (named := _between(self.topics, beside.end(), beside.end() + 24)):  # "..., its melting point"
             return named[0][1]
+        together = [one for one in self.values if sentence[0] <= one.start <= sentence[1]]
+        named = _between(self.topics, *sentence)
+        if len(named) == len(together) > 1 and named[-1][0] < together[0].start:  # "The melting and boiling point are 5 and 80 °C."
+            return named[together.index(value)][1]
         for names in (self.topics, self.states):
             if named := _between(names, clause[0], at):
                 return named[-1][1]
         if named := sorted(_between(self.topics, value.end, clause[1]) + _between(self.states, value.end, clause[1])):
             return named[0][1]
         if named := _between(self.topics, sentence[0], at):
-            together = [one for one in self.values if sentence[0] <= one.start <= sentence[1]]
-            if len(named) == len(together) > 1 and named[-1][0] < together[0].start:  # "The melting and boiling point are 5 and 80 °C."
-                return named[together.index(value)][1]
             return named[-1][1]
         if named := sorted(_between(self.topics, value.end, sentence[1]) + _between(self.states, value.end, sentence[1])):
             return named[0][1]
@@ -227,11 +243,10 @@ class _Measured:
                 continue
             if other.end <= value.start:
                 begin = max(begin, other.end)
-            elif other.start >= value.end and not re.fullmatch(r"\s?(?:[(=/,]|or|which is|that is)\s?", self.text[value.end : other.start]):
+            elif other.start >= value.end and not _SAME_AGAIN.fullmatch(self.text, value.end, other.start):
                 end = min(end, other.start)
-        cut = re.compile(r"\b(?:and|but)\b|;")
-        after = cut.search(self.text, value.end, end)
-        before = max((found.end() for found in cut.finditer(self.text, begin, value.start)), default=begin)
+        after = _OTHERWISE.search(self.text, value.end, end)
+        before = max((found.end() for found in _OTHERWISE.finditer(self.text, begin, value.start)), default=begin)
         for begin, end in ((value.end, after.start() if after else end), (before, value.start)):
             pressures = [convert(one.low, one.unit, "kilopascal") for one in self.values if begin <= one.start < end]
             pressures = [pressure for pressure in pressures if pressure is not None]
@@ -251,24 +266,27 @@ class _Measured:
             return any(body[0] not in self.source.lower() for body in _BODIES.finditer(self.text, begin, max(begin, end)))
         if self.name == "flash_point":
             return bool(_OPEN_CUP.search(self.text[value.end : end]) or _OPEN_CUP.search(self.text[begin : value.start]))
-        return self.name == "molar_mass" and bool(_ELEMENT.search(self.text[begin : value.start]))
+        return self.name == "molar_mass" and bool(_ELEMENT.search(self.text, max(0, value.start - 60), value.start))
 
 
 def _between(names: list[tuple[int, str]], begin: int, end: int) -> list[tuple[int, str]]:
     return names[bisect_left(names, (begin,)) : bisect_left(names, (end,))]
 
 
-_TABLE = re.compile(r"^ ?\|(?P<head>[^\n]+)\|? ?\n ?\|[ :|-]+\n(?P<rows>(?: ?\|[^\n]*(?:\n|$))+)", re.MULTILINE)
+_TABLE = re.compile(r"^ ?(?P<head>\|[^\n]+)\|? ?\n ?\|[ :|-]+\n(?P<rows>(?: ?\|[^\n]*(?:\n|$))+)", re.MULTILINE)
 
 
 def _rows(text: str) -> str:
     """`text` with every cell of a table behind its column's name, where columns are properties, and labels in front of their values."""
 
+    def cells(row: str) -> list[str]:
+        return [cell.strip() for cell in row.strip(" ").removeprefix("|").removesuffix("|").split("|")]
+
     def spread(table: re.Match[str]) -> str:
-        heads = [head.strip() for head in table["head"].strip(" |").split("|")]
+        heads = cells(table["head"])
         if not any(_TOPIC.search(head) for head in heads):
             return table[0]
-        rows = [[cell.strip() for cell in row.strip(" |").split("|")] for row in table["rows"].strip().split("\n")]
+        rows = [cells(row) for row in table["rows"].strip("\n").split("\n")]
         return "\n".join(f"{head}: {cell}" for row in rows for head, cell in zip(heads, row, strict=False)) + "\n"
 
     return re.sub(r":\s*\n+\s*", ": ", _TABLE.sub(spread, text))

@@ -32,23 +32,28 @@ _COUNTED = re.compile(
 )
 _MARKUP = [
     (re.compile(r"</?su[bp]>|</?[a-z]{1,6}\s?/?>", re.IGNORECASE), ""),
-    (re.compile(r"\\(?:text|mathrm|mathbf|rm|ce|boxed)\b"), ""), (re.compile(r"\\cdot\b|\\bullet\b|\\times\b"), "·"), (re.compile(r"\\[,;:! ]?"), ""),
+    (re.compile(r"\\(?:text|mathrm|mathbf|rm|ce|boxed)\b"), ""), (re.compile(r"\\(?:cdot|bullet|times)\b"), "·"),
+    (re.compile(r"\\[,;:! ]?"), ""),
     (re.compile(r"(?<=[A-Za-z0-9)])\s?[*](?=\d*[A-Z])"), "·"), (re.compile(r"[_{}$`*]"), ""),
     (re.compile(r"(?<=[A-Za-z0-9)])(?:\s?[·•⋅∙×]\s?|\s[x.]\s)(\d*)\s?(?=[A-Z])"), r"·\1"),
     (re.compile(r"(?<=[A-Z0-9)])[-–−‐‑=≡](?=[A-Z][A-Za-z]?[\dA-Z])(?=[^\s]*H)"), ""),  # CH3-CH2-OH
     (re.compile(r"\b((?:[A-Z][a-z]?\d+ )(?:[A-Z][a-z]?\d* )*[A-Z][a-z]?\d*)(?![\w])"), lambda found: found[0].replace(" ", "")),
     (re.compile(r"\bcannot\b|\bcan't\b"), "can not"), (re.compile(r"n['’]t\b"), " not"),
 ]  # fmt: skip
-_SMILES = re.compile(r"(?<!\S)(?=\S*(?:[=#@\[\]/\\]|[cnos]\d|C(?:C(?![a-z])|\(|1)))(?!\S*H\d)(?!\S*OH)[A-Za-z0-9@+=#()\[\]/\\.%-]{3,}(?=[\s?,;:]|[.]\s|[.]?$)")
+# A word of SMILES: bonds, rings, aromatic atoms or a bare carbon chain, and no counted hydrogen as in CH2=CH2.
+_SMILES = re.compile(
+    r"(?<!\S)(?=\S*(?:[=#@\[\]/\\]|[cnos]\d|C(?:C(?![a-z])|\(|1)))(?!\S*H\d)(?!\S*OH)"
+    r"[A-Za-z0-9@+=#()\[\]/\\.%-]{3,}(?=[\s?,;:]|[.]\s|[.]?$)"
+)
 _FORMULA = re.compile(r"(?<![\w(])(?:\d*\(?[A-Z][A-Za-z0-9()]*)(?:[·.•*]\d*[A-Z][A-Za-z0-9()]*)*(?:\^\d*[+-]|[+-]\d*)?")
 _CUE = re.compile(r"\b(?:formula|composition|molecule)\b", re.IGNORECASE)
 _VERB = re.compile(r"\b(?:is|are|reads|has|as|be|was)\b|[:=]", re.IGNORECASE)
 _EMPIRICAL = re.compile(r"\b(?:empirical|simplest|repeat(?:ing)? unit)\b", re.IGNORECASE)
 _MOLECULAR = re.compile(r"\b(?:molecular|chemical)\b", re.IGNORECASE)
 _ELSE = re.compile(
-    r"\b(?:burns?|combust\w*|decompos\w*|reacts?|produces?|releas\w*|forms?|gives off|yields|dissolv\w*|solub\w*|soluble in|groups?|from|with an?)\b",
-    re.IGNORECASE,
-)
+    r"\b(?:burns?|combust\w*|decompos\w*|reacts?|produces?|releas\w*|forms?|gives off|yields|dissolv\w*|solub\w*|groups?|from|with an?"
+    r"|isomers?)\b", re.IGNORECASE
+)  # fmt: skip
 _PART = re.compile(r"\s(?:-)?(?:groups?|moiety|ring|unit|ion|fragment|bonds?|chain|backbone|atoms?)\b", re.IGNORECASE)
 _OF = re.compile(r"\b(?:of|for|compound|substance|smiles|called)\s+(?:the )?$", re.IGNORECASE)
 

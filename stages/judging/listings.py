@@ -8,9 +8,10 @@ A listing under another law than the fact's settles nothing, unless the fact is 
 
 import re
 import unicodedata
+from bisect import bisect_left
 from dataclasses import dataclass
 
-from stages.judging.statements import Statements, mended
+from stages.judging.statements import FAR, Statements, mended
 
 _NUMERALS = {"i": "1", "ii": "2", "iii": "3", "iv": "4", "v": "5", "vi": "6"}
 _NUMERALS |= {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
@@ -24,13 +25,15 @@ _LAWS = {
     "us": r"\bcsa\b|controlled substances? act|21 cfr|\bdea\b|united states|america\w*|\bfederal\w*|\busa\b|\bu\.s\.",
     "de": r"\bbtmg\b|german\w*|bet(?:ä|ae)ubungsmittel\w*",
     "cwc": r"\bcwc\b|chemical weapons? convention|\bopcw\b",
-    "un1961": r"\b1961\b|single convention",
-    "un1971": r"\b1971\b|convention on psychotropic",
-    "un1988": r"\b1988\b",
+    "un1961": r"\bun 1961\b|\b1961\b|single convention",
+    "un1971": r"\bun 1971\b|\b1971\b|convention on psychotropic",
+    "un1988": r"\bun 1988\b|\b1988\b",
+    "un": r"\bun\b|united nations",
     "stockholm": r"stockholm",
     "rotterdam": r"rotterdam",
     "eu": r"2019/1148|explosives? precursors? regulation",
-    "elsewhere": r"\buk\b|united kingdom|brit\w+|canad\w*|austral\w*|japan\w*|french|france|misuse of drugs|swiss|switzerland|ind(?:ia|ian)\b|chin(?:a|ese)",
+    "elsewhere": r"\buk\b|united kingdom|\bbrit\w+|canad\w*|austral\w*|japan\w*|french|france|misuse of drugs|swiss|switzerland|\bindian?\b"
+    r"|chin(?:a|ese)",
 }  # fmt: skip
 _LAW = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _LAWS.items()))
 _KIN = {"de": {"schedule", "annex", "anlage", "appendix"}}  # what a translator calls the lists of this law
@@ -42,13 +45,15 @@ _DENIED = re.compile(
 _UNLISTED = re.compile(
     r"\b(?:not|never|nor|no longer)\b(?: (?!sure\b|certain\b|clear\b|known\b|only\b)[\w-]+){0,4}? (?:scheduled?|controlled|listed|regulated"
     r"|restricted|under (?:any )?(?:schedules?|control)|(?:any|a|the) (?:\w+ )?(?:schedules?|lists?))\b"
-    r"|\bno (?:[\w-]+ ){0,2}(?:schedul\w+|listing|control|controls)\b|\bnot (?:list|include|name|cover|control|schedule|regulate) (?:it|this)\b"
-    r"|\bnot (?:[\w-]+ ){0,2}?(?:covered|subject|included|named|found|appear\w*)\b(?=.{0,40}\b(?:schedul|list|control|annex|btmg|cwc|csa|convention))|\bunscheduled\b|\buncontrolled\b|\bunregulated\b"
+    r"|\bno (?:[\w-]+ ){0,2}(?:schedul\w+|listing|control|controls)\b"
+    r"|\bnot (?:list|include|name|cover|control|schedule|regulate) (?:it|this)\b"
+    r"|\bnot (?:[\w-]+ ){0,2}?(?:covered|subject|included|named|found|appear\w*)\b"
+    r"(?=.{0,40}\b(?:schedul|list|control|annex|btmg|cwc|csa|convention))|\bunscheduled\b|\buncontrolled\b|\bunregulated\b"
     r"|\bnon-?(?:scheduled|controlled)\b"
     r"|\b(?:free of|exempt from|outside|without|none of the|absent from (?:the|all|any|every)) (?:\w+ )?(?:schedul\w+|controls?|lists?)\b"
 )
 _CONTROLLED = re.compile(r"\bis (?:an? )?(?!not\b)(?:\w+ly )?(?:controlled|scheduled|illegal|banned)\b")
-_CLAUSE = re.compile(r"[.;!?:]\s|,?\s+but\s+|,\s*(?=not\b|nor\b|rather\b)|\s+(?=rather than\b|instead of\b)")
+_CLAUSE = re.compile(r"[.;!?:]\s|\n|,?\s+but\s+|,\s*(?=not\b|nor\b|rather\b)|\s+(?=rather than\b|instead of\b)")
 _IN_GENERAL = re.compile(r"\s(?:drugs|substances|chemicals|medicines|compounds)? ?\b(?:are|have|include|means?|covers?|contains?|needs?)\b")
 _FROM = re.compile(r"\b(?:from|formerly|previously|used to be|once|was)\b(?: [\w-]+){0,2} $")
 
@@ -78,14 +83,19 @@ def judge_listing(target: str, law: str, answer: str) -> tuple[str, str]:
         words = " ".join(answer.lower().split())
         return ("correct", target) if " ".join(target.lower().split()) in words else ("unverifiable", "")
     label = wanted[0]
-    said, denied = ([one for one in labels if here is None or one.law in (None, here)] for labels in (said, denied))
+    said, denied = ([one for one in labels if _may_be(one.law, here)] for labels in (said, denied))
     right = [one.written for one in said if _same(one, label, here)]
     wrong = [one.written for one in said if not _same(one, label, here) and (one.kind == label.kind or not right)]
     against = [one.written for one in denied if _same(one, label, here)]
-    against += [words for words, of in all_denied if here is None or of in (None, here)]
+    against += [words for words, of in all_denied if _may_be(of, here)]
     if wrong or against:
         return "wrong", (wrong or against)[0]
     return ("correct", right[0]) if right else ("unverifiable", "")
+
+
+def _may_be(law: str | None, here: str | None) -> bool:
+    """Whether what is said of `law` may be said of `here`, the fact's law; None is a law that isn't named."""
+    return here is None or law in (None, here) or law == "un" and here.startswith("un")
 
 
 def _same(found: _Label, wanted: _Label, law: str | None) -> bool:
@@ -101,11 +111,12 @@ def _law_of(text: str, last: bool = False) -> str | None:
 def _plain(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).translate(str.maketrans({"−": "-", "–": "-", "‐": "-", "‑": "-", "’": "'"}))
     text = re.sub(r"[*_`]+", "", text)
+    text = re.sub(r"(?<=[a-z,])\n(?=[a-z])", " ", text)
     text = _SHORT.sub(lambda found: f"schedule {found[1]}", text)
     text = re.sub(r"\bU\.S\.(?:A\.)?|\bUSA?\b", "usa", text).lower()
     text = re.sub(r"\bcannot\b|\bcan't\b", "can not", text)
     text = re.sub(r"[a-z]{6,12}", lambda word: mended(word[0], _WORDS), re.sub(r"n't\b", " not", text))
-    return re.sub(r"\b(schedule|annex|anlage|table|list)\s?[:=]", r"\1", " ".join(text.split()))
+    return re.sub(r"\b(schedule|annex|anlage|table|list)\s?[:=]", r"\1", re.sub(r"[^\S\n]+", " ", text))
 
 
 def _is_controlled(answer: str) -> str:
@@ -123,6 +134,7 @@ def _listings(answer: str) -> tuple[list[_Label], list[_Label], list[tuple[str, 
     said: list[_Label] = []
     denied: list[_Label] = []
     all_denied: list[tuple[str, str | None]] = []
+    places = [found.span() for found in _LISTED.finditer(text)]
     begin = 0
     for clause_end in [*(found.end() for found in _CLAUSE.finditer(text)), len(text)]:
         clause, start, begin = text[begin:clause_end], begin, clause_end
@@ -133,10 +145,10 @@ def _listings(answer: str) -> tuple[list[_Label], list[_Label], list[tuple[str, 
             said, denied, all_denied = [], [], []
         labels = list(_LISTED.finditer(clause))
         denying = False
-        for i, match in enumerate(labels):
+        for match in labels:
             if statements.mentions(start + match.start()):
                 continue
-            law = _law_near(clause, labels, i)
+            law = _law_near(statements, places, start + match.start(), start + match.end())
             first, last = (_NUMERALS.get(part, part) if part else None for part in (match[2], match[4]))
             label = _Label(match[1], first, law, match[0])
             if _DENIED.search(clause[max(0, match.start() - 100) : match.start()]):
@@ -156,9 +168,13 @@ def _listings(answer: str) -> tuple[list[_Label], list[_Label], list[tuple[str, 
     return said, denied, all_denied
 
 
-def _law_near(clause: str, labels: list[re.Match[str]], i: int) -> str | None:
-    """The law that the i-th label is said of: named right after it, or else before it, up to the labels beside it."""
-    after = clause[labels[i].end() : labels[i + 1].start() if i + 1 < len(labels) else len(clause)]
-    before = clause[labels[i - 1].end() if i else 0 : labels[i].start()]
-    more = i + 1 < len(labels)
-    return _law_of(re.split(r"\band\b|,|\bwhile\b", after)[0] if more else after) or _law_of(before, last=True)
+def _law_near(statements: Statements, places: list[tuple[int, int]], start: int, end: int) -> str | None:
+    """The law that the label at start:end is said of: named right after it, or else before it, between the labels beside it."""
+    begin, stop = statements.sentence(start)
+    i = bisect_left(places, (start,))
+    if i and places[i - 1][1] > begin:
+        begin = places[i - 1][1]
+    after = statements.text[end : stop]
+    if i + 1 < len(places) and places[i + 1][0] < stop:  # what follows an "and" belongs to the next label
+        after = re.split(r"\band\b|,|\bwhile\b", statements.text[end : places[i + 1][0]])[0]
+    return _law_of(after[:FAR]) or _law_of(statements.text[max(begin, start - FAR) : start], last=True)

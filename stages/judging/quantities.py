@@ -14,7 +14,6 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 
 from stages.judging.statements import mended
 
@@ -26,7 +25,7 @@ MINUS = "−"  # the sign of a number in a text that `plain` has read; "-" then 
 class Quantity:
     """What stands at start:end of the text: low to high (equal but for ranges and ±) in `unit`, a name that pint reads.
 
-    `bound` is "low" for "above 80 °C", "high" for "below 80 °C", else None; `numbers` are how many numbers were written.
+    `bound` is "low" for "above 80 °C", "high" for "below 80 °C", else None.
     """
 
     start: int
@@ -39,38 +38,45 @@ class Quantity:
 
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
-_LOOKS = str.maketrans({"º": "°", "˚": "°", "−": "-", "–": "-", "‐": "-", "‑": "-", "⁃": "-", "—": " ‒ ", "’": "'", "‘": "'", "ʼ": "'"})
+_LOOKS = str.maketrans(
+    {"º": "°", "˚": "°", "−": "-", "–": "-", "‐": "-", "‑": "-", "⁃": "-", "—": " ‒ ", "’": "'", "‘": "'", "ʼ": "'"}
+)  # fmt: skip
 _HIDDEN = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe0e\ufe0f\ufeff]")
-_MARKUP = [
-    (re.compile(r"<sup>\s*([^<]{1,9}?)\s*</sup>", re.IGNORECASE), r"^\1"),
-    (re.compile(r"</?[a-z]{1,6} ?/?>", re.IGNORECASE), ""),
-    (re.compile(r"\\(?:text|mathrm|mathbf|textbf|rm|ce|si|unit|boxed) ?\{([^{}]{0,80})\}"), r"\1"),
-    (re.compile(r"\\times\b"), "×"), (re.compile(r"\\cdot\b"), "·"), (re.compile(r"\^?\{?\\circ\b\}?"), "°"),
-    (re.compile(r"\\degree\b"), "°"), (re.compile(r"\\pm\b"), "±"), (re.compile(r"\\(?:approx|sim)\b"), "~"), (re.compile(r"\\[,;:! ]"), " "),
-    (re.compile(r"[{}$`\\\"“”]"), ""), (re.compile(r"(?<=10) ?\*\* ?(?=[-+(]?\d)"), "^"), (re.compile(r"\*\*+"), ""),
-    (re.compile(r"(?<!\d)\*(?=\S)|(?<=\S)\*(?! ?\d)"), ""), (re.compile("_"), " "),
-]  # fmt: skip
+_STYLES = r"\\(?:text|mathrm|mathbf|textbf|rm|ce|si|unit|boxed)"
+_MARKUP = [(re.compile(pattern), written) for pattern, written in (
+    (r"(?i)<sup>\s*([^<]{1,9}?)\s*</sup>", r"^\1"), (r"(?i)</?[a-z]{1,6} ?/?>", ""),
+    (r"\^?\{?\\circ(?![a-z])\}?|\\degree\b", "°"), (r"(?<=\d)~(?=[\\a-zA-Z])", " "),
+    (_STYLES + r" ?\{([^{}]{0,80})\}", r"\1"), (_STYLES + r"\b", " "),
+    (r"\\times\b", "×"), (r"\\cdot\b", "·"), (r"\\pm\b", "±"), (r"\\(?:approx|sim)\b", "~"), (r"\\[,;:! ]", " "),
+    (r"[{}$`\\\"“”]", ""), (r"(?<=10) ?\*\* ?(?=[-+(]?\d)", "^"),
+    (r"\*\*+|(?<!\d)\*(?=\S)|(?<=\S)\*(?! ?\d)", ""), ("_", " "),
+)]  # fmt: skip
 _ZEROS = {"hundred": 2, "thousand": 3, "million": 6}
-_WORDS = [
-    (re.compile(r"\b([mb])\. ?p\."), r"\1p"), (re.compile(r"\b(approx|ca|c(?=\. ?[\d~])|deg|temp|wt|max|min|vs|cu|lit|est)\.(?=\s)"), r"\1"),
-    (re.compile(r"\bmol\.(?= (?:wt|mass|weight))"), "mol"), (re.compile(r"\b(i|e)\.(e|g)\."), r"\1\2"),
-    (re.compile(r"\bdegrees? (?:on the|in) (celsius|centigrade|fahrenheit|kelvin)(?: scale)?"), r"degrees \1"),
-    (re.compile(r"(\d[\d.,]*) (hundred|thousand|million)\b"), lambda found: f"{found[1]}e{_ZEROS[found[2]]}"),
-    (re.compile(r"\bdegrees? (below zero) (celsius|centigrade|fahrenheit)\b"), r"degrees \2 \1"), (re.compile(r" of (?:the )?[a-z]+ (?=per\b)"), " "),
-    (re.compile(r"\bcan(?:not|'t)\b"), "can not"), (re.compile(r"\bwon't\b"), "will not"), (re.compile(r"n't\b"), " not"),
-    (re.compile(r"\b(?:unified )?atomic mass units?\b"), "amu"), (re.compile(r"\bparts per million\b"), "ppm"),
-    (re.compile(r"\bparts per billion\b"), "ppb"), (re.compile(r"\bmm (?:of )?(?:hg|mercury)\b"), "mmhg"),
-]  # fmt: skip
+_WORDS = [(re.compile(pattern), written) for pattern, written in (
+    (r"\b([mb])\. ?p\.", r"\1p"), (r"\b(approx|ca|c(?=\. ?[\d~])|deg|temp|wt|max|min|vs|cu|lit|est)\.(?=\s)", r"\1"),
+    (r"\bmol\.(?= (?:wt|mass|weight))", "mol"), (r"\b(i|e)\.(e|g)\.", r"\1\2"),
+    (r"\bcan(?:not|'t)\b", "can not"), (r"\bwon't\b", "will not"), (r"n't\b", " not"),
+    (r"\bdegrees? (?:on the|in) (celsius|centigrade|fahrenheit|kelvin)(?: scale)?", r"degrees \1"),
+    (r"\bdegrees? (below zero) (celsius|centigrade|fahrenheit)\b", r"degrees \2 \1"),
+    (r"(?<![\d.,])(\d[\d.,]*) (hundred|thousand|million)\b", lambda found: f"{found[1]}e{_ZEROS[found[2]]}"),
+    (r" of (?:the )?[a-z]+ (?=per\b)", " "), (r"\b(?:unified )?atomic mass units?\b", "amu"),
+    (r"\bparts per million\b", "ppm"), (r"\bparts per billion\b", "ppb"), (r"\bmm (?:of )?(?:hg|mercury)\b", "mmhg"),
+)]  # fmt: skip
 
 _DIGITS = {word: number for number, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
     "nineteen".split())}  # fmt: skip
 _TENS = {word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
 _COUNT = rf"(?:{'|'.join([*_DIGITS, *_TENS, *_ZEROS])})"
-_SPELT = re.compile(rf"\b(?:half (?:an? )?|{_COUNT}(?:(?:[\s-]|\sand\s){_COUNT}){{0,9}}(?:\spoint(?:\s{_COUNT}){{1,6}})?\b)(?= ?[a-z°µμ%])")
+_SPELT = re.compile(
+    rf"\b(?:half (?:an? )?|{_COUNT}(?:(?:[\s-]|\sand\s){_COUNT}){{0,9}}(?:\spoint(?:\s{_COUNT}){{1,6}})?\b)(?= ?[a-z°µμ%])"
+)
 
 _PLAIN = r"(?:\d{1,3}(?P<mark>[ ,.'])\d{3}(?:(?P=mark)\d{3})*(?:[.,]\d+)?|\d+[.,]\d+|\d+|\.\d+)(?![.,']?\d)"
-_EXPONENT = rf"(?: ?[x×·*] ?10 ?(?:\^ ?\(? ?[-+{MINUS}]? ?\d{{1,3}}\)?|[-{MINUS}]\d{{1,2}}(?!\d)|[1-9](?![\d.,]))|e[-+{MINUS}]?\d{{1,3}})?"
+_EXPONENT = (  # x 10^-4, also with the superscript lost: x 10-4, x 103
+    rf"(?: ?[x×·*] ?10 ?(?:\^ ?\(? ?[-+{MINUS}]? ?\d{{1,3}}\)?|[-{MINUS}]\d{{1,2}}(?!\d)|[1-9](?![\d.,]))"
+    rf"|e[-+{MINUS}]?\d{{1,3}})?"
+)
 _NUMBER = re.compile(rf"(?<![\w.,^])(?<!\d/)(?P<sign>[+{MINUS}]?)(?P<plain>{_PLAIN})(?P<exponent>{_EXPONENT})")
 _SPREAD = re.compile(r" ?(?:±|\+/-|\+-|plus or minus|give or take) ?(?=\d)")
 _TO = re.compile(rf" ?(?P<word>-|~|to|through|up to|\.\.+|and) ?(?=[+{MINUS}]?\.?\d)")
@@ -91,13 +97,15 @@ _UNIT_WORDS = {
     "mole": "mol mols mole moles", "millimole": "mmol millimole millimoles", "kilomole": "kmol kilomole kilomoles",
     "liter": "l liter liters litre litres", "milliliter": "ml mls milliliter milliliters millilitre millilitres",
     "microliter": "µl μl ul microliter microliters microlitre microlitres", "centiliter": "cl centiliter centilitre centiliters",
-    "deciliter": "dl deciliter decilitre", "centimeter**3": "cc ccm", "gallon": "gal gallon gallons", "meter": "m meter meters metre metres",
-    "decimeter": "dm decimeter decimetre", "centimeter": "cm centimeter centimeters centimetre centimetres", "millimeter": "mm millimeter",
+    "deciliter": "dl deciliter decilitre", "centimeter**3": "cc ccm", "gallon": "gal gallon gallons",
+    "meter": "m meter meters metre metres", "decimeter": "dm decimeter decimetre",
+    "centimeter": "cm centimeter centimeters centimetre centimetres", "millimeter": "mm millimeter",
     "nanometer": "nm nanometer nanometers", "foot": "ft foot feet", "gram/mole": "da dalton daltons amu u",
     "kilogram/mole": "kda kilodalton kilodaltons", "ppmv": "ppm ppmv", "ppbv": "ppb ppbv", "percent": "% percent", "molar": "molar",
     "pascal": "pa pascal pascals", "kilopascal": "kpa kilopascal kilopascals", "hectopascal": "hpa", "megapascal": "mpa", "bar": "bar bars",
-    "millibar": "mbar millibar", "atmosphere": "atm atmosphere atmospheres", "mmHg": "mmhg torr", "psi": "psi", "second": "s sec second seconds",
-    "minute": "min minute minutes", "hour": "h hr hour hours", "day": "day days", "kilojoule": "kj", "joule": "j", "calorie": "cal",
+    "millibar": "mbar millibar", "atmosphere": "atm atmosphere atmospheres", "mmHg": "mmhg torr", "psi": "psi",
+    "second": "s sec second seconds", "minute": "min minute minutes", "hour": "h hr hour hours", "day": "day days",
+    "kilojoule": "kj", "joule": "j", "calorie": "cal",
     "kilocalorie": "kcal", "degree_Celsius": "c celsius centigrade", "degree_Fahrenheit": "f fahrenheit",
     "kelvin": "k kelvin kelvins", "degree_Rankine": "r rankine",
 }  # fmt: skip
@@ -105,7 +113,9 @@ _UNITS = {word: name for name, words in _UNIT_WORDS.items() for word in words.sp
 _TEMPERATURES = ("degree_Celsius", "degree_Fahrenheit", "kelvin", "degree_Rankine")
 _VOLUMES = ("liter", "milliliter", "microliter", "centimeter**3", "centimeter", "meter", "decimeter")
 _DEGREE = re.compile(r"° ?\(?|o(?=[cf]\b)|([a-z]{3,8})s? ?\(?")
-_WORD = re.compile(r"(?P<power>(?:cubic|cu|square)\s)?(?P<word>[a-zµμ]+|%)(?:(?: ?\^ ?)?\(?(?P<exponent>[-−+]?[0-9])\)?(?![.,]?\d))?(?![a-zµμ\d])")
+_WORD = re.compile(
+    r"(?P<power>(?:cubic|cu|square)\s)?(?P<word>[a-zµμ]+|%)(?:(?: ?\^ ?)?\(?(?P<exponent>[-−+]?[0-9])\)?(?![.,]?\d))?(?![a-zµμ\d])"
+)
 _OVER = re.compile(r" ?/ ?|\sper\s(?:an? )?|(?P<times> ?[·⋅•*] ?| |\.)")
 _BEFORE = re.compile(r"[(/\[] ?(?:in )?(?P<unit>[a-zµμ°%][^()\[\]]{0,24}?)[)\]]? ?(?:is|of|was|:|=|\||\s)* ?$")
 

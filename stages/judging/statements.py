@@ -41,7 +41,10 @@ _ELSEWHERE = [
                 r"|falsely)\b", re.IGNORECASE), _RESTART),
 ]  # fmt: skip
 # "Water melts at 0 °C, but this compound ...": a name as the subject, and then what was asked.
-_NAMED = re.compile(r"\W*([a-z][\w,'()-]*)(?: [\w'-]+){0,3}? (?:melts|boils|freezes|solidifies|flashes|ignites|weighs|has|is)\b", re.IGNORECASE)
+_NAMED = re.compile(
+    r"\W*([a-z][\w,'()-]*)(?: [\w'-]+){0,3}? "
+    r"(?:melts?|boils?|freezes?|solidif(?:ies|y)|flash(?:es)?|ignites?|weighs?|has|have|is|are)\b", re.IGNORECASE
+)  # fmt: skip
 _STARTERS = frozenset(
     "it its it's this that these those the a an my i i'm i'd we you he she they some many most one sure certainly yes no of in at for "
     "as there here if and but so because also both about roughly approximately around near maybe perhaps possibly probably what which "
