@@ -47,9 +47,9 @@ def test_what_frames_an_answer_changes_nothing(frame):
 
 
 PIECES = (
-    "84 °C|-114|−|–|1,200|1.2e3|x 10^|10^(|±|between|and|to|not|n't|not until|melts|boils|flash|ppm|mg/m3|g/mol|mol|per|°|(|)|[|]|{|}|$|*|**"
-    "|_|\\text{|<sub>|&#|Schedule II|Annex A|not scheduled|no|C2H6O|(CH3)|·|.|,|;|:|?|!|\n|\n\n|| a | b ||\n|---|---|\n|unlike|than|whereas"
-    "|you asked|whether|Correction|eighty|hundred|point|minus|half a|below zero|\u200b|\x00|\ud7ff|٣|²|⁻|℃|1e999|9" + "9" * 400
+    "84 °C|-114|−|–|1,200|1.2e3|x 10^|10^(|±|between|and|to|not|n't|not until|melts|boils|flash|ppm|mg/m3|g/mol|mol|per|°|(|)|[|]|{|}|$|*"
+    "|**|_|\\text{|<sub>|&#|Schedule II|Annex A|not scheduled|no|C2H6O|(CH3)|·|.|,|;|:|?|!|\n|\n\n|| a | b ||\n|---|---|\n|unlike|than"
+    "|whereas|you asked|whether|Correction|eighty|hundred|point|minus|half a|below zero|\u200b|\x00|\ud7ff|٣|²|⁻|℃|1e999|9" + "9" * 400
 ).split("|")  # fmt: skip
 HOSTILE = [
     *PIECES[1::5], "not ", "it is ", "84 ", "84 °C ", "1 000 ", "1,", "-", "unlike water ", "than a ", "you asked whether it ", "84 °C is ",

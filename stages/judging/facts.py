@@ -35,13 +35,14 @@ class FactCheck:
 
 # The words that say what a value is of.
 _PROPERTY = {
-    "other": r"density|specific gravity|vapou?r pressure|solub\w*|dissol\w*|(?:auto|self)[ -]?ignit\w*(?: (?:temperature|point))?|sublim\w*"
-    r"|decompos(?:es|e|ed|ing)\b(?! and melt)|decomposition (?:temperature|point|starts|begins|occurs|at)|half-life|viscosity|critical"
-    r"|triple point|glass transition|refractive|stor(?:e|ed|age|ing)\b|keep (?:away|cool|cold)|room temperature|ambient|stable|stability"
-    r"|exact mass|monoisotopic(?: mass)?|(?:enthalpy|entropy|heat) of \w+|enthalpy|entropy|purity|log ?p|pka|evaporat\w*|soften\w*"
-    r"|sinter\w*|used (?:at|up to)|(?:heat|warm|cool) (?:it|the|this|gently)\b|(?:re)?crystalli[sz]\w*|stel\b(?: limit)?"
-    r"|short[- ]term(?: exposure)?(?: limits?)?|ceiling(?: limit)?|idlh(?: value| limit)?|l[cd] ?50|(?:explosi\w+|flammab\w+) limits?"
-    r"|lel|uel|odou?r (?:threshold|limit)|detection limit|limit of detection|derivati\w+",
+    "other": r"density|specific gravity|vapou?r pressure|(?:in)?solub\w*|dissol\w*|(?:auto|self)[ -]?ignit\w*(?: (?:temperature|point))?"
+    r"|sublim\w*|decompos(?:es|e|ed|ing)\b(?! and melt)|decomposition (?:temperature|point|starts|begins|occurs|at)|half-life|viscosity"
+    r"|critical|triple point|glass transition|refractive|stor(?:e|ed|age|ing)\b|keep (?:it |this )?(?:away|cool|cold)"
+    r"|keep (?:[a-z]+ ){1,4}(?=[\d−]+ ?(?:°|c\b))|room temperature|ambient|stable|stability|exact mass|monoisotopic(?: mass)?"
+    r"|(?:enthalpy|entropy|heat) of \w+|enthalpy|entropy|purity|log ?p|pka|evaporat\w*|soften\w*|sinter\w*|used (?:at|up to)"
+    r"|(?:heat|warm|cool) (?:it|the|this|gently)\b|(?:re)?crystalli[sz]\w*|stel\b(?: limit)?|short[- ]term(?: exposure)?(?: limits?)?"
+    r"|ceiling(?: limit)?|idlh(?: value| limit)?|l[cd] ?50|(?:explosi\w+|flammab\w+) limits?|lel|uel|odou?r (?:threshold|limit)"
+    r"|detection limit|limit of detection|derivati\w+",
     "melting_point": r"melts? (?:with|and|under) decompos\w+|melt\w*|(?:from )?(?:a )?solid (?:in)?to (?:a )?liquid|fusion|freez\w*"
     r"|solidif\w*|(?:becomes?|turns?(?: (?:in)?to)?) (?:a )?liquid|liquef\w*|mp|tm|tfus",
     "boiling_point": r"boil\w*|bp(?:760)?|vapori[sz]\w*|tb|(?:becomes?|turns?(?: in)?to) (?:a )?(?:vapou?r|gas)",
@@ -49,9 +50,13 @@ _PROPERTY = {
     "molar_mass": r"molar (?:mass|weight)|molecular (?:weight|mass)|formula (?:weight|mass)|mol wt|weighs?|mw|mr|mass per mole",
     "exposure_limit": r"exposure|limit\w*|twa|tlv|oel|airborne|threshold|workplace|permissible|8[- ]hour",
     "dilution": r"dilut\w*|take|stock|aliquot|pipett\w*|measure|volume|need\w*|make up|made up",
-}
+}  # fmt: skip
 _TOPIC = re.compile("|".join(f"(?P<{name}>\\b(?:{pattern})(?![a-z]))" for name, pattern in _PROPERTY.items()))
 _STATE = re.compile(r"(?<!the )(?<!this )\b(?:solid|liquid|gas|gaseous|crystalline|powder|crystals)\b")  # "a liquid at 20 °C"
+_CHANGES = (
+    ("melting_point", "solid", "high"), ("melting_point", "liquid", "low"),
+    ("boiling_point", "liquid", "high"), ("boiling_point", "gas", "low"),
+)  # fmt: skip
 _TOPIC_WORDS = frozenset(
     "melt melts melting boil boils boiling flash flashes freezing freezes density exposure limit molar mass".split()
 )  # fmt: skip
@@ -120,7 +125,9 @@ class _Measured:
         self.text = _rows(re.sub(r"[a-z]{4,10}", lambda word: mended(word[0], _TOPIC_WORDS), plain(answer)))
         self.said = Statements(self.text)
         self.topics = [(found.start(), found.lastgroup) for found in _TOPIC.finditer(self.text)]
-        self.states = [(found.start(), "other") for found in _STATE.finditer(self.text)]
+        if self.name != "dilution":  # its verbs are common ones: take, need, measure
+            self.topics = [(start, name) for start, name in self.topics if name != "dilution"]
+        self.states = [(found.start(), found[0]) for found in _STATE.finditer(self.text)]
         unitless = _MASS_ALONE if self.name == "molar_mass" else None
         self.values = list(quantities(self.text, VALUES, unitless, self.name == "dilution"))
 
@@ -148,7 +155,10 @@ class _Measured:
         differs = _DIFFERENCE.search(self.text, max(0, value.start - 24), value.start)
         if differs or not value.bound and _DIFFERS.match(self.text, value.end):
             return False
-        return self._topic(value) in (None, self.name) and not self.said.mentions(value.start)
+        topic = self._topic(value)
+        if (self.name, topic, value.bound) in _CHANGES:  # "a liquid above 84 °C" tells where it melts, or nothing
+            topic = self.name if self._standing(value) == "right" else topic
+        return topic in (None, self.name) and not self.said.mentions(value.start)
 
     def _standing(self, value: Quantity) -> str | None:
         """right, wrong, denied (a right value said not to be so), strange (a wrong unit or pressure), or None: it settles nothing."""

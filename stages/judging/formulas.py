@@ -42,7 +42,7 @@ _MARKUP = [
 ]  # fmt: skip
 # A word of SMILES: bonds, rings, aromatic atoms or a bare carbon chain, and no counted hydrogen as in CH2=CH2.
 _SMILES = re.compile(
-    r"(?<!\S)(?=\S*(?:[=#@\[\]/\\]|[cnos]\d|C(?:C(?![a-z])|\(|1)))(?!\S*H\d)(?!\S*OH)"
+    r"(?<!\S)(?=\S*(?:[=#@\[\]/\\]|[cnos]\d|C(?:C(?![a-z])|\(|1(?!\d)(?=\S*1(?!\d)))))(?!\S*H\d)(?!\S*OH)"
     r"[A-Za-z0-9@+=#()\[\]/\\.%-]{3,}(?=[\s?,;:]|[.]\s|[.]?$)"
 )
 _FORMULA = re.compile(r"(?<![\w(])(?:\d*\(?[A-Z][A-Za-z0-9()]*)(?:[·.•*]\d*[A-Z][A-Za-z0-9()]*)*(?:\^\d*[+-]|[+-]\d*)?")
