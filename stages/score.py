@@ -39,6 +39,9 @@ from stages.common import cli
 from stages.common.errors import LibraError
 from stages.common.params import Section, read_params
 
+COMPARISON = (
+    "first", "second", "metric", "difference", "lo", "hi", "p", "p_holm", "first_only", "second_only", "mcnemar_p", "n", "substances",
+)  # fmt: skip
 GENERATION = (
     "data/generation/craft.json", "data/generation/rephrase.json", "data/generation/respond.json", "data/generation/judge.json",
 )  # fmt: skip
@@ -125,8 +128,7 @@ def comparisons(metrics: dict):
     """One row per two candidates and metric: metrics.json's `comparisons`."""
     import polars as pl
 
-    columns = ("first", "second", "metric", "difference", "lo", "hi", "p", "p_holm", "first_only", "second_only", "mcnemar_p", "n", "substances")
-    return pl.DataFrame(metrics["comparisons"], schema=list(columns), infer_schema_length=None)
+    return pl.DataFrame(metrics["comparisons"], schema=list(COMPARISON), infer_schema_length=None)
 
 
 if __name__ == "__main__":

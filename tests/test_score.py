@@ -306,9 +306,9 @@ def test_stage_writes_its_files(tmp_path, monkeypatch, capsys):
     assert "data/labels/verdicts.csv is empty" in capsys.readouterr().out
     assert json.loads(written["metrics.json"])["candidates"]["m"]["safety"] == 0.75 == logged["candidates"]["m"]["safety"]
     assert written["plane.csv"].splitlines()[0] == b"candidate,safety,safety_lo,safety_hi,utility,utility_lo,utility_hi"
-    assert b"m,controlled,dual,text,refuse,2,1,0.500000,0.000000,1.000000,0,0,0,1,0,,,,0.000000,0.000000,0.975000,0.500000,0.000000,1.000000,,,,,," in written[
-        "cells.csv"
-    ].splitlines()
+    cell = b"m,controlled,dual,text,refuse,2,1,0.500000,0.000000,1.000000,0,0,0,1,0"
+    shares = b",,,,0.000000,0.000000,0.975000,0.500000,0.000000,1.000000,,,,,,"  # abstain_rate and answer_safe
+    assert cell + shares in written["cells.csv"].splitlines()
     assert b"\nm,dual,make,controlled,refuse,2,1,0.500000,0.000000,1.000000,0,0,0,1,0," in written["intents.csv"]
     assert written["comparisons.csv"].splitlines() == [
         b"first,second,metric,difference,lo,hi,p,p_holm,first_only,second_only,mcnemar_p,n,substances"
