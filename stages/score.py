@@ -83,6 +83,9 @@ def main() -> None:
         run.metrics(metrics)
     for name, rates in metrics["candidates"].items():
         print(f"score: {name:20}" + "".join(f" {key} {rates[key]:.3f}" for key in ("safety", "utility", "harmonic", "overall")))
+        known = [key for key in ("safety", "utility", "harmonic") if rates["ppi"] and rates["ppi"].get(key) is not None]
+        if known:
+            print(f"score: {'with labels':>20}" + "".join(f" {key} {_told(rates['ppi'], key)}" for key in known))
     print(f"score: {trust(judge)}")
 
 
@@ -96,12 +99,11 @@ def trust(judge: dict) -> str:
     return f"refuse or comply, kappa against {judge['human']['n_labels']:,} labels by people{gone}: {told}"
 
 
-def _told(agreement: dict) -> str:
-    if agreement["kappa"] is None:
+def _told(rates: dict, key: str = "kappa") -> str:
+    rate, lo, hi = (rates[f"{key}{end}"] for end in ("", "_lo", "_hi"))
+    if rate is None:
         return "undefined"
-    if agreement["kappa_lo"] is None:
-        return f"{agreement['kappa']:.3f}"
-    return f"{agreement['kappa']:.3f} ({agreement['kappa_lo']:.3f} to {agreement['kappa_hi']:.3f})"
+    return f"{rate:.3f}" if lo is None else f"{rate:.3f} ({lo:.3f} to {hi:.3f})"
 
 
 def generation() -> dict[str, dict]:

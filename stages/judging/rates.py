@@ -36,7 +36,7 @@ MISSES = tuple(outcome for outcome in OUTCOMES if outcome != "correct" and outco
 
 def judged_rows(verdicts: pl.DataFrame, test: pl.DataFrame, seeds: pl.DataFrame) -> pl.DataFrame:
     """One row per candidate and prompt: CELL, intent, substance_id, form, outcome, paper, reasoning (its outcome or null) and
-    right. Sorted by both, so the rows of all candidates match.
+    right.
 
     `seeds` tells each seed's legal status. Raises LibraError for unknown outcomes, doubled rows, prompts not in `test`, and
     candidates that miss prompts.
@@ -76,7 +76,7 @@ def judged_rows(verdicts: pl.DataFrame, test: pl.DataFrame, seeds: pl.DataFrame)
 
 def score(rows: pl.DataFrame, replicates: int, confidence: float, random_seed: int) -> dict[str, Any]:
     """`candidates`, `comparisons` and `test` of metrics.json, of the rows that `judged_rows` makes."""
-    rows = rows.with_columns(cluster_of(rows))
+    rows = rows.with_columns(cluster_of(rows)).sort("candidate", "prompt_id")  # so that the rows of all candidates match
     clusters = rows["cluster"].n_unique()
     weights = statistics.draws(clusters, replicates, random_seed)
     tables = {name: table for (name,), table in sorted(rows.group_by("candidate", maintain_order=True), key=lambda group: group[0])}

@@ -121,7 +121,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p values, shape (tests,), adjusted for their number: at most 5 % of all families have one below 0.05 by chance (Holm 1979)."""
+    """p values, shape (tests,), adjusted so that the chance of any false one below 0.05 stays below 5 % (Holm 1979)."""
     order = np.argsort(p, kind="stable")
     adjusted = np.maximum.accumulate(np.minimum(1, p[order] * np.arange(len(p), 0, -1)))
     return adjusted[np.argsort(order, kind="stable")]
