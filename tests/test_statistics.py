@@ -87,6 +87,18 @@ def test_candidates_that_never_differ_could_still():
     assert statistics.p_value(*ends, 0.95, 0) == 1
 
 
+def test_differences_from_rates_at_the_ends():
+    """All of 60 substances less none of 60: as uncertain as both. All of 60 less a rate between: as uncertain as both again."""
+    one, two = statistics.levels(2, 20_000, 1)
+    nil, all_ = np.zeros(20_000), np.ones(20_000)
+    best, worst = statistics.bounds(1.0, all_, 60, one), statistics.bounds(0.0, nil, 60, two)
+    lo, hi = statistics.interval(*statistics.difference(best, worst, one, 60), 0.95)
+    assert hi == 1 and 0.88 < lo < 0.025 ** (1 / 60) - 0.01
+    drawn = np.random.default_rng(6).normal(0.9, 0.02, 20_000)
+    lo, hi = statistics.interval(*statistics.difference(best, (drawn, drawn), one, 60), 0.95)
+    assert hi == pytest.approx(0.1 + 1.96 * 0.02, abs=0.002) and lo < 0.1 - 1.96 * 0.02 - 0.005
+
+
 def test_few_substances_prove_little():
     """Three that all speak for one candidate: a sign-flip test of three can't give less than a quarter."""
     lower = np.full(DRAWS, 0.5)
@@ -227,6 +239,16 @@ def test_ppi_ends():
     assert np.ptp(statistics.interval(*ends, 0.95)) < 0.75 * wide
     labelled = truth.astype(float)
     assert powered(random.random(3_000) < 0.5, labelled)[:2] == (truth.mean(), 0)  # nothing is left to predict
+
+
+def test_ppi_mistakes_that_a_small_sample_does_not_show():
+    """51 labels that all agree with the judge: it may still err in 1 - 0.025^(1/51) = 7 % of the rest, either way."""
+    judged = np.arange(3_000) % 3 > 0
+    human = np.where(np.arange(3_000) % 59 == 0, judged, np.nan)
+    rate, tuned, *ends = powered(judged, human)
+    lo, hi = statistics.interval(*ends, 0.95)
+    assert tuned > 0.9 and rate == pytest.approx(2 / 3, abs=0.01)
+    assert rate - 0.1 < lo < rate - 0.06 and rate + 0.06 < hi < rate + 0.1
 
 
 def test_ppi_covers_where_the_judge_misleads():
