@@ -19,7 +19,7 @@ from stages.common.errors import LibraError
 from stages.common.folders import project_folder
 
 EXPERIMENT = "libra"
-MADE_BY = ("stages", "params.yaml", "dvc.yaml", "data/catalog", "requirements.lock")  # not dvc.lock and results: a run changes them
+MADE_BY = ("stages", "params.yaml", "dvc.yaml", "data/catalog", "data/labels", "requirements.lock")  # not dvc.lock and results: a run changes them
 
 
 def tracking_uri() -> tuple[str, str | None]:
