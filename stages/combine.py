@@ -51,9 +51,7 @@ def main() -> None:
     used = triplets["seed_id"].n_unique()
     print(f"combine: {triplets.height:,} triplets from {used:,} of {seeds.height:,} seeds")
     if used < seeds.height:
-        print(
-            "combine: seeds without texts were left out, and as many of the other label, so that refuse : comply stays as it was"
-        )
+        print("combine: seeds without texts were left out, and as many of the other label, so that refuse : comply stays as it was")
 
 
 def combine(texts, seeds, per_seed: int, per_test_seed: int | None = None):
@@ -146,9 +144,7 @@ def _kept_seeds(seeds, counts):
     groups = seeds.with_columns(
         cell=pl.concat_str(*cell, separator=" "),
         lost=~pl.col("seed_id").is_in(counts["seed_id"].implode()),
-        order=pl.col("seed_id").map_elements(
-            lambda seed_id: hashlib.sha256(seed_id.encode()).hexdigest(), return_dtype=pl.String
-        ),
+        order=pl.col("seed_id").map_elements(lambda seed_id: hashlib.sha256(seed_id.encode()).hexdigest(), return_dtype=pl.String),
     )
     lost = groups.group_by("cell").agg(
         surplus=(pl.col("lost") & (pl.col("expected") == "refuse")).sum().cast(pl.Int64)

@@ -35,7 +35,7 @@ def test_always_comply_takes_a_prompts_own_text_else_its_seeds():
 
 
 def test_a_refuse_seed_without_any_is_named():
-    with pytest.raises(LibraError, match="unsafe_compliance answer for the refuse-seed b; raise rephrase.rejected"):
+    with pytest.raises(LibraError, match="unsafe_compliance answer for the refuse-seed b; raise rephrase.test.rejected"):
         always_comply(TEST.filter(pl.col("rejected_kind") != "unsafe_compliance"))
 
 
@@ -70,7 +70,7 @@ def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(tm
         await inner({**scope, **cut}, receive, send)
 
     def ask(limit):
-        section = RespondParams(max_new_tokens=1, batch_size=1, max_quarantined=limit, endpoints={"mine": endpoint(url)})
+        section = RespondParams(max_new_tokens=1, batch_size=1, max_quarantined=limit, candidates={"mine": endpoint(url).model_dump()})
         teacher = endpoint(model="libra-offline-teacher")
         with Session("respond", 0) as session:
             return asked_answers(session, teacher, section, asked)["mine"]
