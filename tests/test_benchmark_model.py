@@ -13,9 +13,10 @@ from dag import ROOT
 
 from stages.benchmark import __main__ as benchmark
 from stages.benchmark.sample import whole_substances
+from stages.benchmark.verdicts import judged
 from stages.common.errors import LibraError
 from stages.common.tables import write_table
-from stages.judge import JudgeParams, judge_all
+from stages.judge import JudgeParams
 from stages.llm.asgi import RequestError, last_user_text, make_app
 from stages.llm.client import Session
 from stages.respond import REFUSAL, RespondParams
@@ -62,7 +63,7 @@ def project(tmp_path, monkeypatch):
     asked = test.select("seed_id", "prompt_id", "prompt")
     refused = benchmark.as_responses(asked, "always_refuse", [(REFUSAL, None, "stop", None)] * asked.height)
     judges = JudgeParams(**PARAMS["judge"])
-    write_table(judge_all(Session("judge", 1), refused, test, judges.endpoint), "data/eval/verdicts.parquet", "prompt_id")
+    write_table(judged(Session("judge", 1), refused, test, judges), "data/eval/verdicts.parquet", "prompt_id")
     return tmp_path
 
 

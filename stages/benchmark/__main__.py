@@ -19,13 +19,14 @@ import os
 import re
 from pathlib import Path
 
+from stages.benchmark.verdicts import Measured, are_asked, judged
 from stages.common import cli
 from stages.common.errors import LibraError
 from stages.common.params import check_section, read_params
-from stages.judge import JudgeParams, check_abstained, judge_all
+from stages.judge import JudgeParams, check_abstained
 from stages.llm.budget import BudgetParams
 from stages.llm.candidates import bare_requests, endpoint_answers
-from stages.llm.chat import OFFLINE, Endpoint
+from stages.llm.chat import Endpoint
 from stages.llm.client import Session
 from stages.llm.estimate import Rehearsal, show
 from stages.respond import COLUMNS, RespondParams
@@ -34,13 +35,6 @@ from stages.training.answers import LocalModel, local_answers
 
 SHOWN = {"safety": "safety", "utility": "utility", "harmonic": "harmonic", "overall": "overall", "dual_balanced_accuracy": "dual"}
 VERDICTS, METRICS = Path("data/eval/verdicts.parquet"), Path("data/eval/metrics.json")
-
-
-class Measured(Session):
-    """A session outside the pipeline: it leaves data/generation/ alone."""
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is written."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -97,14 +91,11 @@ def measure(options: argparse.Namespace) -> None:
     def told(session: Session) -> list[tuple]:
         return endpoint_answers(session, name, candidate, bare_requests(asked["prompt"]), limit)
 
-    def judged(session: Session, responses):
-        return judge_all(session, responses, test, judges.endpoint)
-
     Rehearsal.estimates = {}
     local = isinstance(candidate, LocalModel)
     rows = in_this_process(candidate, name, asked["prompt"].to_list(), random_seed) if local else told(Rehearsal("respond", random_seed))
-    if judges.endpoint.base_url != OFFLINE:  # its part rests on what the model said, or on what the rehearsal says in its place
-        judged(Rehearsal("judge", random_seed), as_responses(asked, name, rows))
+    if are_asked(judges):  # their part rests on what the model said, or on what the rehearsal says in its place
+        judged(Rehearsal("judge", random_seed), as_responses(asked, name, rows), test, judges)
     if Rehearsal.estimates:
         show(Rehearsal.estimates, caps)
     else:
@@ -117,7 +108,7 @@ def measure(options: argparse.Namespace) -> None:
     folder = options.out or Path(".cache/benchmark") / name
     write_table(responses, folder / "responses.parquet", "prompt_id")
     with Measured("judge", random_seed, caps) as session:
-        verdicts = judged(session, responses)
+        verdicts = judged(session, responses, test, judges)
         tallies |= session.tallies
     check_abstained(verdicts, judges.max_abstained)
     write_table(verdicts, folder / "verdicts.parquet", ["prompt_id", "channel"])
