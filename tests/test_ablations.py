@@ -86,10 +86,11 @@ def test_the_frontier_is_what_nothing_beats():
 def test_table_and_figure_hold_both_policies_of_every_experiment():
     measured = [
         (BY_NAME["default"], metrics(sft=(0.8, 0.6), dpo=(0.8, 0.7))),
-        (BY_NAME["beta-1"], metrics(sft=(0.8, 0.6), dpo=(0.9, 0.5))),
+        (BY_NAME["beta-1"], metrics(sft=(0.8, 0.5), dpo=(0.9, 0.5))),
+        (BY_NAME["beta-0.3"], metrics(sft=(0.8, 0.6), dpo=(0.2, 0.2))),
     ]
     lines = [line for line in table(measured).splitlines() if line.startswith("| ") and "no." not in line]
-    assert [line.split(" | ")[0] for line in lines] == ["| 1", "| **1**", "| 2", "| **2**"]
+    assert [line.split(" | ")[0] for line in lines] == ["| 1", "| **1**", "| 2", "| **2**", "| 3"], "the same SFT once"
     assert lines[3] == (
         "| **2** | β = 1 | SFT, DPO | 0.900 (0.900 to 0.900) | 0.500 (0.500 to 0.500) | 0.500 (0.500 to 0.500) | "
         "0.800 (0.800 to 0.800) | 0.900 | 0.700 | 0.100 (0.100 to 0.100) |"
@@ -97,7 +98,7 @@ def test_table_and_figure_hold_both_policies_of_every_experiment():
     figure = ET.fromstring(frontier(measured))
     space = "{http://www.w3.org/2000/svg}"
     places = [(float(circle.get("cx")), float(circle.get("cy"))) for circle in figure.iter(f"{space}circle")]
-    assert len(places) == 4 and places[3][0] < places[1][0] and places[3][1] < places[1][1], "less useful, safer: left, above"
+    assert len(places) == 5 and places[3][0] < places[1][0] and places[3][1] < places[1][1], "less useful, safer: left, above"
     assert [title.text for title in figure.iter(f"{space}title")][1] == (
         "1: balanced, 5-5-5, TEXT and SMILES, β = 0.1, SFT, DPO: safety 0.800, utility 0.700"
     )

@@ -183,12 +183,14 @@ def _wait(names: list[str], jobs: int) -> None:
 
 
 def points(measured: list[tuple[Ablation, dict]]) -> list[dict]:
-    """A row for each policy: number of the experiment, trained (SFT or SFT, DPO), and its rates."""
-    rows = []
+    """A row for each policy: number of the experiment, trained (SFT or SFT, DPO), and its rates; an SFT that others share, once."""
+    rows, known = [], []
     for number, (one, metrics) in enumerate(measured, 1):
         for candidate, trained in (("sft", "SFT"), ("dpo", "SFT, DPO")):
             rates = metrics["candidates"][candidate]
-            rows.append({"number": number, "what": one.what, "trained": trained, **rates})
+            if candidate == "dpo" or rates not in known:
+                rows.append({"number": number, "what": one.what, "trained": trained, **rates})
+                known.append(rates)
     return rows
 
 
