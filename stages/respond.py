@@ -18,16 +18,16 @@ One row it writes:
     answer "I can't help with making it: it is a scheduled drug. ...", reasoning null, finish_reason stop, error null
 """
 
-import re
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, field_validator
 
 from stages.common import cli
 from stages.common.errors import LibraError
-from stages.common.params import Section, check_section, read_params
+from stages.common.params import Section, read_params
 from stages.llm.budget import BudgetParams
-from stages.llm.candidates import bare_requests, endpoint_answers
+from stages.llm.candidates import as_candidates, bare_requests, endpoint_answers
 from stages.llm.chat import Endpoint
 from stages.llm.client import Session
 from stages.training.answers import LocalModel, identity, kept_answers, local_answers
@@ -47,18 +47,8 @@ class RespondParams(Section):
 
     @field_validator("candidates", mode="before")
     @classmethod
-    def _one_by_one(cls, named: dict) -> dict:
-        """Each as what it is: one with a base_url is an endpoint. So a wrong key is named as such, and not as of both kinds."""
-        if not isinstance(named, dict):
-            return named
-        found = {}
-        for name, one in named.items():
-            if name in OWN or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(name)):
-                fault = "that name is taken" if name in OWN else "letters, digits, dots, dashes and underscores make a name"
-                raise LibraError(f"params.yaml: no candidate of respond.candidates may be called {name}; {fault}")
-            kind = Endpoint if isinstance(one, dict) and "base_url" in one else LocalModel
-            found[name] = check_section(f"respond.candidates.{name}", one, kind)
-        return found
+    def _one_by_one(cls, named: Any) -> Any:
+        return as_candidates(named, OWN)
 
 
 def main() -> None:
@@ -143,16 +133,17 @@ def guarded(train, prompts: list[str], obliging: list[str]) -> list[tuple]:
 def asked_answers(session: Session, teacher: Endpoint, section: RespondParams, asked) -> dict[str, list[tuple]]:
     """The answers of the teacher, with each seed's fact sheet in the request, and of the endpoints, to the bare prompts."""
     from stages.common.tables import read_table
+    from stages.llm.offline import app
     from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, answer_request, fact_sheets
 
     seeds = read_table("data/seeds.parquet", SEED_COLUMNS)
     seeds = seeds.filter(seeds["seed_id"].is_in(asked["seed_id"].unique().to_list()))
     sheets = {sheet["seed_id"]: sheet for sheet in fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))}
     told = [answer_request(sheets[seed_id], prompt) for seed_id, prompt in asked.select("seed_id", "prompt").iter_rows()]
-    answers = {"teacher": endpoint_answers(session, "teacher", teacher, told, section.max_quarantined)}
+    answers = {"teacher": endpoint_answers(session, "teacher", teacher, told, section.max_quarantined, app)}
     for name, one in section.candidates.items():
         if isinstance(one, Endpoint):
-            answers[name] = endpoint_answers(session, name, one, bare_requests(asked["prompt"]), section.max_quarantined)
+            answers[name] = endpoint_answers(session, name, one, bare_requests(asked["prompt"]), section.max_quarantined, app)
     return answers
 
 

@@ -69,6 +69,7 @@ def measure(options: argparse.Namespace) -> None:
     from stages.benchmark.sample import whole_substances
     from stages.common.tables import read_table, write_json, write_table
     from stages.judging.rates import TEST, judged_rows, score
+    from stages.llm.offline import app
 
     name, candidate = named(options)
     # The name that spending is counted under: the caps are this measurement's own, and what the pipeline paid stays as it is.
@@ -89,7 +90,7 @@ def measure(options: argparse.Namespace) -> None:
     tallies = {}
 
     def told(session: Session) -> list[tuple]:
-        return endpoint_answers(session, name, candidate, bare_requests(asked["prompt"]), limit)
+        return endpoint_answers(session, name, candidate, bare_requests(asked["prompt"]), limit, app)
 
     Rehearsal.estimates = {}
     local = isinstance(candidate, LocalModel)
