@@ -34,7 +34,8 @@ def rows_of(count: int | None):
     """(responses, test): the answers of CANDIDATE and the requests, the first `count` of them."""
     import polars as pl
 
-    responses = pl.read_parquet(ROOT / "data/eval/responses.parquet").filter(candidate=CANDIDATE).sort("prompt_id").head(count)
+    responses = pl.read_parquet(ROOT / "data/eval/responses.parquet").filter(candidate=CANDIDATE).sort("prompt_id")
+    responses = responses.head(count or responses.height)
     test = pl.read_parquet(ROOT / "data/librachemqa/test.parquet")
     return responses, test
 
