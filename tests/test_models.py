@@ -196,7 +196,7 @@ def test_an_adapter_goes_through_sft_and_dpo_and_loads_as_it_lies(real, hub, kin
             assert torch.allclose(logits(auto.from_pretrained(where, dtype=torch.float32), theirs), ours, atol=1e-5), auto
         said.append(ours)
     size = ModelParams(**PARAMS["model"] | {"base": str(hub / kind), "attention": attention(kind), "lora": LORA})
-    section = RespondParams(max_new_tokens=5, batch_size=2, max_quarantined=0.0, endpoints={})
+    section = RespondParams(max_new_tokens=5, batch_size=2, max_quarantined=0.0, candidates={})
     assert [answer[1::2] for answer in policy_answers("dpo", ["How is it kept?", "Why?"], section, size)] == [(None, None)] * 2
     base, tokenizer = load_policy(hub / kind, attention=attention(kind))
     assert len({tuple(one.flatten().tolist()) for one in (logits(base, tokenizer), *said)}) == 3, "both stages learn"
