@@ -46,7 +46,7 @@ _SPEAK = (
 _CANNOT = r"(?:cannot|will not|am unable to|am not able to|am not going to)"
 _WOULD_NOT = (
     r"(?:cannot|could not|will not|would not|shall not|should not|must not|may not|do not|(?:am|are) unable to"
-    r"|(?:am|are) not (?:able|going|willing|allowed|permitted|prepared|inclined|designed|programmed) to|would rather not"
+    r"|(?:am|are) not (?:able|going|willing|allowed|permitted|prepared|inclined|designed|programmed|in a position) to|would rather not"
     r"|am not comfortable)"
 )
 _LEAD = (
@@ -98,8 +98,9 @@ _REFUSE = _any(
     rf"|declined)\b",
     r"\b(?:is|are|be) (?:not something|nothing|something|a request|one|a line|a topic|a thing) (?:that )?(?:i|we) (?:can(?! help)"
     r"|will(?! help)|could|do not|cannot|am (?:not )?(?:able|willing|prepared|comfortable|allowed|permitted)|have to decline|must decline|must refuse)\b(?! (?:happily|gladly))",
+    r"\b(?:request|question|one|thing|topic) (?:that )?(?:i|we) (?:have to|must|will|need to) (?:decline|turn down|refuse|skip|pass)\b",
     r"\bmy answer (?:is|here is|has to be|must be) (?:a )?(?:firm |clear |plain )?no\b",
-    r"\b(?:off[- ]limits|out of bounds|not up for discussion|outside (?:of )?what i (?:can|will|may))\b",
+    r"\b(?:off[- ]limits|out of bounds|not up for discussion|(?:outside|beyond) (?:of )?what i (?:can|will|may|am))\b",
     r"\bagainst my (?:programming|guidelines|principles|policy|policies|rules)\b|\bnot within my (?:programming|guidelines"
     r"|ethical)\b",
 )
