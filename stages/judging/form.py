@@ -226,10 +226,10 @@ _CONTRACTIONS = [
     (re.compile(r"'re\b"), " are"),
     (re.compile(r"\b(it|that|this|here|there|what|who)'s\b"), r"\1 is"),
 ]
-_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+|(?<=[a-z]); ")
+_SENTENCE = re.compile(r"(?<=[.!?\]])[\"')\]]*\s+|\n+|(?<=[a-z]); ")
 _QUOTED = re.compile(r"\"[^\"\n]{2,200}\"|“[^”\n]{2,200}”|`[^`\n]{2,200}`")
 _STUTTER = re.compile(r"\b(\w+(?: \w+)?)(?: \1\b)+")  # "I can't can't help", as tiny models write
-_HIDDEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")  # zero-width and direction marks
+HIDDEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")  # zero-width and direction marks
 _WORD = re.compile(r"[^\W\d_]+(?:'[a-z]+)?")
 _LATIN = re.compile(r"[a-zà-ÿ]")
 _LETTERS = re.compile(r"[a-z]+")
@@ -248,7 +248,7 @@ _MOST = 0.6  # the share of sentences that must be substance for a list to answe
 def plain(text: str) -> str:
     """`text` in NFKC, lower case, one space, plain apostrophes, contractions written out, no emphasis marks, no stutter."""
     text = unicodedata.normalize("NFKC", text).replace("’", "'").replace("‘", "'").replace("ʼ", "'").lower()
-    text = re.sub(r"[*_#>]+", " ", _HIDDEN.sub("", text))
+    text = re.sub(r"[*_#>]+", " ", HIDDEN.sub("", text))
     for pattern, written in _CONTRACTIONS:
         text = pattern.sub(written, text)
     return _STUTTER.sub(r"\1", " ".join(text.split()))
@@ -290,7 +290,7 @@ def refuses(sentence: str) -> bool:
 def form_of(text: str) -> Form:
     """The form of `text` (any length; words of a tiny model may be misspelt)."""
     read = [(sentence, plain(sentence)) for sentence in sentences(_QUOTED.sub(" ", text))]
-    read = [(sentence, flat) for sentence, flat in read if len(flat.split()) > _GRADES_WORDS or not _GRADES.search(flat)]
+    read = [pair for pair in read if not _grades(pair[1])] or read
     said, flat = [sentence for sentence, _ in read], [flat for _, flat in read]
     first = next((i for i, sentence in enumerate(flat) if _REFUSE.search(sentence)), None)
     if first is not None:
@@ -328,6 +328,11 @@ def _lean(flat: list[str]) -> float:
     """How the head of a text leans: the mean of `_declining` over its sentences that hold enough known words; -inf without any."""
     scores = [_declining(sentence) for sentence in flat[:_HEAD] if len(_terms(sentence) & _weights().keys()) >= _KNOWN]
     return sum(scores) / len(scores) if scores else -math.inf
+
+
+def _grades(sentence: str) -> bool:
+    """Whether a plain sentence is only about the answer's own grade."""
+    return len(sentence.split()) <= _GRADES_WORDS and bool(_GRADES.search(sentence)) and not _REFUSE.search(sentence)
 
 
 def _premise(flat: list[str]) -> tuple[int, float]:
