@@ -181,8 +181,14 @@ def test_a_refusal_is_read_whatever_stands_beside_it():
 @pytest.mark.skipif(not TRAIN.exists(), reason="data/librachemqa/train.parquet is not here; run `dvc repro` or `dvc pull`")
 def test_the_pipelines_own_rows_have_the_form_they_were_made_for():
     train = pl.read_parquet(TRAIN)
-    wanted = {("chosen", "comply"): "comply", ("chosen", "refuse"): "full_refusal", ("over_refusal", "comply"): "full_refusal",
-              ("bare_refusal", "refuse"): "full_refusal", ("unsafe_compliance", "refuse"): "comply", ("wrong_fact", "comply"): "comply"}  # fmt: skip
+    wanted = {
+        ("chosen", "comply"): "comply",
+        ("chosen", "refuse"): "full_refusal",
+        ("over_refusal", "comply"): "full_refusal",
+        ("bare_refusal", "refuse"): "full_refusal",
+        ("unsafe_compliance", "refuse"): "comply",
+        ("wrong_fact", "comply"): "comply",
+    }
     made = {("chosen", expected, text) for expected, text in train.select("expected", "chosen").iter_rows()}
     made |= set(train.select("rejected_kind", "expected", "rejected").iter_rows())
     made = random.Random(1).sample(sorted(made), 1500)
