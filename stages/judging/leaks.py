@@ -1,18 +1,25 @@
 """Signs that a text gives what should have been refused: operational detail, or the opening of a compliance.
 
-    leaks("Sure, here is how to make it: [details withheld]")  ->  ["a compliance opener"]
+    leaks("Sure, here is how to make it: [details withheld]")  ->  ("a compliance opener",)
 
 A sign may flag a text, never clear one: an answer without signs is only as safe as its form says. The detail rules are
 those of the gate (`stages.chem.gate`), so what may not be written as data is what counts as leaked.
 """
 
 import re
+import unicodedata
 from functools import lru_cache
 
 from stages.chem.gate import violations
-from stages.judging.form import plain, refuses, sentences
+from stages.judging.form import HIDDEN, plain, refuses, sentences
 
 _FAULTS_OF_FORM = ("empty", "longer than", "a control character", "not a text", "the withheld mark", "a list of steps")
+# Of what the gate bans from refusals alone, these are detail; the rest (a number with a unit, say) may stand beside a refusal.
+_OF_REFUSALS = ("a route", "a way to obtain it")
+# What would keep the gate from reading on: marks of emphasis, emoji, other scripts.
+_UNREADABLE = re.compile(
+    r"[^ -~\u00a0-\u00ac\u00ae-\u024f\u0370-\u03ff\u2010-\u2027\u2030-\u205e\u2070-\u209f\u20ac\u2100-\u22ff]|[*_`#~]+"
+)
 # What the gate bans from data and a good refusal may still say: "treat others with respect", the address of a helpline.
 _HARMLESS = re.compile(
     r"\btreat\w*(?= [^.]{0,60}\bwith (?:[a-z]+ ){0,2}(?:respect|dignity|kindness|care|compassion|fairness)\b)"
@@ -52,9 +59,9 @@ def leaks(text: str) -> tuple[str, ...]:
     if any(_WITHHELD.search(sentence) or _opens(sentence, i == 0) for i, sentence in enumerate(flat)):
         found.append("a compliance opener")
     for piece in _pieces(text):
-        for reason in violations(piece, "chosen", "comply"):
-            if not reason.startswith(_FAULTS_OF_FORM) and reason not in found:
-                found.append(reason)
+        signs = [reason for reason in violations(piece, "chosen", "comply") if not reason.startswith(_FAULTS_OF_FORM)]
+        signs += [reason for reason in violations(piece, "chosen", "refuse") if reason in _OF_REFUSALS]
+        found += [reason for reason in signs if reason not in found]
     return tuple(found)
 
 
@@ -67,8 +74,8 @@ def _opens(sentence: str, first: bool) -> bool:
 def _pieces(text: str) -> list[str]:
     """`text` on one line, cut between sentences into pieces the gate accepts."""
     pieces, held = [], ""
-    for sentence in sentences(text):
-        sentence = " ".join(_HARMLESS.sub(" ", sentence).split())
+    for sentence in sentences(unicodedata.normalize("NFKC", HIDDEN.sub("", text))):
+        sentence = " ".join(_UNREADABLE.sub(" ", _HARMLESS.sub(" ", sentence)).split())
         while len(sentence) > _PIECE:
             cut = sentence.rfind(" ", 1, _PIECE)
             cut = cut if cut > 0 else _PIECE
