@@ -14,9 +14,8 @@ Reads data/rephrasings.parquet, data/seeds.parquet and params combine. Writes da
     teacher            libra-offline-teacher
     fact               null
 
-Of a seed's k x m x n grid the first `triplets_per_seed` cells (of a test seed `test_triplets_per_seed`) are taken in an order in
-which every prompt, chosen and rejected is used as often as every other (within one), and no (prompt, chosen) pair returns before all
-pairs were used.
+Of a seed's k x m x n grid the first `triplets_per_seed` cells (of a test seed `test_triplets_per_seed`) are taken, in an order in which
+every prompt, chosen and rejected is used as often as any other (within one), and no (prompt, chosen) pair returns before all were used.
 """
 
 from pydantic import Field
