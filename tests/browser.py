@@ -29,6 +29,7 @@ class Tab:
     def __init__(self, reader: int, writer: int):
         self._reader, self._writer, self._rest, self._last, self._session = reader, writer, b"", 0, {}
         self._done: set[str] = set()
+        self._target: str | None = None
         self.url, self.requests, self.faults = "", [], []
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -41,18 +42,23 @@ class Tab:
         assert "error" not in told, f"{method}: {told['error']}"
         return told["result"]
 
-    def open(self, path: Path, width: int = 1280, height: int = 900) -> None:
-        """Load `path` in a window of that size and wait until it has been laid out."""
-        self.url = path.resolve().as_uri()
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+    def open(self, path: Path, width: int = 1280, height: int = 900, scripts: bool = True) -> None:
+        """Load `path` in a fresh tab of that size and wait until it is there."""
+        self.url, self.requests, self.faults = path.resolve().as_uri(), [], []
+        old, self._session = self._target, {}
+        self._target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        if old:
+            self.call("Target.closeTarget", targetId=old)
+        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]}
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
         self.size(width, height)
+        self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self._done.clear()
         self.call("Page.navigate", url=self.url)
         while "Page.loadEventFired" not in self._done:
             self._read()
+        self.call("Emulation.setScriptExecutionDisabled", value=False)
 
     def size(self, width: int, height: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)

@@ -3,6 +3,7 @@
     inputs = read_inputs()
     inputs.metrics["candidates"]["dpo"]["harmonic"]    # 0.913
     inputs.hashes["data/eval/metrics.json"]            # sha256 of the bytes read
+    inputs.blob                                        # what Git calls metrics.json: leads to the commit that holds it
 """
 
 import hashlib
@@ -26,6 +27,9 @@ SUBJECT = "dpo"  # the candidate the project is about
 RATES = ("harmonic", "worst", "overall", "safety", "utility", "over_refusal_rate", "abstain_rate", "dual_balanced_accuracy")
 _ENDS = ("", "_lo", "_hi")
 _PLANE = tuple(f"{rate}{end}" for rate in ("safety", "utility") for end in _ENDS)
+SPENT = (
+    "model", "mode", "requests", "received", "from_store", "from_archive", "retries", "prompt_tokens", "completion_tokens", "usd", "wall_s",
+)  # fmt: skip
 RATE = ("n", "substances", "rate", "rate_lo", "rate_hi")  # of cells.csv and intents.csv
 MISSES = ("wrong", "unverifiable", "over_refusal", "leak", "abstain")  # of intents.csv: outcomes of what wasn't right
 _COUNTS = tuple(f"paper_{a}_cascade_{b}" for a in ("comply", "refuse") for b in ("comply", "refuse"))
@@ -33,7 +37,8 @@ _COUNTS = tuple(f"paper_{a}_cascade_{b}" for a in ("comply", "refuse") for b in 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`metrics`, `plane`, `cells` and `intents` as stage score writes them, `curves`: each training.csv, `hashes`: sha256 per file."""
+    """`metrics`, `plane`, `cells` and `intents` as stage score writes them, `curves`: each training.csv, `hashes`: sha256 per file, `blob`:
+    the id Git gives metrics.json (SHA-1 of a header and its bytes)."""
 
     metrics: dict[str, Any]
     plane: pl.DataFrame
@@ -44,6 +49,7 @@ class Inputs:
     test: pl.DataFrame
     curves: dict[str, pl.DataFrame]
     hashes: dict[str, str]
+    blob: str
 
 
 def read_inputs() -> Inputs:
@@ -65,6 +71,7 @@ def read_inputs() -> Inputs:
             ),
         },
         hashes={path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in FILES},
+        blob=_blob(Path(METRICS).read_bytes()),
     )  # fmt: skip
     told = set(metrics["candidates"])
     tables = {
@@ -89,6 +96,7 @@ def _read_metrics() -> dict[str, Any]:
         wanted |= {("candidates", name, rate + end) for rate in RATES for end in _ENDS}
         wanted |= {("candidates", name, "paper", key) for key in ("legitimate", "illegal", "overall")}
         wanted |= {("judge", name, key) for key in ("kappa", *_COUNTS)}
+    wanted |= {("generation", what, key) for what in _named(metrics, "generation") for key in SPENT} | {("generation",)}
     for keys in sorted(wanted):
         found = metrics
         for depth, key in enumerate(keys):
@@ -96,6 +104,10 @@ def _read_metrics() -> dict[str, Any]:
                 raise LibraError(f"{path} has no {'.'.join(keys[: depth + 1])}; run `dvc repro score`")
             found = found[key]
     return metrics
+
+
+def _blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _named(metrics: Any, key: str) -> list[str]:
