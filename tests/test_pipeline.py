@@ -1,5 +1,6 @@
 """The whole pipeline at toy size in a clone: `dvc repro` from nothing, again, after one change, and from nothing once more."""
 
+import functools
 import json
 import os
 import re
@@ -74,8 +75,8 @@ def ran(output: str) -> list[str]:
     return re.findall(r"Running stage '(\w+)'", output)
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
+@functools.cache  # test_experiments.py begins with a copy of it
+def small(tmp_path_factory) -> tuple[Path, str]:
     """The working tree as a commit of its own, with small params, after its first `dvc repro`: (folder, what that printed)."""
     folder = tmp_path_factory.mktemp("pipeline") / "libra"
     call(ROOT, "git", "clone", "-q", str(ROOT), str(folder))
@@ -94,6 +95,11 @@ def clone(tmp_path_factory):
     call(folder, "git", "commit", "-q", "-m", "small")
     call(folder, "python", "-m", "stages.common.check")
     return folder, call(folder, "dvc", "repro")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    return small(tmp_path_factory)
 
 
 def test_every_stage_runs_once_and_writes_all_its_outs(clone):
