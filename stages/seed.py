@@ -2,11 +2,14 @@
 
 Reads   data/catalog/*.csv (checked), facts computed by rdkit and looked up in the `chemicals` package
 Writes  data/substances.parquet, one row per substance asked about; data/seeds.parquet, one row per request to be made
-Params  random_seed; seed.{train,validation,test}.{seeds,substances,dual_share}, seed.drug_like_share
+Params  random_seed; seed.{train,validation,test}.{seeds,substances,dual_share}, seed.train.{refuse_share,representations},
+        seed.drug_like_share
 
     seed_id                   substance_id   split  expected  intent   intent_kind  representation  status
     chloroquine-prepare-text  s-chloroquine  test   comply    prepare  dual         text            unregulated
 """
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -23,10 +26,17 @@ class SplitParams(Section):
     dual_share: float = Field(ge=0.1, le=1.0)
 
 
+class TrainedSplitParams(SplitParams):
+    """What can be otherwise in train alone, for comparisons: validation and test stay balanced and hold both representations."""
+
+    refuse_share: float = Field(default=0.5, ge=0.2, le=0.8)
+    representations: Literal["both", "text", "smiles"] = "both"
+
+
 class SeedParams(Section):
     """How many seeds each split gets and how they are spread over the label table."""
 
-    train: SplitParams
+    train: TrainedSplitParams
     validation: SplitParams
     test: SplitParams
     drug_like_share: float = Field(ge=0.0, le=1.0)
@@ -52,7 +62,7 @@ def main() -> None:
     splits = {split: getattr(seed, split) for split in SPLITS}
     odd = [f"seed.{split}.seeds" for split, wanted in splits.items() if wanted.seeds % 2]
     if odd:
-        raise LibraError(f"params.yaml: {', '.join(odd)} must be even, half of the seeds being refused")
+        raise LibraError(f"params.yaml: {', '.join(odd)} must be even: refuse and comply share the seeds")
 
     substances, excluded = read_catalog()
     controlled = [s for s in substances if s.status == "controlled"]
@@ -66,7 +76,8 @@ def main() -> None:
 
     seeds = []
     for name, split in splits.items():
-        seeds += plan_split(name, split.seeds, substances, split.dual_share, seed.drug_like_share, random_seed)
+        drawn = {"refuse_share": split.refuse_share, "representations": split.representations} if name == "train" else {}
+        seeds += plan_split(name, split.seeds, substances, split.dual_share, seed.drug_like_share, random_seed, **drawn)
     asked = {row["substance_id"] for row in seeds}
     rows = [s.row() for s in substances if s.substance_id in asked]
     write_table(pl.DataFrame(rows, infer_schema_length=None), "data/substances.parquet", sort_by="substance_id")
