@@ -46,7 +46,8 @@ def measured(safety, utility):
     rates["harmonic"] = round(2 * safety * utility / (safety + utility), 6)
     ends = {f"{key}_lo": max(0.0, rate - 0.02) for key, rate in rates.items()}
     ends |= {f"{key}_hi": min(1.0, rate + 0.02) for key, rate in rates.items()}
-    reasoning = dict.fromkeys(("reasoning_safe", "reasoning_safe_lo", "reasoning_safe_hi"))
+    reasoning = dict.fromkeys(f"{key}{end}" for key in ("reasoning_safe", "both_safe") for end in ("", "_lo", "_hi"))
+    reasoning |= {"answer_safe": safety, "answer_safe_lo": safety, "answer_safe_hi": safety, "ppi": None}
     return rates | ends | reasoning | {"paper": {"legitimate": 0.7, "illegal": None, "overall": 0.71}}
 
 
@@ -69,10 +70,19 @@ def write_inputs(tmp_path, prompts=2, shown=400):
     others = {name: {"a": {"b": 0.125}} for name in stage.SHOWN} | {"dpo": {"beta": 0.375, "loss": "<i>"}, "random_seed": 77}
     (tmp_path / "params.yaml").write_text(json.dumps({"report": {"examples": shown}} | others))
     (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"report": {"params": ["random_seed", "report", *stage.SHOWN]}}}))
-    counts = {f"paper_{a}_cascade_{b}": 1234 for a in ("comply", "refuse") for b in ("comply", "refuse")}
+    agreed = {"n": 60, "kappa": 0.75, "kappa_lo": 0.5, "kappa_hi": 0.875, "confusion": {}}
+    counts = {"kappa_lo": 0.125, "kappa_hi": 0.25} | {f"paper_{a}_cascade_{b}": 1234 for a in ("comply", "refuse") for b in ("comply", "refuse")}
     metrics = {
         "candidates": {name: measured(*rates) for name, rates in RATES.items()},
-        "judge": {name: {"kappa": None if name == "always_refuse" else 0.1875, **counts} for name in RATES},
+        "judge": {
+            "paper_agreement": {name: {"kappa": None if name == "always_refuse" else 0.1875, **counts} for name in RATES},
+            "human": None,
+            "panel": {"rules": {"panel": agreed}, "between": [{"members": ["judge-a", "judge-b"], **agreed}]},
+        },
+        "comparisons": [
+            {"first": "dpo", "second": other, "metric": metric, "difference": 0.125, "lo": -0.0625, "hi": 0.25, "p_holm": p, "n": 9,
+             "substances": 5} for other, p in (("sft", 0.25), ("always_refuse", 0.00001)) for metric in ("safety", "harmonic")
+        ],
         "test": {"n_prompts": 6320, "n_seeds": 1264, "n_substances": 683},
         "generation": {"craft": spent("teacher-a", 2656, 1.5, 61.2), "judge: paper": spent("judge-b", 2396, 0.25, None)},
     }
@@ -271,9 +281,46 @@ def test_narrow_screens_keep_every_figure(project):
 
 def test_reasoning_gets_a_column_where_someone_reasons(project):
     metrics = json.loads((project / inputs.METRICS).read_text())
-    metrics["candidates"]["my-endpoint"] |= {"reasoning_safe": 0.4321, "reasoning_safe_lo": 0.4, "reasoning_safe_hi": 0.5}
+    for key, rate in (("reasoning_safe", 0.4321), ("both_safe", 0.3125)):
+        metrics["candidates"]["my-endpoint"] |= {key: rate, f"{key}_lo": 0.25, f"{key}_hi": 0.5}
     (project / inputs.METRICS).write_text(json.dumps(metrics))
-    assert Page(built()).figures["my-endpoint", "reasoning_safe"] == "0.4321"
+    figures = Page(built()).figures
+    shown = [figures["my-endpoint", key] for key in ("answer_safe", "reasoning_safe", "both_safe")]
+    assert shown == ["0.61", "0.4321", "0.3125"] and figures["dpo", "both_safe"] == ""
+
+
+def test_the_published_row_stands_apart(project):
+    html = built()
+    foot = re.search(r"<tfoot>.*?</tfoot>", html, re.S)[0]
+    cells = re.findall(r"<td>(.*?)</td>", foot)
+    assert cells[-1] == "77.1" and set(cells[:-1]) == {"–"} and "data-value" not in foot, "and isn't sorted among the others"
+    assert "on another test set" in html and "13.44 points ahead of Claude-3" in html
+
+
+def test_comparisons_tell_what_may_be_chance(project):
+    rows, _ = table_of(built(), "comparisons")
+    assert rows == [
+        ["Against", "Safety", "Harmonic"],
+        ["sft", *["+12.5 −6.2 to +25.0 p 0.25"] * 2],
+        ["always_refuse", *["+12.5 −6.2 to +25.0 p &lt; 0.001"] * 2],
+    ]
+    assert built().count("number chance") == 2
+
+
+def test_judges_are_held_against_people_where_they_labelled(project):
+    rows, _ = table_of(html := built(), "judges")
+    assert "No answer is labelled by people yet" in html
+    assert rows[-3:] == [["panel", "60", "0.750 0.50–0.88"], ["Pair", "n", "κ"], ["judge-a and judge-b", "60", "0.750 0.50–0.88"]]
+    metrics = json.loads((project / inputs.METRICS).read_text())
+    one, other = ({"n": n, "kappa": 0.5, "kappa_lo": None, "kappa_hi": None, "confusion": {}} for n in (70, 80))
+    metrics["judge"] |= {"human": {"n_labels": 90, "gone": 4, "judges": {"cascade": one}, "decisions": {"judges": {"cascade": other}}}}
+    corrected = {key: 0.5 for rate in ("safety", "utility", "harmonic") for key in (rate, f"{rate}_lo", f"{rate}_hi")}
+    metrics["candidates"]["dpo"]["ppi"] = corrected
+    metrics["candidates"]["sft"]["ppi"] = {"safety": 0.5, "safety_lo": 0.4, "safety_hi": 0.6, "utility": None}
+    (project / inputs.METRICS).write_text(json.dumps(metrics | {"judge": metrics["judge"] | {"panel": None}}))
+    rows, _ = table_of(html := built(), "judges")
+    assert rows[-3:] == [["cascade", "70", "0.500", "80", "0.500"], ["Candidate", "Safety", "Utility", "Harmonic"], ["dpo", *["50.0 50.0–50.0"] * 3]]
+    assert "90 labels, 4 of them" in html and "No answer is labelled" not in html
 
 
 def test_nothing_is_requested(project):
@@ -396,7 +443,9 @@ def test_missing_files_are_named(project, path):
         (("candidates", "dpo"), "no candidates.dpo"),
         (("candidates", "my-endpoint"), "disagree on candidate my-endpoint"),
         (("candidates", "sft", "harmonic_lo"), "no candidates.sft.harmonic_lo"),
-        (("judge", "sft"), "no judge.sft"),
+        (("judge", "paper_agreement", "sft"), "no judge.paper_agreement.sft"),
+        (("judge", "human"), "no judge.human"),
+        (("comparisons", 0, "p_holm"), "a comparison lacks p_holm"),
         (("test",), "no test"),
         (("generation",), "no generation"),
         (("generation", "craft", "usd"), "no generation.craft.usd"),

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 DASH = "–"
-# Candidates the pipeline makes itself, with what they are; any other is an endpoint of respond.endpoints.
+# Candidates the pipeline makes itself, with what they are; any other is one of respond.candidates.
 ABOUT = {
     "dpo": "trained: fine-tuned, then preferences",
     "sft": "trained: fine-tuned only",
@@ -23,7 +23,7 @@ _ENDPOINT_COLOURS = ("green", "purple", "vermilion", "sky")
 
 def about(name: str) -> str:
     """A few words on candidate `name`."""
-    return ABOUT.get(name, "endpoint")
+    return ABOUT.get(name, "further candidate")
 
 
 def colours(names: list[str]) -> dict[str, str]:

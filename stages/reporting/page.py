@@ -35,7 +35,9 @@ COLUMNS = {  # of the leaderboard: heading and what it means
     "over_refusal_rate": ("Over-refusal", "share of legitimate requests refused; lower is better"),
     "abstain_rate": ("Abstain", "share of answers that could not be judged, which count as wrong; lower is better"),
     "dual_balanced_accuracy": ("Dual balanced", "on make, buy, prepare: mean of controlled refused and unregulated helped"),
+    "answer_safe": ("Answer safe", "share of illegitimate requests whose answer, reasoning aside, gives nothing away"),
     "reasoning_safe": ("Reasoning safe", "share of illegitimate requests with reasoning whose reasoning gives nothing away"),
+    "both_safe": ("Both safe", "share of illegitimate requests with reasoning where neither answer nor reasoning gives anything away"),
     "paper": ("Paper’s accuracy", "the paper’s own judge on its own task, the dual requests; below: legitimate · illegal"),
 }
 OUTCOMES = {  # class for its colour, sign, and what it means
@@ -63,6 +65,8 @@ def render(inputs: Inputs, examples: int, params: dict[str, Any]) -> str:
     """The whole page, with a table of `examples` answers; `params` ({section: values}) is shown as it is."""
     rates = inputs.metrics["candidates"]
     names = by_harmonic(rates)
+    judge = inputs.metrics["judge"]
+    human, panel = judge["human"] or {"judges": {}}, judge["panel"] or {"rules": {}, "between": []}
     answers = joined(inputs)
     rows = choose(answers, examples)
     style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
@@ -70,7 +74,7 @@ def render(inputs: Inputs, examples: int, params: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "thousands": lambda n: f"{n:,}", "breakable": _breakable}
+    environment.filters |= {"percent": percent, "thousands": lambda n: f"{n:,}", "breakable": _breakable, "p_value": p_value, "signed": signed}
     return environment.get_template("page.html.j2").render(
         style=style + Markup((HERE / "charts.css").read_text(encoding="utf-8")),
         script=script,
@@ -83,7 +87,11 @@ def render(inputs: Inputs, examples: int, params: dict[str, Any]) -> str:
         names=names,
         about={name: about(name) for name in names},
         colours=colours(names),
-        columns={key: COLUMNS[key] for key in COLUMNS if key != "reasoning_safe" or _reasons(rates)},
+        columns={key: COLUMNS[key] for key in COLUMNS if not key.endswith("_safe") or _reasons(rates)},
+        published=inputs.published.filter(pl.col("overall").is_not_null()).rows(named=True),
+        rivals=inputs.published.filter(pl.col("librachem_ahead").is_not_null()).rows(named=True),
+        compared=compared(inputs.metrics["comparisons"]),
+        metrics={row["metric"]: COLUMNS[row["metric"]][0] for row in inputs.metrics["comparisons"]},
         candidates=rates,
         cells=rows_of(inputs.cells, CELL),
         intents=rows_of(inputs.intents, ("intent_kind", "intent", "status", "expected")),
@@ -92,7 +100,11 @@ def render(inputs: Inputs, examples: int, params: dict[str, Any]) -> str:
         failures=failures(answers, SUBJECT, FAILED),
         failed={outcome: answers.filter(candidate=SUBJECT, outcome=outcome).height for outcome in FAILURES},
         curves=[(title, Markup(draw_curve(inputs.curves[stage], column, title))) for stage, column, title in CURVES],
-        judge=inputs.metrics["judge"],
+        judge=judge,
+        human_rows=[(name, (pair, human["decisions"]["judges"][name])) for name, pair in human["judges"].items()],
+        powered={name: rates[name]["ppi"] for name in names if (rates[name]["ppi"] or {}).get("harmonic") is not None},
+        panel_rows=[(name, (pair,)) for name, pair in panel["rules"].items()],
+        member_rows=[(" and ".join(pair["members"]), (pair,)) for pair in panel["between"]],
         spent=inputs.metrics["generation"],
         total={key: sum(one[key] or 0 for one in inputs.metrics["generation"].values()) for key in SUMS},
         steps={stage: int(curve["step"].max()) for stage, curve in inputs.curves.items()},
@@ -148,6 +160,25 @@ def summary(metrics: dict[str, Any]) -> dict[str, Any]:
     ahead = [(name, 100 * ((own["harmonic"] or 0) - (rates[name]["harmonic"] or 0))) for name in rivals]
     told = [(name, f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}") for name, points in ahead]
     return {"subject": SUBJECT, "rivals": told, **{rate + end: own[rate + end] for rate in RATES for end in ("", "_lo", "_hi")}}
+
+
+def compared(comparisons: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{candidate: {metric: row}} of those comparisons whose first is SUBJECT."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in comparisons:
+        if row["first"] == SUBJECT:
+            found.setdefault(row["second"], {})[row["metric"]] = row
+    return found
+
+
+def signed(share: float) -> str:
+    """-0.125 -> "−12.5", in points."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    """"p 0.03", "p < 0.001"; a dash for None."""
+    return DASH if p is None else "p < 0.001" if p < 0.001 else f"p {p:.{2 if p >= 0.01 else 3}f}"
 
 
 def rows_of(rates: pl.DataFrame, keys: tuple[str, ...]) -> list[dict[str, Any]]:
