@@ -1,10 +1,13 @@
 """dvc.yaml against the code: what a stage imports and reads is what it depends on; a change re-runs what it must, and no more."""
 
 import ast
+import importlib
+import itertools
 import os
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -180,6 +183,24 @@ def test_help_answers_at_once(stage):
     assert not HEAVY & imported
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     assert cpu < 2, f"{cpu:.1f} s of CPU"
+
+
+def spelled_out(words: str) -> list[str]:
+    """`data/{a,b}.csv` as `data/a.csv` and `data/b.csv`, for every word."""
+    found = []
+    for word in words.split():
+        parts = [part.split(",") if i % 2 else [part] for i, part in enumerate(re.split(r"[{}]", word))]
+        found += ["".join(choice).strip("`.,;:()") for choice in itertools.product(*parts)]
+    return found
+
+
+@each_stage
+def test_help_names_all_that_is_read_written_and_changes_it(stage):
+    words = spelled_out(importlib.import_module(f"stages.{stage}").__doc__)
+    paths = [dep for dep in STAGES[stage]["deps"] if not dep.startswith("stages/")] + list(outs(stage))
+    assert [path for path in paths if not any(fnmatch(path, word) or word.startswith(f"{path}/") for word in words)] == []
+    told = {word.split(".")[0] for word in words}
+    assert set(STAGES[stage].get("params", [])) <= told
 
 
 @each_stage
