@@ -3,13 +3,17 @@
 import contextlib
 import itertools
 import json
+import os
 import re
 import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import polars as pl
 import pytest
+from dag import ROOT
 
 from stages import report as stage
 from stages.common.errors import LibraError
@@ -396,6 +400,16 @@ def test_same_inputs_same_bytes(project):
     first, svgs = built(), figures()
     assert built() == first and figures() == svgs and len(svgs) == 3
     assert all(f"<dt>{path}</dt>" in first for path in inputs.FILES) and str(project) not in first
+
+
+def test_five_candidates_on_6320_prompts_take_20_s_and_1_gib_at_most(tmp_path):
+    write_inputs(tmp_path, prompts=6320 // 3 + 1, shown=10_000)
+    began = time.monotonic()
+    started = subprocess.Popen([sys.executable, "-m", "stages.report"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    _, status, used = os.wait4(started.pid, 0)
+    started.returncode = status
+    assert status == 0 and time.monotonic() - began < 20 and used.ru_maxrss < 1 << 20  # in KiB
+    assert (tmp_path / "data/eval/report.html").stat().st_size < stage.LIMIT
 
 
 def test_a_page_too_large_is_refused(project, monkeypatch):
