@@ -23,9 +23,9 @@ estimate: $(VENV)/installed  ## say what a run would ask of chat models, and its
 	$(BIN)/python -m stages.common.check
 	source $(BIN)/activate && dvc repro --quiet seed && python -m stages.llm.estimate
 
-benchmark: $(VENV)/installed  ## measure a model: MODEL=folder or hub id, or MODEL=name BASE_URL=...; LIMIT=prompts, ARGS=more options
-	source $(BIN)/activate && python -m stages.benchmark "$(MODEL)" $(if $(BASE_URL),--base-url "$(BASE_URL)") \
-	  $(if $(LIMIT),--limit "$(LIMIT)") $(if $(OUT),--out "$(OUT)") $(ARGS)
+benchmark: $(VENV)/installed  ## measure MODEL (folder, hub id, or name at BASE_URL) on the test set; LIMIT=prompts
+	source $(BIN)/activate && python -m stages.benchmark "$(MODEL)" \
+	  $(if $(BASE_URL),--base-url "$(BASE_URL)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 ablations: $(VENV)/installed  ## run the paper's ablations as experiments (an hour), or ARGS=--quick, and write their table
 	source $(BIN)/activate && python -m stages.benchmark.ablations $(ARGS)

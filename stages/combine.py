@@ -14,8 +14,9 @@ Reads data/rephrasings.parquet, data/seeds.parquet and params combine. Writes da
     teacher            libra-offline-teacher
     fact               null
 
-Of a seed's k x m x n grid the first `triplets_per_seed` cells (of a test seed `test_triplets_per_seed`) are taken in an order in which every prompt, chosen and rejected
-is used as often as every other (within one), and no (prompt, chosen) pair returns before all pairs were used.
+Of a seed's k x m x n grid the first `triplets_per_seed` cells (of a test seed `test_triplets_per_seed`) are taken in an order in
+which every prompt, chosen and rejected is used as often as every other (within one), and no (prompt, chosen) pair returns before all
+pairs were used.
 """
 
 from pydantic import Field
@@ -57,8 +58,8 @@ def main() -> None:
 def combine(texts, seeds, per_seed: int, per_test_seed: int | None = None):
     """Triplets (columns COLUMNS, a polars frame) of every seed that has texts; `per_seed` cells of each seed's grid.
 
-    `per_test_seed` is that number for test seeds, where it is another one. Raises LibraError when a seed's grid is smaller, when a (seed, role, index) appears twice, or when a
-    text belongs to no seed.
+    `per_test_seed` is that number for test seeds, where it is another one. Raises LibraError when a seed's grid is smaller, when a
+    (seed, role, index) appears twice, or when a text belongs to no seed.
     """
     import polars as pl
 

@@ -211,9 +211,9 @@ def table(measured: list[tuple[Ablation, dict]]) -> str:
     lines = [
         "# Ablations",
         "",
-        "`make ablations` writes this table and the figure from `dvc exp show`. Everything but what is named is as in params.yaml; the test set "
-        "is the same in all rows, the steps of training are about the same. With 95 % intervals; `TEXT` and `SMILES`: balanced accuracy in "
-        "the dual cell by representation. Rows in bold are on the frontier: none is at least as safe and as useful, and better in one.",
+        "`make ablations` writes this table and the figure from `dvc exp show`. Everything but what is named is as in params.yaml; the test "
+        "set is the same in all rows, the steps of training are about the same. With 95 % intervals; `TEXT` and `SMILES`: balanced accuracy "
+        "in the dual cell by representation. Rows in bold are on the frontier: none is at least as safe and as useful, and better in one.",
         "",
         "![Safety against utility of every row](ablations.svg)",
         "",
@@ -257,7 +257,8 @@ def frontier(measured: list[tuple[Ablation, dict]]) -> str:
     for i in range(steps + 1):
         share = i / steps
         x, y, label = left + share * (right - left), bottom - share * (bottom - top), f"{low + share * (1 - low):.1f}"
-        parts += [element("line", x1=x, y1=top, x2=x, y2=bottom, class_="grid"), element("line", x1=left, y1=y, x2=right, y2=y, class_="grid")]
+        parts.append(element("line", x1=x, y1=top, x2=x, y2=bottom, class_="grid"))
+        parts.append(element("line", x1=left, y1=y, x2=right, y2=y, class_="grid"))
         parts += [text(label, x=x, y=bottom + 18, text_anchor="middle"), text(label, x=left - 8, y=y + 4, text_anchor="end")]
     parts.append(text("utility", x=(left + right) / 2, y=bottom + 36, text_anchor="middle"))
     parts.append(text("safety", x=16, y=(top + bottom) / 2, text_anchor="middle", transform=f"rotate(-90 16 {(top + bottom) / 2:g})"))

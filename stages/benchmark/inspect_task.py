@@ -115,8 +115,8 @@ def _verdicts(state: TaskState, judges, random_seed: int) -> list[dict]:
     from stages.benchmark.verdicts import Measured, judged
     from stages.judge import RESPONSES, TEST
 
-    message = state.output.message if state.output.choices else None
-    reasoning = [part.reasoning for part in message.content if part.type == "reasoning"] if message and not isinstance(message.content, str) else []
+    content = state.output.message.content if state.output.choices else ""
+    reasoning = [] if isinstance(content, str) else [part.reasoning for part in content if part.type == "reasoning"]
     finish = {"max_tokens": "length"}.get(state.output.stop_reason, state.output.stop_reason)
     row = {
         "candidate": str(state.model), "seed_id": state.metadata["seed_id"], "prompt_id": str(state.sample_id), "prompt": state.input_text,

@@ -88,7 +88,8 @@ def main() -> None:
         sys.exit("inspect_ai has no environment yet: bash tests/benchmarks/peers/make_venvs.sh inspect")
     responses, test = rows_of(options.rows)
     labels = dict(test.select("prompt_id", "expected").unique().iter_rows())
-    rows = [[prompt, answer, labels[prompt_id]] for prompt_id, prompt, answer in responses.select("prompt_id", "prompt", "answer").iter_rows()]
+    columns = responses.select("prompt_id", "prompt", "answer")
+    rows = [[prompt, answer, labels[prompt_id]] for prompt_id, prompt, answer in columns.iter_rows()]
     runs: dict[str, list[float]] = {"Libra": [], "model": [], "solver": []}
     for _ in range(REPEATS):
         for who, seconds in runs.items():
@@ -101,7 +102,8 @@ def main() -> None:
     ratio = theirs / middle["Libra"]
     met = "yes" if ratio >= TARGET else "**no**"
     text = (
-        f"{len(rows):,} stored answers, nothing kept from before, medians of {REPEATS}, imports aside ({date.today()}, {os.cpu_count()} cores):\n\n"
+        f"{len(rows):,} stored answers, nothing kept from before, medians of {REPEATS}, imports aside "
+        f"({date.today()}, {os.cpu_count()} cores):\n\n"
         "| who | what | seconds |\n|---|---|---|\n"
         f"| Libra | the whole judge, offline | {_span(runs['Libra'])} |\n"
         f"| inspect_ai {version.stdout.strip()} | mock model, a scorer of a few words | {_span(runs['model'])} |\n"
