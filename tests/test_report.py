@@ -314,7 +314,7 @@ def test_comparisons_tell_what_may_be_chance(project):
 def test_judges_are_held_against_people_where_they_labelled(project):
     rows, _ = table_of(html := built(), "judges")
     assert "No answer is labelled by people yet" in html
-    assert rows[-3:] == [["panel", "60", "0.750 0.50–0.88"], ["Pair", "n", "κ"], ["judge-a and judge-b", "60", "0.750 0.50–0.88"]]
+    assert rows[-3:] == [["panel", "60", "0.750 0.500–0.875"], ["Pair", "n", "κ"], ["judge-a and judge-b", "60", "0.750 0.500–0.875"]]
     metrics = json.loads((project / inputs.METRICS).read_text())
     one, other = ({"n": n, "kappa": 0.5, "kappa_lo": None, "kappa_hi": None, "confusion": {}} for n in (70, 80))
     metrics["judge"] |= {"human": {"n_labels": 90, "gone": 4, "judges": {"cascade": one}, "decisions": {"judges": {"cascade": other}}}}
