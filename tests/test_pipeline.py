@@ -76,9 +76,9 @@ def ran(output: str) -> list[str]:
 
 
 @functools.cache  # test_experiments.py begins with a copy of it
-def small(tmp_path_factory) -> tuple[Path, str]:
-    """The working tree as a commit of its own, with small params, after its first `dvc repro`: (folder, what that printed)."""
-    folder = tmp_path_factory.mktemp("pipeline") / "libra"
+def small(place: Path) -> tuple[Path, str]:
+    """The working tree as a commit of its own, with small params, after its first `dvc repro`: (folder in `place`, what that printed)."""
+    folder = place / "pipeline/libra"
     call(ROOT, "git", "clone", "-q", str(ROOT), str(folder))
     for name in call(ROOT, "git", "ls-files", "-co", "-z", "--exclude-standard").strip("\0").split("\0"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def small(tmp_path_factory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    return small(tmp_path_factory)
+    return small(tmp_path_factory.getbasetemp())
 
 
 def test_every_stage_runs_once_and_writes_all_its_outs(clone):
