@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help repro estimate benchmark ablations test ui lock
+.PHONY: help repro report estimate benchmark ablations test ui lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,6 +29,9 @@ benchmark: $(VENV)/installed  ## measure MODEL (folder, hub id, or name at BASE_
 
 ablations: $(VENV)/installed  ## run the paper's ablations as experiments (an hour), or ARGS=--quick, and write their table
 	source $(BIN)/activate && python -m stages.benchmark.ablations $(ARGS)
+
+report: $(VENV)/installed  ## make data/eval/report.html and the README's figures anew from the results at hand
+	source $(BIN)/activate && dvc repro --single-item report
 
 test: $(VENV)/installed  ## run the tests
 	source $(BIN)/activate && python -m pytest

@@ -1,22 +1,27 @@
 """dvc.yaml against the code: what a stage imports and reads is what it depends on; a change re-runs what it must, and no more."""
 
 import ast
+import importlib
+import itertools
 import os
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import yaml
 from dag import ROOT, code_files
 
+from stages.report import SHOWN
+
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 STAGES = DVC["stages"]
 ORDER = ["seed", "craft", "rephrase", "combine", "validate", "sft", "dpo", "respond", "judge", "score", "report"]
 HEAVY = set("torch polars numpy pandas rdkit chemicals sklearn scipy transformers trl datasets mlflow openai".split())
-UNCACHED = ("metrics.json", "cells.csv", "comparisons.csv", "intents.csv", "plane.csv", "plane.svg")
+UNCACHED = ("metrics.json", "cells.csv", "comparisons.csv", "intents.csv", "plane.csv", "plane.svg", "cells.svg", "margins.svg")
 each_stage = pytest.mark.parametrize("stage", STAGES)
 
 
@@ -116,7 +121,7 @@ def test_params_read_are_the_params_declared(stage):
     for tree in trees(stage).values():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "section":
-                found.add(node.args[0].value)
+                found |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set(SHOWN)
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "read_params":
                 assert node.args[0].value == stage, "a stage reads its own params"
     own = ast.parse((ROOT / f"stages/{stage}.py").read_text(encoding="utf-8"))
@@ -126,8 +131,9 @@ def test_params_read_are_the_params_declared(stage):
     assert set(STAGES[stage].get("params", [])) == found
 
 
-def test_every_section_of_params_is_used():
-    assert set(PARAMS) == {name for stage in STAGES.values() for name in stage.get("params", [])}
+def test_every_section_of_params_is_used_and_shown():
+    used = {name for stage in STAGES if stage != "report" for name in STAGES[stage].get("params", [])}
+    assert set(PARAMS) == used | {"report"} == set(STAGES["report"]["params"])
 
 
 def test_outs_are_cached_but_for_small_texts_and_never_persisted():
@@ -177,6 +183,24 @@ def test_help_answers_at_once(stage):
     assert not HEAVY & imported
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     assert cpu < 2, f"{cpu:.1f} s of CPU"
+
+
+def spelled_out(words: str) -> list[str]:
+    """`data/{a,b}.csv` as `data/a.csv` and `data/b.csv`, for every word."""
+    found = []
+    for word in words.split():
+        parts = [part.split(",") if i % 2 else [part] for i, part in enumerate(re.split(r"[{}]", word))]
+        found += ["".join(choice).strip("`.,;:()") for choice in itertools.product(*parts)]
+    return found
+
+
+@each_stage
+def test_help_names_all_that_is_read_written_and_changes_it(stage):
+    words = spelled_out(importlib.import_module(f"stages.{stage}").__doc__)
+    paths = [dep for dep in STAGES[stage]["deps"] if not dep.startswith("stages/")] + list(outs(stage))
+    assert [path for path in paths if not any(fnmatch(path, word) or word.startswith(f"{path}/") for word in words)] == []
+    told = {word.split(".")[0] for word in words}
+    assert set(STAGES[stage].get("params", [])) <= told
 
 
 @each_stage

@@ -1,5 +1,6 @@
 """The whole pipeline at toy size in a clone: `dvc repro` from nothing, again, after one change, and from nothing once more."""
 
+import functools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from asking import ask_all, endpoint
 from dag import ROOT
+from test_dag import UNCACHED
 
 from stages.common.errors import LibraError
 from stages.llm.sheets import craft_request
@@ -73,10 +75,10 @@ def ran(output: str) -> list[str]:
     return re.findall(r"Running stage '(\w+)'", output)
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """The working tree as a commit of its own, with small params, after its first `dvc repro`: (folder, what that printed)."""
-    folder = tmp_path_factory.mktemp("pipeline") / "libra"
+@functools.cache  # test_experiments.py begins with a copy of it
+def small(place: Path) -> tuple[Path, str]:
+    """The working tree as a commit of its own, with small params, after its first `dvc repro`: (folder in `place`, what that printed)."""
+    folder = place / "pipeline/libra"
     call(ROOT, "git", "clone", "-q", str(ROOT), str(folder))
     for name in call(ROOT, "git", "ls-files", "-co", "-z", "--exclude-standard").strip("\0").split("\0"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +95,11 @@ def clone(tmp_path_factory):
     call(folder, "git", "commit", "-q", "-m", "small")
     call(folder, "python", "-m", "stages.common.check")
     return folder, call(folder, "dvc", "repro")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    return small(tmp_path_factory.getbasetemp())
 
 
 def test_every_stage_runs_once_and_writes_all_its_outs(clone):
@@ -113,7 +120,7 @@ def test_nothing_but_results_changes_in_git(clone):
     """Everything generated is in .gitignore (DVC keeps it) or is a small text that git should hold; no temporary file stays."""
     folder, _ = clone
     changed = {line[3:] for line in call(folder, "git", "status", "--porcelain", "-uall").splitlines()}
-    uncached = {f"data/eval/{name}" for name in ("metrics.json", "cells.csv", "comparisons.csv", "intents.csv", "plane.csv", "plane.svg")}
+    uncached = {f"data/eval/{name}" for name in UNCACHED}
     assert {path for path in changed if not path.endswith(".gitignore")} <= uncached | {"dvc.lock"}
     ignored = call(folder, "git", "ls-files", "-oi", "-z", "--exclude-standard", "data", "models").strip("\0").split("\0")
     places = [path for stage in STAGES.values() for path in outs(stage)]

@@ -1,12 +1,19 @@
 """The report: every figure from metrics.json, every text escaped and past the gate, no request, same bytes; errors by name."""
 
 import contextlib
+import itertools
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import polars as pl
 import pytest
+from dag import ROOT
 
 from stages import report as stage
 from stages.common.errors import LibraError
@@ -43,38 +50,60 @@ def measured(safety, utility):
     rates["harmonic"] = round(2 * safety * utility / (safety + utility), 6)
     ends = {f"{key}_lo": max(0.0, rate - 0.02) for key, rate in rates.items()}
     ends |= {f"{key}_hi": min(1.0, rate + 0.02) for key, rate in rates.items()}
-    reasoning = dict.fromkeys(("reasoning_safe", "reasoning_safe_lo", "reasoning_safe_hi"))
+    reasoning = dict.fromkeys(f"{key}{end}" for key in ("reasoning_safe", "both_safe") for end in ("", "_lo", "_hi"))
+    reasoning |= {"answer_safe": safety, "answer_safe_lo": safety, "answer_safe_hi": safety, "ppi": None}
     return rates | ends | reasoning | {"paper": {"legitimate": 0.7, "illegal": None, "overall": 0.71}}
+
+
+def spent(model, requests, usd, wall_s):
+    counts = dict.fromkeys(("received", "from_store", "from_archive", "retries", "prompt_tokens", "completion_tokens"), 3)
+    return {"model": model, "mode": "online", "requests": requests, "usd": usd, "wall_s": wall_s} | counts
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with all that the stage reads: five candidates, three cells, two prompts a cell."""
+    """A folder with all that the stage reads, as the working folder."""
     monkeypatch.chdir(tmp_path)
+    return write_inputs(tmp_path)
+
+
+def write_inputs(tmp_path, prompts=2, shown=400):
+    """All that the stage reads, in `tmp_path`: five candidates, three cells, `prompts` a cell; at most `shown` answers on the page."""
     for folder in ("data/eval", "data/librachemqa", "models/sft", "models/dpo"):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "params.yaml").write_text("report:\n  examples: 400\n")
-    (tmp_path / "dvc.yaml").write_text("stages: {report: {params: [report]}}\n")
-    counts = {f"paper_{a}_cascade_{b}": 1234 for a in ("comply", "refuse") for b in ("comply", "refuse")}
+    others = {name: {"a": {"b": 0.125}} for name in stage.SHOWN} | {"dpo": {"beta": 0.375, "loss": "<i>"}, "random_seed": 77}
+    (tmp_path / "params.yaml").write_text(json.dumps({"report": {"examples": shown}} | others))
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"report": {"params": ["random_seed", "report", *stage.SHOWN]}}}))
+    agreed = {"n": 60, "kappa": 0.75, "kappa_lo": 0.5, "kappa_hi": 0.875, "confusion": {}}
+    counts = {"kappa_lo": 0.125, "kappa_hi": 0.25} | {f"paper_{a}_cascade_{b}": 1234 for a in ("comply", "refuse") for b in ("comply", "refuse")}
     metrics = {
         "candidates": {name: measured(*rates) for name, rates in RATES.items()},
-        "judge": {name: {"kappa": None if name == "always_refuse" else 0.1875, **counts} for name in RATES},
+        "judge": {
+            "paper_agreement": {name: {"kappa": None if name == "always_refuse" else 0.1875, **counts} for name in RATES},
+            "human": None,
+            "panel": {"rules": {"panel": agreed}, "between": [{"members": ["judge-a", "judge-b"], **agreed}]},
+        },
+        "comparisons": [
+            {"first": "dpo", "second": other, "metric": metric, "difference": 0.125, "lo": -0.0625, "hi": 0.25, "p_holm": p, "n": 9,
+             "substances": 5} for other, p in (("sft", 0.25), ("always_refuse", 0.00001)) for metric in ("safety", "harmonic")
+        ],
         "test": {"n_prompts": 6320, "n_seeds": 1264, "n_substances": 683},
+        "generation": {"craft": spent("teacher-a", 2656, 1.5, 61.2), "judge: paper": spent("judge-b", 2396, 0.25, None)},
     }
     (tmp_path / inputs.METRICS).write_text(json.dumps(metrics))
     ends = [f"{rate}{end}" for rate in ("safety", "utility") for end in ("", "_lo", "_hi")]
     plane = [{"candidate": name} | {key: metrics["candidates"][name][key] for key in ends} for name in RATES]
-    pl.DataFrame(plane).write_csv(inputs.PLANE)
+    pl.DataFrame(plane).write_csv(tmp_path / inputs.PLANE)
     cells = [(name, *cell, 2, 1, 0.5, 0.1, 0.9) for name in RATES for cell in CELLS]
     columns = ["candidate", "status", "intent_kind", "representation", "expected", *inputs.RATE]
-    pl.DataFrame(cells, columns, orient="row").write_csv(inputs.CELLS)
+    pl.DataFrame(cells, columns, orient="row").write_csv(tmp_path / inputs.CELLS)
     assert inputs.MISSES == MISSES, "what `score` counts"
     columns = ["candidate", "intent", "intent_kind", "status", "expected", *inputs.RATE, *inputs.MISSES]
     intents = [(name, *row) for name in RATES for row in INTENTS]
-    pl.DataFrame(intents, columns, orient="row").write_csv(inputs.INTENTS)
+    pl.DataFrame(intents, columns, orient="row").write_csv(tmp_path / inputs.INTENTS)
     test, responses, verdicts = [], [], []
     for i, (_, kind, representation, expected) in enumerate(CELLS):
-        for k in range(2):
+        for k in range(prompts):
             at = {"seed_id": f"seed{i}", "prompt_id": f"seed{i}-p{k}"}
             prompt = f"What about <b>substance A</b>, no. {k}?"
             label = {"expected": expected, "intent": "make", "intent_kind": kind, "representation": representation}
@@ -85,9 +114,9 @@ def project(tmp_path, monkeypatch):
                 responses.append({"candidate": name} | at | {"prompt": prompt, "answer": answer, "error": None})
                 verdict = {"outcome": outcome, "decided_by": "form", "evidence": answer[:8], "paper": "refuse"}
                 verdicts.append({"candidate": name} | at | {"channel": "answer"} | verdict)
-    pl.DataFrame(test).write_parquet(inputs.TEST)
-    pl.DataFrame(responses, schema_overrides={"error": pl.String}).write_parquet(inputs.RESPONSES)
-    pl.DataFrame(verdicts).write_parquet(inputs.VERDICTS)
+    pl.DataFrame(test).write_parquet(tmp_path / inputs.TEST)
+    pl.DataFrame(responses, schema_overrides={"error": pl.String}).write_parquet(tmp_path / inputs.RESPONSES)
+    pl.DataFrame(verdicts).write_parquet(tmp_path / inputs.VERDICTS)
     (tmp_path / inputs.SFT).write_text("step,loss,eval_loss\n10,2.5,\n20,1.5,1.75\n")
     (tmp_path / inputs.DPO).write_text("step,loss,rewards/margins,rewards/accuracies\n10,0.7,0.0,0.5\n20,0.3,2.0,0.9\n")
     return tmp_path
@@ -146,9 +175,62 @@ def test_every_candidate_is_in_every_figure_and_table(project):
     for section in ("plane", "leaderboard", "cells", "intents", "judges", "answers"):
         part = re.search(rf'<section id="{section}".*?</section>', html, re.S)[0].replace("<wbr>", "")
         assert all(f">{name}<" in part or f"</span>{name}</span>" in part for name in RATES), section
-    svg = (project / "data/eval/plane.svg").read_text()
-    assert all(f">{name}</text>" in svg for name in RATES)
-    assert "prefers-color-scheme: dark" in svg and len(svg) < 20_000
+    assert {row["candidate"] for row in answers_of(html)} == set(RATES)
+
+
+def test_the_figures_of_the_readme_stand_alone(project):
+    built()
+    svgs = {name: (project / f"data/eval/{name}.svg").read_text() for name in ("plane", "cells", "margins")}
+    assert all(f">{name}</text>" in svgs["plane"] for name in RATES)
+    assert svgs["cells"].count('class="cell"') == len(CELLS) * len(RATES) == svgs["cells"].count(">50.0</text>")
+    for part in ("always_", "comply", "dpo", "my-endpoint", "dual · unregulated · smiles · comply"):
+        assert f">{part}</text>" in svgs["cells"]
+    assert "train 0 to 2" in svgs["margins"] and ">DPO: reward margin</text>" in svgs["margins"]
+    for svg in svgs.values():
+        assert "prefers-color-scheme: dark" in svg and 'class="ground"' in svg and len(svg) < 30_000
+        assert re.findall(r"\w+://[^\"]*", svg) == ["http://www.w3.org/2000/svg"]
+        ElementTree.fromstring(svg)
+
+
+def answers_of(html):
+    """The rows of the table of all answers, as the page's script reads them."""
+    told = json.loads(re.search(r'<script type="application/json" id="answers-data">(.*?)</script>', html, re.S)[1])
+    return [{key: told["columns"][key][at] for key, at in zip(told["columns"], row, strict=True)} for row in told["rows"]]
+
+
+def test_failures_are_shown_past_the_gate(project):
+    answered(project, "dpo", "seed0-p0", PROCEDURE, outcome="leak", evidence="reagent B")
+    answered(project, "dpo", "seed0-p1", OPENER, outcome="leak", evidence="Sure")
+    answered(project, "dpo", "seed1-p0", "I can't help with that request.", outcome="over_refusal")
+    answered(project, "sft", "seed1-p1", "I can't help with that.", outcome="over_refusal")
+    part = re.search(r'<section id="failures".*?</section>', built(), re.S)[0]
+    assert part.count("<blockquote>") == 3, "those of dpo alone"
+    assert part.count(examples.WITHHELD) == 1 and "reagent B" not in part and OPENER in part
+    words = " ".join(re.sub("<[^>]+>", " ", part).split())
+    assert "over refusal 1 of 6 answers" in words and "leak 2 of 6 answers" in words
+
+
+def test_a_leak_in_the_reasoning_is_a_failure(project):
+    verdicts = pl.read_parquet(inputs.VERDICTS)
+    thought = verdicts.filter(pl.col("candidate") == "dpo", pl.col("prompt_id") == "seed0-p0")
+    thought = thought.with_columns(channel=pl.lit("reasoning"), outcome=pl.lit("leak"))
+    pl.concat([verdicts, thought]).write_parquet(inputs.VERDICTS)
+    part = re.search(r'<section id="failures".*?</section>', built(), re.S)[0]
+    assert part.count("<blockquote>") == 1 and "in its reasoning; the answer: safe refusal" in part
+
+
+def test_cost_adds_up(project):
+    rows, _ = table_of(built(), "cost")
+    assert rows[1] == ["craft", "teacher-a online", "2,656", "3", "3", "3", "3", "1.50", "61"]
+    assert rows[2][-1] == "–" and rows[3] == ["all", "", "5,052", "6", "", "6", "6", "1.75", ""]
+
+
+def test_lineage_tells_params_and_what_git_calls_the_figures(project):
+    html = built()
+    blob = subprocess.run(["git", "hash-object", inputs.METRICS], capture_output=True, text=True, check=True).stdout.strip()
+    assert f"git log --find-object={blob}" in html
+    assert all(f"<caption>{name}</caption>" in html for name in ("random_seed", "report", *stage.SHOWN))
+    assert '<th scope="row">beta</th><td><code>0.375</code></td>' in html and "&#34;&lt;i&gt;&#34;" in html
 
 
 def table_of(html, section):
@@ -203,35 +285,76 @@ def test_narrow_screens_keep_every_figure(project):
 
 def test_reasoning_gets_a_column_where_someone_reasons(project):
     metrics = json.loads((project / inputs.METRICS).read_text())
-    metrics["candidates"]["my-endpoint"] |= {"reasoning_safe": 0.4321, "reasoning_safe_lo": 0.4, "reasoning_safe_hi": 0.5}
+    for key, rate in (("reasoning_safe", 0.4321), ("both_safe", 0.3125)):
+        metrics["candidates"]["my-endpoint"] |= {key: rate, f"{key}_lo": 0.25, f"{key}_hi": 0.5}
     (project / inputs.METRICS).write_text(json.dumps(metrics))
-    assert Page(built()).figures["my-endpoint", "reasoning_safe"] == "0.4321"
+    figures = Page(built()).figures
+    shown = [figures["my-endpoint", key] for key in ("answer_safe", "reasoning_safe", "both_safe")]
+    assert shown == ["0.61", "0.4321", "0.3125"] and figures["dpo", "both_safe"] == ""
+
+
+def test_the_published_row_stands_apart(project):
+    html = built()
+    foot = re.search(r"<tfoot>.*?</tfoot>", html, re.S)[0]
+    cells = re.findall(r"<td>(.*?)</td>", foot)
+    assert cells[-1] == "77.1" and set(cells[:-1]) == {"–"} and "data-value" not in foot, "and isn't sorted among the others"
+    assert "on another test set" in html and "13.44 points ahead of Claude-3" in html
+
+
+def test_comparisons_tell_what_may_be_chance(project):
+    rows, _ = table_of(built(), "comparisons")
+    assert rows == [
+        ["Against", "Safety", "Harmonic"],
+        ["sft", *["+12.5 −6.2 to +25.0 p 0.25"] * 2],
+        ["always_refuse", *["+12.5 −6.2 to +25.0 p &lt; 0.001"] * 2],
+    ]
+    assert built().count("number chance") == 2
+
+
+def test_judges_are_held_against_people_where_they_labelled(project):
+    rows, _ = table_of(html := built(), "judges")
+    assert "No answer is labelled by people yet" in html
+    assert rows[-3:] == [["panel", "60", "0.750 0.500–0.875"], ["Pair", "n", "κ"], ["judge-a and judge-b", "60", "0.750 0.500–0.875"]]
+    metrics = json.loads((project / inputs.METRICS).read_text())
+    one, other = ({"n": n, "kappa": 0.5, "kappa_lo": None, "kappa_hi": None, "confusion": {}} for n in (70, 80))
+    metrics["judge"] |= {"human": {"n_labels": 90, "gone": 4, "judges": {"cascade": one}, "decisions": {"judges": {"cascade": other}}}}
+    corrected = {key: 0.5 for rate in ("safety", "utility", "harmonic") for key in (rate, f"{rate}_lo", f"{rate}_hi")}
+    metrics["candidates"]["dpo"]["ppi"] = corrected
+    metrics["candidates"]["sft"]["ppi"] = {"safety": 0.5, "safety_lo": 0.4, "safety_hi": 0.6, "utility": None}
+    (project / inputs.METRICS).write_text(json.dumps(metrics | {"judge": metrics["judge"] | {"panel": None}}))
+    rows, _ = table_of(html := built(), "judges")
+    assert rows[-3:] == [["cascade", "70", "0.500", "80", "0.500"], ["Candidate", "Safety", "Utility", "Harmonic"], ["dpo", *["50.0 50.0–50.0"] * 3]]
+    assert "90 labels, 4 of them" in html and "No answer is labelled" not in html
 
 
 def test_nothing_is_requested(project):
-    html, svg = built(), (project / "data/eval/plane.svg").read_text()
+    html = built()
     for tag, attributes in Page(html).tags:
         assert tag not in ("img", "iframe", "object", "embed", "base")
         assert tag != "link" or attributes["href"] == "data:,"
         assert "src" not in attributes and "srcset" not in attributes
         assert attributes.get("href", "#").startswith(("#", "data:,"))
     assert "url(" not in html and "@import" not in html and "://" not in html
-    assert re.findall(r"\w+://[^\"]*", svg) == ["http://www.w3.org/2000/svg"]
     assert "default-src 'none'" in html and html.count("<script>") == 1
+    assert html.count("<script") == 3, "two more hold data: they name their type and don't run"
 
 
 def test_headings_come_in_order_and_controls_have_labels(project):
     html = built()
     levels = [int(tag[1]) for tag, _ in Page(html).tags if re.fullmatch(r"h\d", tag)]
-    assert levels[0] == 1 and levels.count(1) == 1 and set(levels[1:]) == {2}
+    assert levels[0] == 1 and levels.count(1) == 1 and set(levels[1:]) == {2, 3}
+    assert all(deeper - level <= 1 for level, deeper in itertools.pairwise(levels))
     form = re.search(r"<form.*?</form>", html, re.S)[0]
     assert form.count("<label") == form.count("<select") + form.count("<input") == 6
 
 
 def test_texts_are_escaped(project):
     html = built()
-    assert "<script>alert" not in html and "<b>substance" not in html
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; " in html and "&lt;b&gt;substance A&lt;/b&gt;" in html
+    assert "<script>alert" not in html and "<b>substance" not in html and html.count("</script>") == 3
+    assert {f"{NASTY} (of {name})" for name in RATES} <= {row["answer"] for row in answers_of(html)}
+    answered(project, "dpo", "seed1-p0", NASTY, outcome="over_refusal")
+    part = re.search(r'<section id="failures".*?</section>', built(), re.S)[0]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; " in part and "&lt;b&gt;substance A&lt;/b&gt;" in part
 
 
 def test_answers_pass_the_gate_or_are_withheld(project):
@@ -241,16 +364,16 @@ def test_answers_pass_the_gate_or_are_withheld(project):
     answered(project, "sft", "seed1-p0", "", outcome="wrong", evidence="")
     html = built()
     assert "reagent B" not in html
-    assert html.count(examples.WITHHELD) == 2
-    assert OPENER in html
-    assert html.count("[empty]") == 1
+    shown = answers_of(html)
+    assert sum(row["answer"] == examples.WITHHELD for row in shown) == 2 == sum(row["why"] is not None for row in shown)
+    assert sum(row["answer"] == OPENER for row in shown) == 1 == sum(row["answer"] == "[empty]" for row in shown)
 
 
 def test_gate_of_shown_answers():
-    assert examples.gate_faults("I can't help with that.", "refuse") == []
-    assert examples.gate_faults(OPENER, "refuse") == []
-    assert examples.gate_faults("It is made in licensed plants.", "refuse") == ["not a refusal"]
-    assert examples.gate_faults("It melts at 84 °C.", "comply") == []
+    assert not examples.gate_faults("I can't help with that.", "refuse")
+    assert not examples.gate_faults(OPENER, "refuse")
+    assert examples.gate_faults("It is made in licensed plants.", "refuse") == ("not a refusal",)
+    assert not examples.gate_faults("It melts at 84 °C.", "comply")
     assert examples.gate_faults(PROCEDURE, "comply")
 
 
@@ -263,16 +386,30 @@ def test_the_endpoints_own_words_are_not_shown(project):
 
 def test_examples_are_spread(project):
     answered(project, "sft", "seed2-p1", "It is a gas.", outcome="wrong")
-    rows = examples.choose(inputs.read_inputs(), 16)
+    answers = examples.joined(inputs.read_inputs())
+    rows = examples.choose(answers, 16)
     strata = {(row["candidate"], row["expected"], row["intent_kind"], row["outcome"]) for row in rows}
     assert len(rows) == len(strata) == 16  # 5 candidates x 3 cells, and one more outcome
-    assert len(examples.choose(inputs.read_inputs(), 400)) == 30
+    assert len(examples.choose(answers, 400)) == 30
 
 
 def test_same_inputs_same_bytes(project):
-    first, svg = built(), (project / "data/eval/plane.svg").read_bytes()
-    assert built() == first and (project / "data/eval/plane.svg").read_bytes() == svg
+    def figures():
+        return [path.read_bytes() for path in sorted((project / "data/eval").glob("*.svg"))]
+
+    first, svgs = built(), figures()
+    assert built() == first and figures() == svgs and len(svgs) == 3
     assert all(f"<dt>{path}</dt>" in first for path in inputs.FILES) and str(project) not in first
+
+
+def test_five_candidates_on_6320_prompts_take_20_s_and_1_gib_at_most(tmp_path):
+    write_inputs(tmp_path, prompts=6320 // 3 + 1, shown=10_000)
+    began = time.monotonic()
+    started = subprocess.Popen([sys.executable, "-m", "stages.report"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    _, status, used = os.wait4(started.pid, 0)
+    started.returncode = status
+    assert status == 0 and time.monotonic() - began < 20 and used.ru_maxrss < 1 << 20  # in KiB
+    assert (tmp_path / "data/eval/report.html").stat().st_size < stage.LIMIT
 
 
 def test_a_page_too_large_is_refused(project, monkeypatch):
@@ -320,8 +457,12 @@ def test_missing_files_are_named(project, path):
         (("candidates", "dpo"), "no candidates.dpo"),
         (("candidates", "my-endpoint"), "disagree on candidate my-endpoint"),
         (("candidates", "sft", "harmonic_lo"), "no candidates.sft.harmonic_lo"),
-        (("judge", "sft"), "no judge.sft"),
+        (("judge", "paper_agreement", "sft"), "no judge.paper_agreement.sft"),
+        (("judge", "human"), "no judge.human"),
+        (("comparisons", 0, "p_holm"), "a comparison lacks p_holm"),
         (("test",), "no test"),
+        (("generation",), "no generation"),
+        (("generation", "craft", "usd"), "no generation.craft.usd"),
     ],
 )
 def test_missing_figures_are_named(project, keys, message):
@@ -352,7 +493,7 @@ def test_unsound_inputs_are_named(project):
         stage.main()
 
 
-@pytest.mark.parametrize("count", [0, 1001])
+@pytest.mark.parametrize("count", [0, 10_001])
 def test_params_are_checked(project, count):
     (project / "params.yaml").write_text(f"report: {{examples: {count}}}\n")
     with pytest.raises(LibraError, match=r"report\.examples"):

@@ -1,23 +1,25 @@
 """Training curves as small line charts: one measure a chart, train as a line, validation as dots on a dashed line.
 
-    draw_curve(curve, "loss", "loss")    # SVG of columns `loss` and `eval_loss` over `step`
+    draw_curve(curve, "loss", "loss")                     # SVG of columns `loss` and `eval_loss` over `step`
+    draw_curve(curve, "loss", "loss", standalone=True)    # SVG file with its title in it
 """
 
 import polars as pl
 
-from stages.reporting.drawing import element, path_of, text, ticks
+from stages.reporting.drawing import element, figure, path_of, text, ticks
 
 WIDTH, HEIGHT = 450, 232
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 440, 10, 198
+_HEAD = 26  # room for the title of a file
 _MOST = 300  # points of a line; more can't be seen
 
 
-def draw_curve(curve: pl.DataFrame, column: str, title: str) -> str:
-    """SVG of `column` and `eval_`+`column` of a training.csv over `step`; empty when there is nothing to draw."""
+def draw_curve(curve: pl.DataFrame, column: str, title: str, standalone: bool = False) -> str:
+    """SVG of `column` and `eval_`+`column` of a training.csv over `step`; in a page empty when there is nothing to draw."""
     lines = {name: _points(curve, key) for name, key in (("train", column), ("validation", f"eval_{column}"))}
     drawn = [point for line in lines.values() for point in line]
     if not drawn:
-        return ""
+        return figure([], WIDTH, HEIGHT, f"{title}: nothing recorded", standalone=True) if standalone else ""
     marks = ticks(min(y for _, y in drawn), max(y for _, y in drawn))
     last = max(x for x, _ in drawn) or 1.0
     digits = next((d for d in range(4) if all(abs(mark - round(mark, d)) < 1e-9 for mark in marks)), 4)
@@ -44,7 +46,12 @@ def draw_curve(curve: pl.DataFrame, column: str, title: str) -> str:
             parts += [element("circle", cx=x, cy=y, r=3.5, class_="dot validation") for x, y in placed]
     ends = ", ".join(f"{name} {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in lines.items() if line)
     said = f"{title}: {ends}"
-    return element("svg", "\n".join(parts), viewBox=f"0 0 {WIDTH} {HEIGHT}", class_="chart", role="img", aria_label=said)
+    if not standalone:
+        return figure(parts, WIDTH, HEIGHT, said)
+    legend = [text(title, x=_LEFT, y=18, class_="title"), text("– train", x=_RIGHT - 90, y=18, class_="train", text_anchor="end")]
+    legend.append(text("● validation", x=_RIGHT, y=18, class_="validation", text_anchor="end"))
+    moved = element("g", "\n".join(parts), transform=f"translate(0 {_HEAD})")
+    return figure([*legend, moved], WIDTH, HEIGHT + _HEAD, said, standalone=True)
 
 
 def _points(curve: pl.DataFrame, column: str) -> list[tuple[float, float]]:

@@ -1,13 +1,14 @@
-"""Numbers and marks that the figures and tables share: percentages, axis ticks, candidates' colours, SVG elements.
+"""Numbers and marks that the figures and tables share: percentages, axis ticks, candidates' colours, SVG elements and figures.
 
     element("circle", cx=1.25, cy=2, r=4, class_="dot")    # <circle cx="1.25" cy="2" r="4" class="dot"/>
 """
 
 import math
 from html import escape
+from pathlib import Path
 
 DASH = "–"
-# Candidates the pipeline makes itself, with what they are; any other is an endpoint of respond.endpoints.
+# Candidates the pipeline makes itself, with what they are; any other is one of respond.candidates.
 ABOUT = {
     "dpo": "trained: fine-tuned, then preferences",
     "sft": "trained: fine-tuned only",
@@ -22,7 +23,7 @@ _ENDPOINT_COLOURS = ("green", "purple", "vermilion", "sky")
 
 def about(name: str) -> str:
     """A few words on candidate `name`."""
-    return ABOUT.get(name, "endpoint")
+    return ABOUT.get(name, "further candidate")
 
 
 def colours(names: list[str]) -> dict[str, str]:
@@ -50,6 +51,18 @@ def element(tag: str, content: str | None = None, **attributes: str | float | No
 def text(content: str, **attributes: str | float | None) -> str:
     """An SVG text; `content` is escaped here."""
     return element("text", escape(content), **attributes)
+
+
+def figure(parts: list[str], width: float, height: float, label: str, kind: str = "", standalone: bool = False) -> str:
+    """An SVG of `parts`: to stand in a page that has charts.css, or as a file that carries it (`standalone`)."""
+    head: dict[str, str | float] = {"viewBox": f"0 0 {_number(width)} {_number(height)}", "class_": f"chart {kind}".strip(), "role": "img"}
+    body = [part for part in parts if part]
+    if standalone:
+        head = {"xmlns": "http://www.w3.org/2000/svg", "width": width, "height": height} | head
+        style = (Path(__file__).parent / "charts.css").read_text(encoding="utf-8")
+        # A file brings its own ground: its reader's page may be light where the reader's system is dark.
+        body = [element("style", f"\n{style}"), element("rect", width=width, height=height, class_="ground"), *body]
+    return element("svg", "\n" + "\n".join(body) + "\n", **head, aria_label=label) + "\n"
 
 
 def path_of(points: list[tuple[float, float]]) -> str:

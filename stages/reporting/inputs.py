@@ -3,6 +3,7 @@
     inputs = read_inputs()
     inputs.metrics["candidates"]["dpo"]["harmonic"]    # 0.913
     inputs.hashes["data/eval/metrics.json"]            # sha256 of the bytes read
+    inputs.blob                                        # what Git calls metrics.json: leads to the commit that holds it
 """
 
 import hashlib
@@ -20,20 +21,27 @@ METRICS, PLANE = "data/eval/metrics.json", "data/eval/plane.csv"
 CELLS, INTENTS = "data/eval/cells.csv", "data/eval/intents.csv"
 VERDICTS, RESPONSES, TEST = "data/eval/verdicts.parquet", "data/eval/responses.parquet", "data/librachemqa/test.parquet"
 SFT, DPO = "models/sft/training.csv", "models/dpo/training.csv"
+PUBLISHED = Path(__file__).parent / "published.csv"  # what the paper reports: another test set, another judge
 FILES = (METRICS, CELLS, INTENTS, PLANE, VERDICTS, RESPONSES, TEST, SFT, DPO)
 
 SUBJECT = "dpo"  # the candidate the project is about
 RATES = ("harmonic", "worst", "overall", "safety", "utility", "over_refusal_rate", "abstain_rate", "dual_balanced_accuracy")
 _ENDS = ("", "_lo", "_hi")
 _PLANE = tuple(f"{rate}{end}" for rate in ("safety", "utility") for end in _ENDS)
+SPENT = (
+    "model", "mode", "requests", "received", "from_store", "from_archive", "retries", "prompt_tokens", "completion_tokens", "usd", "wall_s",
+)  # fmt: skip
 RATE = ("n", "substances", "rate", "rate_lo", "rate_hi")  # of cells.csv and intents.csv
 MISSES = ("wrong", "unverifiable", "over_refusal", "leak", "abstain")  # of intents.csv: outcomes of what wasn't right
+_COMPARED = ("first", "second", "metric", "difference", "lo", "hi", "p_holm", "n", "substances")
 _COUNTS = tuple(f"paper_{a}_cascade_{b}" for a in ("comply", "refuse") for b in ("comply", "refuse"))
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """`metrics`, `plane`, `cells` and `intents` as stage score writes them, `curves`: each training.csv, `hashes`: sha256 per file."""
+    """`metrics`, `plane`, `cells` and `intents` as stage score writes them, `curves`: each training.csv, `published`: what the
+    paper reports, `hashes`: sha256 per file, `blob`:
+    the id Git gives metrics.json (SHA-1 of a header and its bytes)."""
 
     metrics: dict[str, Any]
     plane: pl.DataFrame
@@ -43,7 +51,9 @@ class Inputs:
     responses: pl.DataFrame
     test: pl.DataFrame
     curves: dict[str, pl.DataFrame]
+    published: pl.DataFrame
     hashes: dict[str, str]
+    blob: str
 
 
 def read_inputs() -> Inputs:
@@ -64,7 +74,9 @@ def read_inputs() -> Inputs:
                 others=("eval_loss", "eval_rewards/margins", "eval_rewards/accuracies"),
             ),
         },
+        published=_read_csv(str(PUBLISHED), ("system", "test_set", "judge", "source"), ("overall", "librachem_ahead")),
         hashes={path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in FILES},
+        blob=_blob(Path(METRICS).read_bytes()),
     )  # fmt: skip
     told = set(metrics["candidates"])
     tables = {
@@ -88,14 +100,23 @@ def _read_metrics() -> dict[str, Any]:
     for name in (SUBJECT, *_named(metrics, "candidates")):
         wanted |= {("candidates", name, rate + end) for rate in RATES for end in _ENDS}
         wanted |= {("candidates", name, "paper", key) for key in ("legitimate", "illegal", "overall")}
-        wanted |= {("judge", name, key) for key in ("kappa", *_COUNTS)}
+        wanted |= {("candidates", name, key) for key in ("ppi", "answer_safe", "reasoning_safe", "both_safe")}
+        wanted |= {("judge", "paper_agreement", name, key) for key in ("kappa", "kappa_lo", "kappa_hi", *_COUNTS)}
+    wanted |= {("judge", "human"), ("judge", "panel"), ("comparisons",)}
+    wanted |= {("generation", what, key) for what in _named(metrics, "generation") for key in SPENT} | {("generation",)}
     for keys in sorted(wanted):
         found = metrics
         for depth, key in enumerate(keys):
             if not isinstance(found, dict) or key not in found:
                 raise LibraError(f"{path} has no {'.'.join(keys[: depth + 1])}; run `dvc repro score`")
             found = found[key]
+    if odd := [row for row in metrics["comparisons"] if not set(_COMPARED) <= set(row)]:
+        raise LibraError(f"{path}: a comparison lacks {', '.join(sorted(set(_COMPARED) - set(odd[0])))}; run `dvc repro score`")
     return metrics
+
+
+def _blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _named(metrics: Any, key: str) -> list[str]:

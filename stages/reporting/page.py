@@ -1,6 +1,7 @@
 """The report as one HTML file: template, styles and script of this folder, filled with figures computed from the inputs.
 
-    html = render(read_inputs(), examples=400)
+    html = render(read_inputs(), 400, {"dpo": {"beta": 0.1}})
+    svg = draw_files(read_inputs())["cells"]
 
 The page may not load anything and runs no script but its own (a content security policy with the script's hash); every text is
 escaped by the template. It holds no time and no path of a machine, so the same inputs give the same bytes.
@@ -8,6 +9,7 @@ escaped by the template. It holds no time and no path of a machine, so the same 
 
 import base64
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from markupsafe import Markup, escape
 
 from stages.reporting.curves import draw_curve
 from stages.reporting.drawing import DASH, about, colours, percent
-from stages.reporting.examples import WITHHELD, choose
+from stages.reporting.examples import FAILURES, WITHHELD, choose, failures, joined, packed
+from stages.reporting.heat import draw_cells
 from stages.reporting.inputs import MISSES, RATES, SUBJECT, Inputs
 from stages.reporting.plane import draw_plane
 
 HERE = Path(__file__).parent
+SUMS = ("requests", "received", "prompt_tokens", "completion_tokens", "usd")  # what adds up over the stages
 COLUMNS = {  # of the leaderboard: heading and what it means
     "harmonic": ("Harmonic", "harmonic mean of safety and utility"),
     "worst": ("Worst", "the lower of safety and utility"),
@@ -31,7 +35,9 @@ COLUMNS = {  # of the leaderboard: heading and what it means
     "over_refusal_rate": ("Over-refusal", "share of legitimate requests refused; lower is better"),
     "abstain_rate": ("Abstain", "share of answers that could not be judged, which count as wrong; lower is better"),
     "dual_balanced_accuracy": ("Dual balanced", "on make, buy, prepare: mean of controlled refused and unregulated helped"),
+    "answer_safe": ("Answer safe", "share of illegitimate requests whose answer, reasoning aside, gives nothing away"),
     "reasoning_safe": ("Reasoning safe", "share of illegitimate requests with reasoning whose reasoning gives nothing away"),
+    "both_safe": ("Both safe", "share of illegitimate requests with reasoning where neither answer nor reasoning gives anything away"),
     "paper": ("Paper’s accuracy", "the paper’s own judge on its own task, the dual requests; below: legitimate · illegal"),
 }
 OUTCOMES = {  # class for its colour, sign, and what it means
@@ -46,24 +52,29 @@ OUTCOMES = {  # class for its colour, sign, and what it means
     "abstain": ("none", "?", "could not be judged"),
 }
 CURVES = (
-    ("sft", "loss", "Fine-tuning: loss"),
-    ("dpo", "loss", "Preferences: loss"),
     ("dpo", "rewards/margins", "Preferences: reward margin"),
     ("dpo", "rewards/accuracies", "Preferences: reward accuracy"),
+    ("dpo", "loss", "Preferences: loss"),
+    ("sft", "loss", "Fine-tuning: loss"),
 )
+CELL = ("intent_kind", "status", "representation", "expected")
+FAILED = 8  # examples of each way to fail
 
 
-def render(inputs: Inputs, examples: int) -> str:
-    """The whole page, with a table of `examples` answers."""
+def render(inputs: Inputs, examples: int, params: dict[str, Any]) -> str:
+    """The whole page, with a table of `examples` answers; `params` ({section: values}) is shown as it is."""
     rates = inputs.metrics["candidates"]
-    names = sorted(rates, key=lambda name: (-(rates[name]["harmonic"] or 0), name))
-    rows = choose(inputs, examples)
+    names = by_harmonic(rates)
+    judge = inputs.metrics["judge"]
+    human, panel = judge["human"] or {"judges": {}}, judge["panel"] or {"rules": {}, "between": []}
+    answers = joined(inputs)
+    rows = choose(answers, examples)
     style, script = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     close = _close_up(inputs.plane)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "thousands": lambda n: f"{n:,}", "breakable": _breakable}
+    environment.filters |= {"percent": percent, "thousands": lambda n: f"{n:,}", "breakable": _breakable, "p_value": p_value, "signed": signed}
     return environment.get_template("page.html.j2").render(
         style=style + Markup((HERE / "charts.css").read_text(encoding="utf-8")),
         script=script,
@@ -76,16 +87,30 @@ def render(inputs: Inputs, examples: int) -> str:
         names=names,
         about={name: about(name) for name in names},
         colours=colours(names),
-        columns={key: COLUMNS[key] for key in COLUMNS if key != "reasoning_safe" or _reasons(rates)},
+        columns={key: COLUMNS[key] for key in COLUMNS if not key.endswith("_safe") or _reasons(rates)},
+        published=inputs.published.filter(pl.col("overall").is_not_null()).rows(named=True),
+        rivals=inputs.published.filter(pl.col("librachem_ahead").is_not_null()).rows(named=True),
+        compared=compared(inputs.metrics["comparisons"]),
+        metrics={row["metric"]: COLUMNS[row["metric"]][0] for row in inputs.metrics["comparisons"]},
         candidates=rates,
-        cells=rows_of(inputs.cells, ("intent_kind", "status", "representation", "expected")),
+        cells=rows_of(inputs.cells, CELL),
         intents=rows_of(inputs.intents, ("intent_kind", "intent", "status", "expected")),
         misses=MISSES,
         weak=weak_intents(inputs.intents),
+        failures=failures(answers, SUBJECT, FAILED),
+        failed={outcome: answers.filter(candidate=SUBJECT, outcome=outcome).height for outcome in FAILURES},
         curves=[(title, Markup(draw_curve(inputs.curves[stage], column, title))) for stage, column, title in CURVES],
-        judge=inputs.metrics["judge"],
-        examples=rows,
-        n_answers=inputs.verdicts.filter(pl.col("channel") == "answer").height,
+        judge=judge,
+        human_rows=[(name, (pair, human["decisions"]["judges"][name])) for name, pair in human["judges"].items()],
+        powered={name: rates[name]["ppi"] for name in names if (rates[name]["ppi"] or {}).get("harmonic") is not None},
+        panel_rows=[(name, (pair,)) for name, pair in panel["rules"].items()],
+        member_rows=[(" and ".join(pair["members"]), (pair,)) for pair in panel["between"]],
+        spent=inputs.metrics["generation"],
+        total={key: sum(one[key] or 0 for one in inputs.metrics["generation"].values()) for key in SUMS},
+        steps={stage: int(curve["step"].max()) for stage, curve in inputs.curves.items()},
+        packed=Markup(packed(rows)),
+        shown=len(rows),
+        n_answers=answers.height,
         outcomes=OUTCOMES,
         withheld=sum(row["answer"] == WITHHELD for row in rows),
         choices={
@@ -93,9 +118,33 @@ def render(inputs: Inputs, examples: int) -> str:
             **{key: sorted({row[key] for row in rows}) for key in ("expected", "intent_kind", "representation")},
             "outcome": [outcome for outcome in OUTCOMES if any(row["outcome"] == outcome for row in rows)],
         },
+        params={section: flat(values) for section, values in params.items()},
         hashes=inputs.hashes,
+        blob=inputs.blob,
         dash=DASH,
     )
+
+
+def draw_files(inputs: Inputs) -> dict[str, str]:
+    """The figures that stand in the README, as SVG files: plane, cells, margins."""
+    names = by_harmonic(inputs.metrics["candidates"])
+    return {
+        "plane": draw_plane(inputs.plane, standalone=True),
+        "cells": draw_cells(rows_of(inputs.cells, CELL), names),
+        "margins": draw_curve(inputs.curves["dpo"], "rewards/margins", "DPO: reward margin", standalone=True),
+    }
+
+
+def by_harmonic(rates: dict[str, Any]) -> list[str]:
+    """Candidates, the best harmonic mean first."""
+    return sorted(rates, key=lambda name: (-(rates[name]["harmonic"] or 0), name))
+
+
+def flat(values: Any, name: str = "") -> list[tuple[str, str]]:
+    """(`a.b`, value as JSON) of everything in a section; ("", value) of a plain one."""
+    if isinstance(values, dict) and values:
+        return [line for key, value in values.items() for line in flat(value, f"{name}.{key}" if name else str(key))]
+    return [(name, json.dumps(values, ensure_ascii=False))]
 
 
 def summary(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -111,6 +160,25 @@ def summary(metrics: dict[str, Any]) -> dict[str, Any]:
     ahead = [(name, 100 * ((own["harmonic"] or 0) - (rates[name]["harmonic"] or 0))) for name in rivals]
     told = [(name, f"{abs(points):.1f} points {'above' if points >= 0 else 'below'}") for name, points in ahead]
     return {"subject": SUBJECT, "rivals": told, **{rate + end: own[rate + end] for rate in RATES for end in ("", "_lo", "_hi")}}
+
+
+def compared(comparisons: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{candidate: {metric: row}} of those comparisons whose first is SUBJECT."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in comparisons:
+        if row["first"] == SUBJECT:
+            found.setdefault(row["second"], {})[row["metric"]] = row
+    return found
+
+
+def signed(share: float) -> str:
+    """-0.125 -> "−12.5", in points."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    """"p 0.03", "p < 0.001"; a dash for None."""
+    return DASH if p is None else "p < 0.001" if p < 0.001 else f"p {p:.{2 if p >= 0.01 else 3}f}"
 
 
 def rows_of(rates: pl.DataFrame, keys: tuple[str, ...]) -> list[dict[str, Any]]:

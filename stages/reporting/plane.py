@@ -6,12 +6,11 @@
 
 import math
 from html import escape
-from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
-from stages.reporting.drawing import about, colours, element, path_of, percent, text
+from stages.reporting.drawing import about, colours, element, figure, path_of, percent, text
 
 WIDTH, HEIGHT = 500, 478
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 454, 14, 430
@@ -56,9 +55,7 @@ def draw_plane(plane: pl.DataFrame, low: float = 0.0, standalone: bool = False) 
     def y(safety: float) -> float:
         return _BOTTOM - _PAD - (max(safety, low) - low) / (1 - low) * (_BOTTOM - _TOP - 2 * _PAD)
 
-    # A file brings its own ground: its reader's page may be light where the reader's system is dark.
-    parts = [element("rect", width=WIDTH, height=HEIGHT, class_="ground")] if standalone else []
-    parts += [element("rect", x=_LEFT, y=_TOP, width=_RIGHT - _LEFT, height=_BOTTOM - _TOP, class_="frame")]
+    parts = [element("rect", x=_LEFT, y=_TOP, width=_RIGHT - _LEFT, height=_BOTTOM - _TOP, class_="frame")]
     step = 0.25 if low == 0 else 0.1 if low < 0.8 else 0.05
     for i in range(math.floor((1 - low) / step + 1e-9) + 1):
         at = 1 - i * step
@@ -96,12 +93,8 @@ def draw_plane(plane: pl.DataFrame, low: float = 0.0, standalone: bool = False) 
             text(name, x=(box.left + box.right) / 2, y=box.bottom - 4, class_="name", text_anchor="middle"),
         ]
         parts.append(element("g", "".join(inside), class_=f"candidate {colour[name]}"))
-    style = (Path(__file__).parent / "charts.css").read_text(encoding="utf-8") if standalone else ""
-    head = {"xmlns": "http://www.w3.org/2000/svg", "width": WIDTH, "height": HEIGHT} if standalone else {}
-    head |= {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "class_": "chart plane", "role": "img"}
     title = "Safety against utility of every candidate" + (f", close-up from {percent(low, 0)} %" if low else "")
-    body = (element("style", f"\n{style}") if style else "") + "\n" + "\n".join(part for part in parts if part) + "\n"
-    return element("svg", body, **head, aria_label=title) + "\n"
+    return figure(parts, WIDTH, HEIGHT, title, "plane", standalone)
 
 
 def place(names: list[str], dots: list[tuple[float, float]], bars: list[Box]) -> list[Spot]:
