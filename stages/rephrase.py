@@ -1,6 +1,6 @@
 """Phase 2, rephrasing: the teacher writes k prompts, m good and n bad answers for every crafted seed.
 
-Reads   data/seeds.parquet, data/substances.parquet, data/crafted.parquet
+Reads   data/seeds.parquet, data/substances.parquet, data/crafted.parquet, data/domain.json
 Writes  data/rephrasings.parquet, data/generation/rephrase.json
 Params  random_seed, rephrase, teacher, budget
 
@@ -36,7 +36,8 @@ def main(open_session: type[Session] = Session) -> None:
     import polars as pl
 
     from stages.common.tables import read_table, write_table
-    from stages.llm.offline import app
+    from stages.domain.description import kept_domain
+    from stages.llm.offline import app_for
     from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, fact_sheets, rephrase_request
     from stages.llm.writing import ask_texts
 
@@ -47,18 +48,20 @@ def main(open_session: type[Session] = Session) -> None:
     seeds = read_table("data/seeds.parquet", SEED_COLUMNS).filter(pl.col("seed_id").is_in(list(base)))
     sheets = fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))
     kinds = {sheet["seed_id"]: rejected_kinds(sheet, rephrase.rejected) for sheet in sheets}
+    domain = kept_domain()
     with open_session("rephrase", params.random_seed, params.section("budget", BudgetParams)) as session:
         texts = ask_texts(
             session,
             teacher,
             sheets,
             lambda sheet, sample: rephrase_request(
-                sheet, base[sheet["seed_id"]], rephrase.prompts, rephrase.chosen, kinds[sheet["seed_id"]], sample
+                sheet, base[sheet["seed_id"]], rephrase.prompts, rephrase.chosen, kinds[sheet["seed_id"]], sample, domain
             ),
             lambda parsed: {"prompt": parsed["prompts"], "chosen": parsed["chosen"], "rejected": parsed["rejected"]},
             "rephrase",
             rephrase.max_quarantined,
-            app,
+            app_for(domain),
+            domain,
         )
     rows = [
         (seed_id, role, index, text, kinds[seed_id][index] if role == "rejected" else None, teacher.model)
