@@ -17,7 +17,7 @@ from collections import Counter
 from stages.chem.matching import pair
 from stages.chem.substance import Substance, to_json
 from stages.common.errors import LibraError
-from stages.domain.description import Domain, chemistry
+from stages.domain.description import HELPED, REFUSED, WATCHED, Domain, chemistry
 
 LONGEST = {"text": 60, "smiles": 90}  # letters of a name, of a SMILES: longer ones make prompts a small model can't read
 NAME_ONLY = ("chemical_weapon", "pesticide_industrial", "pop")
@@ -65,7 +65,7 @@ class _Planner:
         for representation, count in _shares(dual, self.representations):
             for intent, each in _shares(count, self.domain.of_kind("dual")):
                 self._dual(intent, representation, each, drug_like_share)
-        for status, cell in _shares(rest, (self.domain.refused, self.domain.helped)):
+        for status, cell in _shares(rest, (REFUSED, HELPED)):
             for representation, count in _shares(cell, self.representations):
                 self._harmful(status, representation, count)
                 self._neutral(status, representation, count)
@@ -74,15 +74,15 @@ class _Planner:
     def _dual(self, intent: str, representation: str, count: int, drug_like_share: float) -> None:
         left: list[Substance] = []
         for i in range(count):
-            options = self._open(self.domain.refused, intent, representation, i)
+            options = self._open(REFUSED, intent, representation, i)
             if not options:
-                raise self._short(f"dual, {self.domain.refused}", representation, count, i)
+                raise self._short(f"dual, {REFUSED}", representation, count, i)
             code = i % CODE_NAME_EVERY == CODE_NAME_EVERY - 1
             left.append(min(options, key=lambda s: self._dual_order(s, intent, representation, code)))
             self._add(left[-1], intent, representation)
-        right = self._open(self.domain.helped, intent, representation)
+        right = self._open(HELPED, intent, representation)
         if len(right) < count:
-            raise self._short(f"dual, {self.domain.helped}", representation, count, len(right))
+            raise self._short(f"dual, {HELPED}", representation, count, len(right))
         used = {s.substance_id: self.uses[s.substance_id, "dual"] + self.uses[s.substance_id, representation] for s in right}
         for j in pair(left, right, representation, drug_like_share, used):
             self._add(right[j], intent, representation)
@@ -108,8 +108,8 @@ class _Planner:
         for i in range(count):
             turn = domain.turns[i % len(domain.turns)]
             wanted = domain.properties if turn == "property" else (turn,)
-            watched = domain.watched and status == domain.helped and i % PRECURSOR_EVERY == PRECURSOR_EVERY - 1
-            for at, intents in ((domain.watched if watched else status, wanted), (status, wanted), (status, domain.of_kind("neutral"))):
+            watched = WATCHED in domain.labels and status == HELPED and i % PRECURSOR_EVERY == PRECURSOR_EVERY - 1
+            for at, intents in ((WATCHED if watched else status, wanted), (status, wanted), (status, domain.of_kind("neutral"))):
                 ranked = sorted(intents, key=lambda intent: self.asked[status, intent])
                 found = next(((intent, open_) for intent in ranked if (open_ := self._open(at, intent, representation, i))), None)
                 if found:

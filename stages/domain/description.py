@@ -25,6 +25,10 @@ CHEMISTRY = "chemistry"
 CATALOG = Path("data/catalog")
 KEPT = "data/domain.json"
 KINDS = ("neutral", "dual", "harmful")
+# Whose dual requests are complied with, whose are refused, and what is lawful but watched: neither answer would be right.
+HELPED, REFUSED, WATCHED = "unregulated", "controlled", "precursor"
+Kind = Literal["neutral", "dual", "harmful"]
+Status = Literal["unregulated", "controlled", "precursor"]
 # Facts that stages/llm/facts.py puts into words, with conversions; any other needs `first` and `second`.
 TOLD_BY_CODE = (
     "molar_mass", "formula", "melting_point", "boiling_point", "flash_point", "exposure_limit", "dilution", "regulation",
@@ -35,7 +39,7 @@ Texts = list[str]
 class Intent(Section):
     """One thing people ask for. `{x}` stands for the thing; answers may hold `{KEY}` of the fact sheet or its fact."""
 
-    kind: Literal["neutral", "dual", "harmful"]
+    kind: Kind
     property: bool = False  # only asked where the thing has a fact of this name
     questions: Texts = Field(min_length=1)  # "How is {x} made"
     clauses: Texts = Field(min_length=1)  # "how {x} is made", behind "Tell me ..."
@@ -103,43 +107,31 @@ class Card(Section):
     separated: str  # what keeps splits apart
 
 
-class Topic(Section):
-    """How the offline judge knows what a request asks and whether an answer speaks of it: regular expressions on lower-case text."""
-
-    asked: str
-    said: str
-
-
 class Domain(Section):
     """data/catalog/NAME/domain.yaml; `name` is the folder's."""
 
     name: str
     brief: Brief
     card: Card
-    labels: dict[str, dict[Literal["neutral", "dual", "harmful"], Literal["comply", "refuse"]]]
+    labels: dict[Status, dict[Kind, Literal["comply", "refuse"]]]
     turns: Texts = Field(min_length=1)  # neutral intents in the order in which they are asked; `property`: the least asked property
     intents: dict[str, Intent]
     classes: dict[str, dict[str, str]] = {}  # of a key of the fact sheet (`Intent.by`): value -> class
     refusals: Refusals
     laws: dict[str, str] = {}  # how a text calls an instrument
     gate: dict[str, str] = {}  # more of what no answer may hold: reason -> pattern (a regular expression on lower-case text)
-    topics: dict[str, Topic] = {}  # by intent; the first whose `asked` a request holds is asked
-    most_seeds: dict[Literal["train", "validation", "test"], int] = {}  # as many as the catalog gives; seed.SPLIT.seeds may ask for fewer
+    most_seeds: dict[Literal["train", "validation", "test"], int] = {}  # the catalog gives no more; seed.SPLIT.seeds may ask for fewer
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Domain":
-        for what, label in (("refused", "refuse"), ("helped", "comply")):
-            if len(found := self._of_dual(label)) != 1:
-                raise ValueError(f"labels: one status must have `dual: {label}`, not {len(found)} ({', '.join(found) or 'none'}): the {what} one")
-        if len(others := [status for status, row in self.labels.items() if "dual" not in row]) > 1:
-            raise ValueError(f"labels: {' and '.join(others)} have no label for dual; at most one status may be asked neutrally only")
+        if missing := [status for status in (HELPED, REFUSED) if status not in self.labels]:
+            raise ValueError(f"labels: {missing[0]} is missing")
         for status, row in self.labels.items():
-            right = {"neutral": "comply", "harmful": "refuse"}
-            if bad := [kind for kind, label in row.items() if right.get(kind, label) != label]:
-                raise ValueError(f"labels: {status}, {bad[0]} must be {right[bad[0]]}")
-            wanted = set(KINDS) if "dual" in row else {"neutral"}
-            if set(row) != wanted:
-                raise ValueError(f"labels: {status} needs {', '.join(kind for kind in KINDS if kind in wanted)} and nothing else")
+            right = {"neutral": "comply", "dual": {HELPED: "comply", REFUSED: "refuse"}.get(status), "harmful": "refuse"}
+            right = right if right["dual"] else {"neutral": "comply"}
+            for kind in KINDS:
+                if row.get(kind) != right.get(kind):
+                    raise ValueError(f"labels: {status}, {kind} must be {right.get(kind) or 'left out'}, not {row.get(kind) or 'left out'}")
         for kind in KINDS:
             if not self.of_kind(kind):
                 raise ValueError(f"intents: none is {kind}")
@@ -171,21 +163,6 @@ class Domain(Section):
         """Intent -> kind, neutral ones first."""
         return {name: kind for kind in KINDS for name in self.of_kind(kind)}
 
-    @property
-    def helped(self) -> str:
-        """The status whose dual requests are complied with."""
-        return self._of_dual("comply")[0]
-
-    @property
-    def refused(self) -> str:
-        """The status whose dual requests are refused."""
-        return self._of_dual("refuse")[0]
-
-    @property
-    def watched(self) -> str | None:
-        """The status that is asked about with neutral intents only: lawful but watched, neither answer to the rest would be right."""
-        return next((status for status, row in self.labels.items() if "dual" not in row), None)
-
     def asked(self, status: str, intent: str) -> bool:
         """Whether things of `status` are asked about with `intent`."""
         return self.kind_of[intent] in self.labels[status]
@@ -203,9 +180,6 @@ class Domain(Section):
     def as_json(self) -> str:
         """The text of data/domain.json; the order of keys, which decides how texts are picked, is kept."""
         return json.dumps(self.model_dump(), indent=1, ensure_ascii=False) + "\n"
-
-    def _of_dual(self, label: str) -> list[str]:
-        return [status for status, row in self.labels.items() if row.get("dual") == label]
 
 
 def read_domain(name: str, catalog: Path = CATALOG) -> Domain:

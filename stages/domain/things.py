@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from stages.chem.substance import Substance
 from stages.common.errors import LibraError
-from stages.domain.description import CATALOG, Domain
+from stages.domain.description import CATALOG, REFUSED, Domain
 
 THINGS = ("name", "status", "kind", "class", "group", "instrument", "schedule", "as_of")
 FACTS = ("name", "fact", "value", "unit", "tolerance", "method", "source")
@@ -36,8 +36,8 @@ def read_things(domain: Domain, catalog: Path = CATALOG) -> list[Substance]:
         if row["as_of"] and not re.fullmatch(r"\d{4}(-\d\d)?", row["as_of"]):
             _fault(path, row, "as_of", f"`{row['as_of']}` must look like 2026-03")
         if empty := [column for column in REFERENCE if not row[column]]:
-            if row["status"] == domain.refused or len(empty) < len(REFERENCE):
-                _fault(path, row, empty[0], "the cell is empty; what is refused, and half a reference, needs all of " + ", ".join(REFERENCE))
+            if row["status"] == REFUSED or len(empty) < len(REFERENCE):
+                _fault(path, row, empty[0], f"the cell is empty; what is {REFUSED} needs {', '.join(REFERENCE)}, and they go together")
         if bad := next((column for column in REFERENCE if "," in row[column]), None):
             _fault(path, row, bad, "commas part a reference; leave them out here")
         thing = Substance(row["name"], None, row["status"], row["kind"], family=row["kind"], hazard_class=row["class"])

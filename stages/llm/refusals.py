@@ -9,7 +9,7 @@ the words that the domain has.
 
 from typing import Any
 
-from stages.domain.description import Domain, Intent
+from stages.domain.description import REFUSED, Domain, Intent
 from stages.llm.phrasing import fitting, pick
 
 Sheet = dict[str, Any]
@@ -32,7 +32,7 @@ def refusing(domain: Domain, sheet: Sheet, key: tuple) -> str:
     intent = domain.intents[sheet["intent"]]
     if sheet["intent_kind"] == "harmful":
         reasons, instead = intent.reasons, intent.instead
-        if sheet["status"] == domain.refused and intent.cites_law:
+        if sheet["status"] == REFUSED and intent.cites_law:
             reasons = reasons + _for_kind(domain.refusals.reasons, sheet)
     else:
         reasons, instead = (_for_kind(words, sheet) for words in (domain.refusals.reasons, domain.refusals.instead))
@@ -49,7 +49,7 @@ def over_refusing(domain: Domain, sheet: Sheet, key: tuple) -> str:
         return fitting(lambda n: _refusal(domain.intents[sheet["intent"]], words.timid, words.timid_instead, (*key, n)))
     kind = pick([kind for kind, times in words.pretended.items() for _ in range(times)], *key, "kind")
     reference = pick(words.references[kind], *key, "reference")
-    return refusing(domain, {**sheet, "status": domain.refused, "kind": kind, "reference": reference}, key)
+    return refusing(domain, {**sheet, "status": REFUSED, "kind": kind, "reference": reference}, key)
 
 
 def bare_refusing(key: tuple) -> str:
