@@ -65,7 +65,7 @@ def fine_tune(random_seed: int, size, sft: SftParams) -> None:
             learning_rate=sft.learning_rate,
             evaluations=3,
             evaluation_size=sft.batch_size,
-            folder=run_folder("sft"),
+            folder=run_folder("sft", getattr(model.config, "_commit_hash", None)),
             **common,
             **size.training(),
         )

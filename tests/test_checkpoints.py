@@ -127,7 +127,7 @@ def test_all_that_decides_a_run_is_in_its_key(project, monkeypatch):  # noqa: F8
     sft.main()
     key = checkpoints.run_folder("dpo")
     assert key == checkpoints.run_folder("dpo") and Path(key).parent == Path(".cache/checkpoints").resolve()
-    keys = {key, checkpoints.run_folder("sft")}
+    keys = {key, checkpoints.run_folder("sft"), checkpoints.run_folder("sft", "a commit"), checkpoints.run_folder("sft", "another one")}
     for changed in ({"random_seed": 8}, {"dpo": {"beta": 0.2}}, {"dpo": {"learning_rate": 0.02}}):
         project(**changed)
         keys.add(checkpoints.run_folder("dpo"))
@@ -140,7 +140,7 @@ def test_all_that_decides_a_run_is_in_its_key(project, monkeypatch):  # noqa: F8
     keys.add(checkpoints.run_folder("dpo"))
     monkeypatch.setenv("DVC_ROOT", "/elsewhere")  # the real project, under `dvc exp run --queue`
     assert checkpoints.run_folder("dpo").startswith("/elsewhere/.cache/checkpoints/dpo-")
-    assert len(keys) == 9
+    assert len(keys) == 11
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(project, often, monkeypatch, capfd):  # noqa: F811

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from random import Random
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from stages.training import reference, trainer
-from stages.training.grid import GridTrainer, attention, equal_rows, packed, takes_mask
+from stages.training.grid import Collator, GridTrainer, attention, equal_rows, layout, packed, row_cost, takes_mask
 from stages.training.head import score_labelled_only
 from stages.training.models import train_tokenizer
 
@@ -163,13 +165,25 @@ def test_a_grid_is_computed_once(model, tokenizer, tmp_path):
     )
     batch = made.data_collator([rows[i] for i in range(len(rows))])
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    shared = packed(batch["input_ids"], labels)
+    shared = packed(batch["input_ids"], labels, per_token=1e6)
     answers = [(r["prompt_ids"], r[side]) for r in rows for side in ("chosen_ids", "rejected_ids")]
     once = {str(answer): len(answer[1]) for answer in answers}
     assert len(answers) == 36 and len(once) == 12
     assert int((shared["shift_labels"] != -100).sum()) == sum(once.values())
-    assert shared["input_ids"].shape[0] == 2
-    assert int((shared["part"] == 0).sum()) == sum(len(ids("p", p, 12)) - 1 for p in range(2))
+    of_prompts = [sum(length for text, length in once.items() if text.startswith(f"({ids('p', p, 12)}, ")) for p in range(2)]
+    one_a_row = 2 * max(length + len(ids("p", p, 12)) - 1 for p, length in enumerate(of_prompts))
+    assert sum(of_prompts) == sum(once.values()) and shared["input_ids"].numel() <= one_a_row < batch["input_ids"].numel() / 2
+
+
+@pytest.mark.parametrize("options", [{}, {"max_length": 9}, {"pad_to_multiple_of": 8}, {"max_length": 5, "pad_to_multiple_of": 4}])
+def test_the_collator_gives_what_trl_s_gives(options):
+    rows = [row | {"ref_chosen_logps": -1.5, "ref_rejected_logps": -2.0 * i} for i, row in enumerate(pairs(RAGGED).to_list())]
+    mine = Collator(3, options.get("max_length"), options.get("pad_to_multiple_of", 1))
+    for batch in (rows, rows[:1], pairs(GRID).to_list()):
+        other = DataCollatorForPreference(pad_token_id=3, **options)(batch)
+        found = mine(batch)
+        assert found.keys() == other.keys() and all(torch.equal(found[name], other[name]) for name in other)
+        assert all(found[name].dtype == other[name].dtype for name in other)
 
 
 def dpo(kind, policy, tokenizer, rows, folder, reference=None, **options):
@@ -243,9 +257,31 @@ def test_equal_rows_are_equal_in_ids_and_labels():
 
 
 def test_an_answer_sees_its_prompt_and_itself():
-    part = torch.tensor([[0, 0, 1, 1, 2, -1]])
-    rows = ["x.....", "xx....", "xxx...", "xxxx..", "xx..x.", "xx...x"]
-    assert attention(part)[0, 0].tolist() == [[mark == "x" for mark in row] for row in rows]
+    prompt, answer = torch.tensor([[1, 1, 1, 1, 1, 2, 2, 0]]), torch.tensor([[0, 0, 1, 1, 2, 0, 1, 0]])
+    rows = ["x.......", "xx......", "xxx.....", "xxxx....", "xx..x...", ".....x..", ".....xx.", ".......x"]
+    assert attention(prompt, answer)[0, 0].tolist() == [[mark == "x" for mark in row] for row in rows]
+
+
+def test_a_layout_holds_each_answer_once_behind_its_prompt_and_is_the_cheapest():
+    random = Random(3)
+    for _ in range(50):
+        lengths = [(random.randint(0, 30), [random.randint(1, 60) for _ in range(random.randint(1, 8))]) for _ in range(random.randint(1, 9))]
+        for per_token in (0, 50, 1e6):
+            rows = layout(lengths, per_token)
+            assert sorted((p, a) for row in rows for p, of in row.items() for a in of) == [
+                (p, a) for p, (_, answers) in enumerate(lengths) for a in range(len(answers))
+            ]
+            one_a_prompt = [{p: list(range(len(answers)))} for p, (_, answers) in enumerate(lengths)]
+            one_an_answer = [{p: [a]} for p, (_, answers) in enumerate(lengths) for a in range(len(answers))]
+            cost = row_cost(lengths, rows, per_token)
+            assert cost <= min(row_cost(lengths, one_a_prompt, per_token), row_cost(lengths, one_an_answer, per_token)) * (1 + 1e-9)
+
+
+def test_dear_tokens_are_not_repeated_and_dear_looks_are_not_taken():
+    lengths = [(20, [30] * 10)]
+    assert len(layout(lengths, 1e6)) == 1 and len(layout(lengths, 0)) > 3
+    apart = [(20, [10]), (20, [70])] * 4
+    assert sum(map(len, layout(apart, 1e6))) == 8 and len(layout(apart, 1e6)) < 8, "short ones share a row"
 
 
 def test_the_head_for_the_cpu_gives_what_trl_s_gives(model):

@@ -12,8 +12,9 @@ from stages.common.errors import LibraError
 from stages.judge import COLUMNS, check_abstained, judge_all
 from stages.judging import channels, offline, paper
 from stages.judging.cascade import OUTCOMES, UNDECIDED, Record, Verdict, judge, settle
-from stages.judging.facts import agrees, atoms, check
+from stages.judging.facts import agrees, check
 from stages.judging.form import FORMS, form_of, is_garbled
+from stages.judging.formulas import atoms
 from stages.judging.leaks import leaks
 from stages.judging.requests import helpfulness_request, material, paper_request
 from stages.llm.chat import ChatRequest, Endpoint, Reply

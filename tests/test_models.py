@@ -4,8 +4,10 @@ import json
 import math
 import re
 import shlex
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import peft
 import polars as pl
@@ -16,8 +18,10 @@ import yaml
 from dag import ROOT
 from huggingface_hub import constants
 from safetensors.torch import load_file
+from test_checkpoints import often, stop_at  # noqa: F401
 from test_training import HELP, OPENER, PARAMS, TINY, project, table, texts  # noqa: F401
 
+from stages import dpo, sft
 from stages.common.check import check
 from stages.common.errors import LibraError
 from stages.common.params import check_section
@@ -112,8 +116,6 @@ def real(project, hub):  # noqa: F811
 
 
 def run():
-    from stages import dpo, sft
-
     sft.main()
     dpo.main()
 
@@ -233,6 +235,20 @@ def log_probs(model, rows, side):
         start = len(row["prompt_ids"]) - 1
         sums.append(every[start:].gather(1, ids[0, start + 1 :, None]).sum().item())
     return sums
+
+
+def test_an_adapter_in_bfloat16_that_was_stopped_goes_on_to_the_same_bytes(real, often, monkeypatch, capfd):  # noqa: F811
+    real("llama", lora=LORA, dtype="bfloat16")
+    names = ("adapter_model.safetensors", "training.csv")
+    for stage, name in ((sft, "sft"), (dpo, "dpo")):
+        stage.main()
+        unbroken = [Path("models", name, file).read_bytes() for file in names]
+        shutil.rmtree(Path("models", name))
+        stop_at(3, stage, monkeypatch)
+        capfd.readouterr()
+        stage.main()
+        assert f"{name}: resumes at step 2" in capfd.readouterr().err
+        assert [Path("models", name, file).read_bytes() for file in names] == unbroken
 
 
 @pytest.mark.parametrize(

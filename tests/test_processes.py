@@ -33,9 +33,10 @@ def same(one: pl.DataFrame, two: pl.DataFrame) -> None:
 
 def test_two_processes_give_the_curve_of_one(project):  # noqa: F811
     """`sft` by a launcher, `dpo` by train.processes, killed and resumed. Both end with half a batch, all of it one process's."""
-    changes = {"dpo": {"epochs": 3, "sft_weight": 4.0, "bpe_dropout": 0.2}, "sft": {"bpe_dropout": 0.2, "epochs": 1}}
+    grid = {"pairs": "grid", "answers": 2, "batch_size": 4}
+    changes = {"dpo": {"epochs": 3, "sft_weight": 4.0, "bpe_dropout": 0.2} | grid, "sft": {"bpe_dropout": 0.2, "epochs": 1}}
     project(**changes)
-    table(7).write_parquet("data/librachemqa/train.parquet")  # 14 prompts: 4 + 4 + 4 + 2 of sft; 42 pairs of dpo
+    table(7).write_parquet("data/librachemqa/train.parquet")  # 14 prompts: 4 + 4 + 4 + 2 of sft; 168 pairs of dpo, 16 a step
     table(4, 1).write_parquet("data/librachemqa/validation.parquet")
     sft.main()
     dpo.main()

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sqlite3
 import threading
+import threading
 import time
 from dataclasses import replace
 
@@ -92,6 +93,49 @@ def test_a_store_somebody_holds_is_an_error_that_says_so(path, monkeypatch):
         other.execute("rollback")
         keep_all(opened, 1)
         assert opened.totals()[0][2] == 1
+
+
+def test_all_else_goes_on_while_another_process_writes(path):
+    """What comes in meanwhile waits on a thread of its own, not on that of the requests in flight."""
+
+    async def go(opened, other):
+        keeping = asyncio.gather(*(opened.keep(*kept(i)) for i in range(3)))
+        turns, longest, last = 0, 0.0, time.monotonic()
+        while turns < 20:
+            await asyncio.sleep(0.01)
+            now = time.monotonic()
+            turns, longest, last = turns + 1, max(longest, now - last), now
+        assert not keeping.done()
+        other.execute("rollback")
+        await keeping
+        return longest
+
+    with Store(path) as opened:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("begin immediate")
+        assert asyncio.run(go(opened, other)) < 5, "seconds: far less than the store's WAIT"
+        assert opened.totals()[0][2] == 3
+
+
+def test_a_slow_disk_is_waited_for_on_another_thread(path, monkeypatch):
+    threads, add = [], Store.add
+    monkeypatch.setattr(store, "QUICK", 0.2)
+
+    def slow(self, *rows):
+        threads.append(threading.current_thread() is threading.main_thread())
+        time.sleep(2 * store.QUICK if len(threads) < 3 else 0)
+        return add(self, *rows)
+
+    monkeypatch.setattr(Store, "add", slow)
+
+    async def go(opened):
+        for i in range(4):
+            await opened.keep(*kept(i))
+
+    with Store(path) as opened:
+        asyncio.run(go(opened))
+        assert opened.totals()[0][2] == 4
+    assert threads == [True, False, False, True], "here until it is slow, and again when it is no more"
 
 
 @pytest.mark.parametrize("reply", ['{"choices": [', "[]", '{"choices": [{"message": "no object"}]}'])

@@ -4,317 +4,299 @@
     -> FactCheck("correct", "84 °C")
 
 A value agrees when it lies within the larger of the fact's absolute tolerance and 0.2 % of its size, so targets of zero and
-below can be right. Values given for another property ("... and boils at 200 °C") are left aside; of those that count, one
-outside makes the answer wrong. Unit conversion is pint's.
+below can be right. Values of another property, substance or pressure are left aside, as are those that are only mentioned (asked, denied,
+taken back); of those that count, one outside makes the answer wrong. A right number in a wrong unit is wrong. tests/fact_cases.yaml
+shows by example what is correct, wrong and unverifiable. Unit conversion is pint's. Reads two values, writes nothing.
 """
 
 import re
-import unicodedata
+from bisect import bisect_left
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
 from typing import Any
+
+from stages.judging.formulas import formulas
+from stages.judging.listings import judge_listing
+from stages.judging.quantities import UNITLESS, Quantity, convert, plain, quantities, unit_at
+from stages.judging.statements import Statements, mended
 
 RELATIVE = 0.002  # share of the target a rounded value may be off
 READ = 8_000  # characters of an answer that are searched, and how many values of it: keeps hostile texts cheap
 VALUES = 100
+NARROW = 2  # tolerances that either end of a range, or of a ±, may lie off
 
 
 @dataclass(frozen=True)
 class FactCheck:
-    """`verdict` is correct, wrong, or unverifiable (no value of the asked kind was found); `evidence` is the value as written."""
+    """`verdict` is correct, wrong, or unverifiable (nothing was said that the fact can settle); `evidence` is the value as written."""
 
     verdict: str
     evidence: str = ""
 
 
-_NUMBER = (
-    r"(?<![\w.,/])[-+]?(?:\d{1,3}(?:[,\u2009\u202f]\d{3})+(?:\.\d+)?|\d+[.,]\d+|\d+|\.\d+)"
-    r"(?:\s?[x×·*]\s?10\s?\^?\s?[-+]?\d+|e[-+]?\d+)?"
-)
-# What people write for a unit, longest first, and pint's name for it.
-_UNITS = {
-    r"grams?(?: per |/)mole?s?": "gram/mole", r"g\s?/\s?mol(?:e|es)?": "gram/mole", r"g\s?[·*.]?\s?mol\s?\^?-1": "gram/mole",
-    r"kg\s?/\s?mol(?:e|es)?": "kilogram/mole", r"mg\s?/\s?mol(?:e|es)?": "milligram/mole", r"daltons?|da|amu|u": "gram/mole",
-    r"(?:milligrams?|mg)(?: per |\s?/\s?)(?:cubic met(?:er|re)s?|m\s?\^?3|cu\.? ?m)": "milligram/meter**3",
-    r"mg\s?[·*.]?\s?m\s?\^?-3": "milligram/meter**3",
-    r"(?:micrograms?|[µμu]g)(?: per |\s?/\s?)(?:cubic met(?:er|re)s?|m\s?\^?3)": "microgram/meter**3",
-    r"(?:grams?|g)(?: per |\s?/\s?)(?:cubic met(?:er|re)s?|m\s?\^?3)": "gram/meter**3",
-    r"mg(?: per |\s?/\s?)(?:lit(?:er|re)s?|l)": "milligram/liter", r"ppm|parts per million": "ppm_volume",
-    r"kelvins?|k": "kelvin",
-    r"(?:degrees? |deg\.? |° ?|º ?)?(?:celsius|centigrade)|° ?c|º ?c|deg\.? ?c|degrees? c|c": "degree_Celsius",
-    r"(?:degrees? |deg\.? |° ?|º ?)?fahrenheit|° ?f|º ?f|deg\.? ?f|degrees? f|f": "degree_Fahrenheit",
-    r"millilit(?:er|re)s?|ml|cc|cm\s?\^?3": "milliliter",
-    r"microlit(?:er|re)s?|[µμu]l": "microliter", r"centilit(?:er|re)s?|cl": "centiliter",
-    r"lit(?:er|re)s?|l": "liter", r"kilograms?|kg": "kilogram", r"milligrams?|mg": "milligram", r"grams?|g": "gram",
-    r"moles?|mol": "mole",
-    r"molar|m": "molar", r"%|per ?cent": "percent", r"minutes?|min": "minute", r"hours?|h": "hour", r"bar|atm": "bar",
-}  # fmt: skip
-_UNIT = "|".join(f"(?P<u{i}>{pattern})" for i, pattern in enumerate(_UNITS))
-_VALUE = re.compile(rf"(?P<number>{_NUMBER})\s?(?:{_UNIT})(?![\w°])")
-_RANGE = re.compile(rf"({_NUMBER})\s?(?:-|–|to|and)\s?(?=({_NUMBER})\s?((?:{'|'.join(_UNITS)})(?![\w°])))")
-_PLUS_MINUS = re.compile(rf"\s?(?:±|\+/-|plus or minus)\s?{_NUMBER}")
-# The words that say what a value is of; a value belongs to the last one before it, or else to the asked property.
+# The words that say what a value is of.
 _PROPERTY = {
-    "molar_mass": r"molar mass|molecular (?:weight|mass)|formula (?:weight|mass)|weighs",
-    "melting_point": r"melt\w*|fusion|freez\w*|becomes liquid",
-    "boiling_point": r"boil\w*",
+    "other": r"density|specific gravity|vapou?r pressure|(?:in)?solub\w*|dissol\w*|(?:auto|self)[ -]?ignit\w*(?: (?:temperature|point))?"
+    r"|sublim\w*|decompos(?:es|e|ed|ing)\b(?! and melt)|decomposition (?:temperature|point|starts|begins|occurs|at)|half-life|viscosity"
+    r"|critical|triple point|glass transition|refractive|stor(?:e|ed|age|ing)\b|keep (?:it |this )?(?:away|cool|cold)"
+    r"|keep (?:[a-z]+ ){1,4}(?=[\d−]+ ?(?:°|c\b))|room temperature|ambient|stable|stability|exact mass|monoisotopic(?: mass)?"
+    r"|(?:enthalpy|entropy|heat) of \w+|enthalpy|entropy|purity|log ?p|pka|evaporat\w*|soften\w*|sinter\w*|used (?:at|up to)"
+    r"|(?:heat|warm|cool) (?:it|the|this|gently)\b|(?:re)?crystalli[sz]\w*|stel\b(?: limit)?|short[- ]term(?: exposure)?(?: limits?)?"
+    r"|ceiling(?: limit)?|idlh(?: value| limit)?|l[cd] ?50|(?:explosi\w+|flammab\w+) limits?|lel|uel|odou?r (?:threshold|limit)"
+    r"|detection limit|limit of detection|derivati\w+",
+    "melting_point": r"melts? (?:with|and|under) decompos\w+|melt\w*|(?:from )?(?:a )?solid (?:in)?to (?:a )?liquid|fusion|freez\w*"
+    r"|solidif\w*|(?:becomes?|turns?(?: (?:in)?to)?) (?:a )?liquid|liquef\w*|mp|tm|tfus",
+    "boiling_point": r"boil\w*|bp(?:760)?|vapori[sz]\w*|tb|(?:becomes?|turns?(?: in)?to) (?:a )?(?:vapou?r|gas)",
     "flash_point": r"flash\w*|ignit\w*",
-    "exposure_limit": r"exposure|limit\w*|twa|airborne|threshold|ceiling",
+    "molar_mass": r"molar (?:mass|weight)|molecular (?:weight|mass)|formula (?:weight|mass)|mol wt|weighs?|mw|mr|mass per mole",
+    "exposure_limit": r"exposure|limit\w*|twa|tlv|oel|airborne|threshold|workplace|permissible|8[- ]hour",
     "dilution": r"dilut\w*|take|stock|aliquot|pipett\w*|measure|volume|need\w*|make up|made up",
-    "other": r"density|vapou?r pressure|solubility|autoignit\w*|decompos\w*|half-life|viscosity|critical"
-    r"|stored? (?:at|below|under|between)|room temperature",
-}
-_TOPIC = re.compile("|".join(f"(?P<{name}>\\b(?:{pattern}))" for name, pattern in _PROPERTY.items()))
+}  # fmt: skip
+_TOPIC = re.compile("|".join(f"(?P<{name}>\\b(?:{pattern})(?![a-z]))" for name, pattern in _PROPERTY.items()))
+_STATE = re.compile(r"(?<!the )(?<!this )\b(?:solid|liquid|gas|gaseous|crystalline|powder|crystals)\b")  # "a liquid at 20 °C"
+_CHANGES = (
+    ("melting_point", "solid", "high"), ("melting_point", "liquid", "low"),
+    ("boiling_point", "liquid", "high"), ("boiling_point", "gas", "low"),
+)  # fmt: skip
+_TOPIC_WORDS = frozenset(
+    "melt melts melting boil boils boiling flash flashes freezing freezes density exposure limit molar mass".split()
+)  # fmt: skip
+_MASS_ALONE = re.compile(  # a molecular weight needs no unit
+    r"(?:molecular (?:weight|mass)|formula (?:weight|mass)|\bmw|\bmr|mol wt)\b[\s\w)]{0,12}?(?:is|of|:|=|≈|~|about|\s)+$"
+)
 _PER_MOLE = ("gram", "kilogram", "milligram")  # "one mole weighs 46.07 g"
-_MOLE = re.compile(r"\bmoles?\b")
-_BESIDE = ("molar", "percent", "mole", "minute", "hour", "bar")  # units of what an answer may say beside the value
-_ENDS = (". ", "; ", "! ", "? ", "\n")
-_MINUS = str.maketrans({"−": "-", "–": "-", "‐": "-", "‑": "-", "’": "'"})
+_MOLE = re.compile(r"(?<!/)(?<!/ )\bmol(?:es?)?\b")
+_ELEMENT = re.compile(
+    r"(?:\b(?:carbon|hydrogen|oxygen|nitrogen|sul(?:f|ph)ur|chlorine|bromine|fluorine|iodine)s?\b|\b[chonsf] ?[:=(])"
+    r"(?:(?!total|sum|altogether|whole)[^,;\n]){0,40}$"
+)
+_AIR = (90.0, 110.0)  # kPa, the pressure around us
+_SAME_AGAIN = re.compile(r" ?(?:[(=/,]|or|which is|that is) ?")  # before the same temperature in another unit
+_OTHERWISE = re.compile(r"\b(?:and|but)\b|;")
+_NORMAL = re.compile(r"\b(?:normal|atmospheric|standard|ambient|sea[- ]level)\b(?: \w+)? ?(?:pressure|boiling|level)?")
+_REDUCED = re.compile(r"\bvacuum\b|\b(?:reduced|low|lower|lowered|high|higher|elevated|increased) pressure\b")
+_BODIES = re.compile(r"\b(?:osha|niosh|acgih|mak|dfg|agw|wel|worksafe\w*|eu|uk|german\w*|british|europe\w*|japan\w*|chin(?:a|ese))\b")
+_DIFFERENCE = re.compile(r"\b(?:by|within|every|each|steps of)(?: (?:about|up to|at most|some))? ?$")
+_DIFFERS = re.compile(r" (?:steps?|intervals?|increments?|higher|lower|warmer|cooler|more|less|apart|above|below|too)\b(?! zero)")
+_APPOSITION = re.compile(r"(?: ?\([^()]{0,40}\))?,? (?:(?:which|that) is |being )?(?:its|the) ")
+_OPEN_CUP = re.compile(r"^\s?[,(]?\s?(?:by |in )?(?:the |an )?open[- ]cup|open[- ]cup[^,;]{0,30}$")
+_OF_STOCK = re.compile(r"\s?(?:of )?(?:(?:the|a|that|this|your|[\d.]+ ?m(?:olar)?) )*(?:stock|concentrate)")
+_OF_WATER = re.compile(r"\s?(?:of )?(?:(?:the|pure|distilled|dei?onised|deionized|more) )*(?:water|solvent|diluent|buffer)\b")
+# Units of what an answer may say beside the value.
+_BESIDE = frozenset(
+    "molar percent mole millimole second minute hour day pascal kilopascal hectopascal bar millibar atmosphere mmHg psi meter centimeter "
+    "nanometer".split()
+)
+_USUAL = {
+    "melting_point": ("kelvin", "degree_Celsius", "degree_Fahrenheit"), "molar_mass": ("gram/mole", "kilogram/mole"),
+    "exposure_limit": ("milligram*(meter**3)**-1",), "dilution": ("milliliter", "liter"),
+}  # fmt: skip
+_USUAL |= {name: _USUAL["melting_point"] for name in ("boiling_point", "flash_point")}
 
 
 def check(fact: dict[str, Any], answer: str) -> FactCheck:
     """Compare `answer` with `fact` {name, value, unit, tolerance, method, source}; value is a number, or text for look-ups."""
-    name, value, answer = fact["name"], fact["value"], answer[:READ]
-    if isinstance(value, str):
-        found = _formula(value, answer) if name == "formula" else _listing(value, answer)
+    answer = answer[:READ]
+    if fact["name"] == "formula":
+        verdict, evidence = formulas(fact["value"], answer)
+    elif isinstance(fact["value"], str):
+        verdict, evidence = judge_listing(fact["value"], fact.get("method") or "", answer)
     else:
-        found = _quantity(fact, answer)
-    at = answer.lower().find(found.evidence.lower()) if found.evidence else -1
-    return FactCheck(found.verdict, answer[at : at + len(found.evidence)]) if at >= 0 else found
+        verdict, evidence = _Measured(fact, answer).verdict()
+    at = answer.lower().find(evidence.lower()) if evidence else -1
+    return FactCheck(verdict, answer[at : at + len(evidence)] if at >= 0 else evidence)
 
 
 def agrees(found: float, target: float, tolerance: float) -> bool:
     """Whether `found` lies within max(absolute tolerance, relative tolerance) of `target`; both in the target's unit."""
-    return abs(found - target) <= max(tolerance, RELATIVE * abs(target)) * (1 + 1e-9)
+    return abs(found - target) <= _margin(target, tolerance)
 
 
-def _quantity(fact: dict[str, Any], answer: str) -> FactCheck:
-    text = _PLUS_MINUS.sub("", _normal(answer))
-    text = _RANGE.sub(r"\1 \3 to ", text)
-    target, tolerance = float(fact["value"]), float(fact["tolerance"] or 0.0)
-    asked = _asked_numbers(fact)
-    right, wrong, strange = [], [], []
-    for match in islice(_VALUE.finditer(text), VALUES):
-        written = match[0].strip()
-        if _topic_of(text, match.start()) not in (None, fact["name"]):
-            continue
-        unit = _unit_of(match)
-        if fact["name"] == "molar_mass" and unit in _PER_MOLE and _MOLE.search(_sentence(text, match.start(), match.end())):
-            unit = f"{unit}/mole"
-        found = _convert(_number(match["number"]), unit, fact)
-        if found is None:
-            if unit not in _BESIDE:
-                strange.append(written)
-        elif agrees(found, target, tolerance):
-            right.append(written)
-        elif not any(agrees(found, number, 1e-6) for number in asked):
-            wrong.append(written)
-    if wrong:
-        return FactCheck("wrong", wrong[0])
-    if right:
-        return FactCheck("correct", right[0])
-    return FactCheck("wrong", strange[0]) if strange else FactCheck("unverifiable")
+def _margin(target: float, tolerance: float) -> float:
+    return max(tolerance, RELATIVE * abs(target)) * (1 + 1e-9)
 
 
-def _normal(text: str) -> str:
-    """Lower case, plain signs, superscript three as 3, no emphasis marks; a hyphen between digits is a range, else a minus."""
-    text = text.replace("⁻¹", "^-1").replace("⁻³", "^-3").replace("³", "3")
-    text = unicodedata.normalize("NFKC", text).translate(_MINUS).lower()
-    text = re.sub(r"[*_`$\\]+", lambda mark: "*" if mark[0] == "*" else "", text)
-    text = re.sub(r"\bminus\s+(?=\d)", "-", text)
-    return re.sub(r"(?<=\d)-(?=\d)", " to ", text)
+class _Measured:
+    """A fact with a number, and what one answer says of it."""
 
+    def __init__(self, fact: dict[str, Any], answer: str):
+        self.name, self.target, self.tolerance = fact["name"], float(fact["value"]), float(fact["tolerance"] or 0.0)
+        self.source = fact.get("source") or ""
+        self.unit = unit_at(plain(fact["unit"]), 0)[0] or fact["unit"]
+        self.text = _rows(re.sub(r"[a-z]{4,10}", lambda word: mended(word[0], _TOPIC_WORDS), plain(answer)))
+        self.said = Statements(self.text)
+        self.topics = [(found.start(), found.lastgroup) for found in _TOPIC.finditer(self.text)]
+        if self.name != "dilution":  # its verbs are common ones: take, need, measure
+            self.topics = [(start, name) for start, name in self.topics if name != "dilution"]
+        self.states = [(found.start(), found[0]) for found in _STATE.finditer(self.text)]
+        unitless = _MASS_ALONE if self.name == "molar_mass" else None
+        self.values = list(quantities(self.text, VALUES, unitless, self.name == "dilution"))
 
-def _number(written: str) -> float:
-    """`1,234.5`, `46,07`, `1.2e3` and `1.2 x 10^3` as numbers: a comma before exactly three digits groups, else it is decimal."""
-    written = re.sub(r"\s?[x×·*]\s?10\s?\^?\s?", "e", written)
-    if re.match(r"[-+]?\d{1,3}[,\u2009\u202f]\d{3}(?!\d)", written):
-        written = re.sub(r"[,\u2009\u202f](?=\d{3}(?!\d))", "", written)
-    return float(written.replace(",", ".").replace(" ", ""))
+    def verdict(self) -> tuple[str, str]:
+        """The verdict on the answer and the words it rests on."""
+        found: dict[str, list[Quantity]] = {"right": [], "wrong": [], "denied": [], "strange": []}
+        counted = [value for value in self.values if self._counts(value)]
+        corrected = self.said.corrected
+        if any(value.start >= corrected for value in counted):  # "95 °C. Correction: 84 °C."
+            counted = [value for value in counted if value.start >= corrected]
+        for value in counted:
+            standing = self._standing(value)
+            if standing:
+                found[standing].append(value)
+        right, denied = found["right"], found["denied"]
+        if found["wrong"]:
+            return "wrong", found["wrong"][0].written
+        if right and not any((one.low, one.unit) == (other.low, other.unit) for one in denied for other in right):
+            return "correct", right[0].written
+        against = denied or found["strange"]
+        return ("wrong", against[0].written) if against else ("unverifiable", "")
 
+    def _counts(self, value: Quantity) -> bool:
+        """Whether `value` is stated, and of what was asked: no mere mention, other property, or difference ("10 °C higher")."""
+        differs = _DIFFERENCE.search(self.text, max(0, value.start - 24), value.start)
+        if differs or not value.bound and _DIFFERS.match(self.text, value.end):
+            return False
+        topic = self._topic(value)
+        if (self.name, topic, value.bound) in _CHANGES:  # "a liquid above 84 °C" tells where it melts, or nothing
+            topic = self.name if self._standing(value) == "right" else topic
+        return topic in (None, self.name) and not self.said.mentions(value.start)
 
-def _unit_of(match: re.Match[str]) -> str:
-    names = list(_UNITS.values())
-    return next(names[i] for i in range(len(names)) if match[f"u{i}"] is not None)
-
-
-def _topic_of(text: str, position: int) -> str | None:
-    """The property last named before `position` in the same sentence, or None."""
-    topics = [match.lastgroup for match in _TOPIC.finditer(_sentence(text, position, position))]
-    return topics[-1] if topics else None
-
-
-def _sentence(text: str, start: int, end: int) -> str:
-    """`text` from the beginning of the sentence around `start` up to `end`, or to the sentence's end where end > start."""
-    begin = max(text.rfind(mark, 0, start) for mark in _ENDS) + 1
-    stop = min((at for mark in _ENDS if (at := text.find(mark, end)) >= 0), default=len(text)) if end > start else end
-    return text[begin:stop]
-
-
-def _asked_numbers(fact: dict[str, Any]) -> list[float]:
-    """Numbers that the request itself gave (a dilution's final volume) and what they leave over; an answer may repeat them."""
-    if fact["name"] != "dilution":
-        return []
-    volumes = [float(number) for number in re.findall(r"([\d.]+) mL", fact.get("source") or "")]
-    return volumes + [volume - float(fact["value"]) for volume in volumes]
-
-
-def _convert(value: float, unit: str, fact: dict[str, Any]) -> float | None:
-    """`value` in the fact's unit; None when the dimensions differ. ppm needs the listing the fact was converted from."""
-    if unit == "ppm_volume":
-        listed = re.search(r"([\d.]+) ppm", fact.get("source") or "")
-        return value * float(fact["value"]) / float(listed[1]) if listed and fact["name"] == "exposure_limit" else None
-    line = _conversion(unit, fact["unit"])
-    return None if line is None else line[0] * value + line[1]
-
-
-@lru_cache(maxsize=None)
-def _conversion(unit: str, wanted: str) -> tuple[float, float] | None:
-    """(slope, offset) from `unit` to `wanted` (both as pint reads them), or None when the dimensions differ."""
-    import pint
-
-    known = re.fullmatch(_UNIT, _normal(wanted))
-    registry = _registry()
-    try:
-        target = registry.Unit(_unit_of(known) if known else wanted)
-        zero, one = (registry.Quantity(value, unit).to(target).magnitude for value in (0.0, 1.0))
-    except pint.DimensionalityError:
-        return None
-    return one - zero, zero
-
-
-@lru_cache(maxsize=1)
-def _registry():
-    import pint
-
-    return pint.UnitRegistry(autoconvert_offset_to_baseunit=True)
-
-
-# Formulas: compared by the number of each atom, so C2H6O and C2H5OH agree.
-_ELEMENTS = frozenset(
-    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh "
-    "Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Th U D".split()
-)
-_FORMULA = re.compile(r"(?<![\w(])(?:\d*\(?[A-Z][A-Za-z0-9()]*)(?:[·.•*]\d*[A-Z][A-Za-z0-9()]*)*(?:\^\d*[+-]|[+-]\d*)?")
-_AFTER_FORMULA = re.compile(r"formula\s*(?:\w+\s+)?(?:is|:|=|reads)\s*$", re.IGNORECASE)
-
-
-def _formula(target: str, answer: str) -> FactCheck:
-    wanted = atoms(target)
-    text = re.sub(r"[_{}$]", "", unicodedata.normalize("NFKC", answer).replace("*", ""))
-    right, wrong = [], []
-    for match in _FORMULA.finditer(text):
-        written = match[0].rstrip(".")
-        found = atoms(written)
-        if found is None:
-            continue
-        if found == wanted:
-            right.append(written)
-        elif re.search(r"[A-Za-z]\d", written) or _AFTER_FORMULA.search(text[: match.start()]):
-            wrong.append(written)
-    if wrong:
-        return FactCheck("wrong", wrong[0])
-    return FactCheck("correct", right[0]) if right else FactCheck("unverifiable")
-
-
-@lru_cache(maxsize=1 << 16)
-def atoms(formula: str) -> tuple[tuple[str, int], ...] | None:
-    """The atoms of `formula` as sorted (element, count), charge left aside; None when it can't be read as a formula."""
-    formula = re.sub(r"^([A-Z][a-z]?)\d[+-]$", r"\1", formula)  # Ca2+ has two charges, NH4+ four hydrogens
-    formula = re.sub(r"(?:\^\d*[+-]|[+-]\d*)$", "", formula)
-    total: dict[str, int] = {}
-    for part in re.split(r"[·.•*]", formula):
-        lead = re.match(r"\d*", part)[0]
-        counts = _atoms_of_part(part[len(lead) :])
-        if not counts:
-            return None
-        for element, count in counts.items():
-            total[element] = total.get(element, 0) + count * int(lead or 1)
-    return tuple(sorted(total.items()))
-
-
-def _atoms_of_part(part: str) -> dict[str, int] | None:
-    stack: list[dict[str, int]] = [{}]
-    for token in re.finditer(r"([A-Z][a-z]?)(\d*)|(\()|(\))(\d*)|(.)", part):
-        element, count, opened, closed, times, other = token.groups()
-        if other or element and element not in _ELEMENTS or closed and len(stack) == 1:
-            return None
-        if opened:
-            stack.append({})
-        elif closed:
-            inner = stack.pop()
-            for name, number in inner.items():
-                stack[-1][name] = stack[-1].get(name, 0) + number * int(times or 1)
+    def _standing(self, value: Quantity) -> str | None:
+        """right, wrong, denied (a right value said not to be so), strange (a wrong unit or pressure), or None: it settles nothing."""
+        ends = self._in_unit(value)
+        if ends is None:
+            return "strange" if self._is_strange(value) else None
+        low, high = ends
+        margin = _margin(self.target, self.tolerance)
+        if low == high:
+            fits = abs(low - self.target) <= margin
         else:
-            stack[-1][element] = stack[-1].get(element, 0) + int(count or 1)
-    return stack[0] if len(stack) == 1 else None
+            fits = low - margin <= self.target <= high + margin and max(high - self.target, self.target - low) <= NARROW * margin
+        if not value.bound and self.said.denies(value.start, value.end):
+            return "denied" if fits else None
+        if self.name == "dilution":
+            if _OF_WATER.match(self.text, value.end):
+                return None
+            if not fits and not _OF_STOCK.match(self.text, value.end) and self._was_asked(low):
+                return None
+        elif value.bound and not fits and self.name != "exposure_limit":  # of a limit to exposure a bound is the value
+            return "wrong" if (low > self.target) is (value.bound == "low") else None
+        if self.name == "boiling_point" and self._is_elsewhere(value):
+            return "strange" if fits else None
+        if not fits and self._is_aside(value):
+            return None
+        return "right" if fits else "wrong"
+
+    def _in_unit(self, value: Quantity) -> tuple[float, float] | None:
+        """The ends of `value` in the fact's unit, or None where its dimension is another."""
+        unit, moles = value.unit, 1.0
+        if unit == UNITLESS:
+            unit = "gram/mole"
+        elif self.name == "molar_mass" and unit in _PER_MOLE and _MOLE.search(self.text, *self.said.sentence(value.start)):
+            unit = f"{unit}/mole"
+            clause = self.said.clause(value.start)
+            amounts = [convert(one.low, one.unit, "mole") for one in self.values if self.said.clause(one.start) == clause]
+            moles = next((amount for amount in amounts if amount), 1.0)  # "10 mol weigh 460.7 g"
+        ends = [convert(end / moles, unit, self.unit) for end in (value.low, value.high)]
+        if self.name == "exposure_limit" and ends[0] is None:
+            listed = re.search(r"([\d.]+) ppm", self.source)
+            shares = [convert(end, unit, "ppmv") for end in (value.low, value.high)]
+            ends = [share * self.target / float(listed[1]) if listed and share is not None else None for share in shares]
+        return None if ends[0] is None else (ends[0], ends[1])
+
+    def _is_strange(self, value: Quantity) -> bool:
+        """Whether a value of another dimension is the right number, or said of what was asked."""
+        same = False
+        for unit in _USUAL.get(self.name, ()):
+            ends = [convert(self.target + shift * self.tolerance, self.unit, unit) for shift in (-1, 1)]
+            same = same or None not in ends and min(ends) <= value.low <= max(ends)
+        beside = convert(1.0, value.unit, "ppmv") is not None or value.unit in _BESIDE
+        return (same or not beside) if self._topic(value) == self.name else same and not beside
+
+    def _topic(self, value: Quantity) -> str | None:
+        """The property that `value` is said of, or None where none is named.
+
+        The last one named before it in its clause, or else the first after it there, or else the last before it or the first after it in
+        its sentence, or else the only one of the sentence before. A solid, liquid or gas at some temperature counts as another property.
+        """
+        clause, sentence, at = self.said.clause(value.start), self.said.sentence(value.start), value.start
+        beside = _APPOSITION.match(self.text, value.end)
+        if beside and (named := _between(self.topics, beside.end(), beside.end() + 24)):  # "..., its melting point"
+            return named[0][1]
+        together = [one for one in self.values if sentence[0] <= one.start <= sentence[1]]
+        named = _between(self.topics, *sentence)
+        if len(named) == len(together) > 1 and named[-1][0] < together[0].start:  # "The melting and boiling point are 5 and 80 °C."
+            return named[together.index(value)][1]
+        for names in (self.topics, self.states):
+            if named := _between(names, clause[0], at):
+                return named[-1][1]
+        if named := sorted(_between(self.topics, value.end, clause[1]) + _between(self.states, value.end, clause[1])):
+            return named[0][1]
+        if named := _between(self.topics, sentence[0], at):
+            return named[-1][1]
+        if named := sorted(_between(self.topics, value.end, sentence[1]) + _between(self.states, value.end, sentence[1])):
+            return named[0][1]
+        if sentence[0]:
+            before = {name for _, name in _between(self.topics, self.said.sentence(sentence[0] - 1)[0], sentence[0])}
+            return before.pop() if len(before) == 1 else None
+        return None
+
+    def _was_asked(self, amount: float) -> bool:
+        """Whether the request itself gave this volume, or it is what the stock leaves over of it; an answer may repeat those."""
+        volumes = [float(number) for number in re.findall(r"([\d.]+) mL", self.source)]
+        return any(agrees(amount, volume, 1e-6) for total in volumes for volume in (total, total - self.target))
+
+    def _is_elsewhere(self, value: Quantity) -> bool:
+        """Whether `value` is said of another pressure than that of the air: the condition after it, or else the one before it."""
+        begin, end = self.said.sentence(value.start)
+        for other in self.values:
+            if convert(1.0, other.unit, "kelvin") is None:
+                continue
+            if other.end <= value.start:
+                begin = max(begin, other.end)
+            elif other.start >= value.end and not _SAME_AGAIN.fullmatch(self.text, value.end, other.start):
+                end = min(end, other.start)
+        after = _OTHERWISE.search(self.text, value.end, end)
+        before = max((found.end() for found in _OTHERWISE.finditer(self.text, begin, value.start)), default=begin)
+        for begin, end in ((value.end, after.start() if after else end), (before, value.start)):
+            pressures = [convert(one.low, one.unit, "kilopascal") for one in self.values if begin <= one.start < end]
+            pressures = [pressure for pressure in pressures if pressure is not None]
+            if pressures:
+                return not _AIR[0] <= pressures[0] <= _AIR[1]
+            if _NORMAL.search(self.text, begin, end):
+                return False
+            if _REDUCED.search(self.text, begin, end):
+                return True
+        return False
+
+    def _is_aside(self, value: Quantity) -> bool:
+        """Whether another value than the fact's may stand here: another body's limit, an open cup, an element's share of the mass."""
+        begin, end = self.said.clause(value.start)
+        if self.name == "exposure_limit":
+            begin = max([self.said.sentence(value.start)[0], *(one.end for one in self.values if one.end <= value.start)])
+            return any(body[0] not in self.source.lower() for body in _BODIES.finditer(self.text, begin, max(begin, end)))
+        if self.name == "flash_point":
+            return bool(_OPEN_CUP.search(self.text[value.end : end]) or _OPEN_CUP.search(self.text[begin : value.start]))
+        return self.name == "molar_mass" and bool(_ELEMENT.search(self.text, max(0, value.start - 60), value.start))
 
 
-# Listings: "Schedule II", "List I", "Annex A", "Anlage III", "Table 2"; or "not scheduled".
-_NUMERALS = {"i": "1", "ii": "2", "iii": "3", "iv": "4", "v": "5", "vi": "6"}
-_NUMERALS |= {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
-_NUMERAL = r"(iii|ii|iv|vi|i|v|\d|one|two|three|four|five|[abc])"
-_LISTED = re.compile(
-    rf"\b(schedule|list|annex|anlage|table)s?[\s-]*(?:no\.? ?)?{_NUMERAL}\b(?:\s?(?:-|to|through|and|or)\s?{_NUMERAL}\b)?"
-)
-_DENIED = re.compile(
-    r"(?:\b(?:not|never|nor|neither|none|no|any of|unlike)\b(?: (?!as\b|because\b|since\b|so\b|but\b"
-    r"|without\b)[\w-]+){0,6}? (?:the |us |csa |federal )*)$|^(?:rather than|instead of) "
-)
-_UNLISTED = re.compile(
-    r"\b(?:not|never|nor|no longer)\b(?: [\w-]+){0,4}? (?:scheduled?|controlled|listed|regulated|restricted"
-    r"|under (?:any )?(?:schedules?|control)|(?:any|a|the) (?:\w+ )?(?:schedules?|lists?))\b"
-    r"|\bno (?:[\w-]+ ){0,2}(?:schedules?|listing|control|controls)\b|\bunscheduled\b|\buncontrolled\b|\bnon-?(?:scheduled"
-    r"|controlled)\b"
-    r"|\b(?:free of|outside|without|none of the) (?:\w+ )?(?:schedul\w+|controls?|lists?)\b"
-)
-_CONTROLLED = re.compile(r"\bis (?:an? )?(?!not\b)(?:\w+ly )?(?:controlled|scheduled|illegal|banned)\b")
-_CLAUSE = re.compile(r"[.;!?:]\s|,?\s+but\s+|,\s*(?=not\b|nor\b|rather\b)|\s+(?=rather than\b|instead of\b)")
+def _between(names: list[tuple[int, str]], begin: int, end: int) -> list[tuple[int, str]]:
+    return names[bisect_left(names, (begin,)) : bisect_left(names, (end,))]
 
 
-def _listing(target: str, answer: str) -> FactCheck:
-    said, denied, all_denied = _listings(answer)
-    wanted, _, unlisted = _listings(target)
-    if unlisted:
-        controlled = _CONTROLLED.search(answer.lower())
-        if said or controlled:
-            return FactCheck("wrong", said[0][1] if said else controlled[0])
-        return FactCheck("correct", all_denied) if all_denied else FactCheck("unverifiable")
-    if not wanted:
-        words = " ".join(answer.lower().split())
-        return FactCheck("correct", target) if " ".join(target.lower().split()) in words else FactCheck("unverifiable")
-    label = wanted[0][0]
-    right = [written for found, written in said if found == label]
-    wrong = [written for found, written in said if found != label and (found[0] == label[0] or not right)]
-    against = wrong or [written for found, written in denied if found == label] or ([all_denied] if all_denied else [])
-    if against:
-        return FactCheck("wrong", against[0])
-    return FactCheck("correct", right[0]) if right else FactCheck("unverifiable")
+_TABLE = re.compile(r"^ ?(?P<head>\|[^\n]+)\|? ?\n ?\|[ :|-]+\n(?P<rows>(?: ?\|[^\n]*(?:\n|$))+)", re.MULTILINE)
 
 
-Labels = list[tuple[tuple[str, str], str]]
+def _rows(text: str) -> str:
+    """`text` with every cell of a table behind its column's name, where columns are properties, and labels in front of their values."""
 
+    def cells(row: str) -> list[str]:
+        return [cell.strip() for cell in row.strip(" ").removeprefix("|").removesuffix("|").split("|")]
 
-def _listings(text: str) -> tuple[Labels, Labels, str]:
-    """What `text` says of listings: (those it names, those it denies, its words where it denies any listing at all)."""
-    text = unicodedata.normalize("NFKC", text).translate(_MINUS).lower()
-    text = re.sub(r"n't\b", " not", re.sub(r"[*_`]+", "", text))
-    said: Labels = []
-    denied: Labels = []
-    all_denied = ""
-    for clause in _CLAUSE.split(" ".join(text.split()) + " "):
-        clause = re.sub(r"^(?:no|yes)[,.]? (?=it|this|the)", "", clause)
-        labels = list(_LISTED.finditer(clause))
-        denying = [match for match in labels if _DENIED.search(clause[max(0, match.start() - 100) : match.start()])]
-        for match in labels:
-            first, last = (_NUMERALS.get(part, part) if part else None for part in (match[2], match[3]))
-            if match in denying:
-                denied.append(((match[1], first), match[0]))
-                if last:
-                    all_denied = all_denied or match[0]
-            else:
-                said.append(((match[1], first), match[0]))
-        if not denying and (flat := _UNLISTED.search(clause)):
-            all_denied = all_denied or flat[0]
-    return said, denied, all_denied
+    def spread(table: re.Match[str]) -> str:
+        heads = cells(table["head"])
+        if not any(_TOPIC.search(head) for head in heads):
+            return table[0]
+        rows = [cells(row) for row in table["rows"].strip("\n").split("\n")]
+        return "\n".join(f"{head}: {cell}" for row in rows for head, cell in zip(heads, row, strict=False)) + "\n"
+
+    return re.sub(r":\s*\n+\s*", ": ", _TABLE.sub(spread, text))

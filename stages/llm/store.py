@@ -49,6 +49,7 @@ COLUMNS = (
 SQLITE = b"SQLite format 3\0"  # how its files begin
 ARCHIVES = "data/replies"  # Parquet files that came with a release
 WAIT = 60.0  # seconds another process may hold the store
+QUICK = 0.005  # seconds a transaction may stop all else in the process
 AT_ONCE = 500  # keys looked up in one query; SQLite takes at most 32,766
 _TABLES = """
 create table if not exists replies (
@@ -151,6 +152,7 @@ class Store:
         self.path = path
         self._waiting: list[tuple[tuple, str, asyncio.Future]] = []
         self._writer: asyncio.Task | None = None
+        self._quick = True
         self._own = self.paid_elsewhere = Spent(0, 0, 0.0)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -247,17 +249,38 @@ class Store:
         await written
 
     async def _write(self) -> None:
-        """One transaction for all that came in while the last one was synced."""
+        """One transaction for all that came in while the last one was synced.
+
+        On this thread as long as that is quick (most disks sync in less time than a busy process takes to change threads), on another one
+        while the disk is slow or another process writes.
+        """
         while self._waiting:
             group, self._waiting = self._waiting, []
+            rows, used = [row for row, _, _ in group], [(used_by, row[0]) for row, used_by, _ in group]
+            began = time.perf_counter()
             try:
-                await asyncio.to_thread(self.add, [row for row, _, _ in group], [(used_by, row[0]) for row, used_by, _ in group])
+                if self._quick and self._begun():
+                    self.add(rows, used)
+                else:
+                    await asyncio.to_thread(self.add, rows, used)
+                self._quick = time.perf_counter() - began < QUICK
             except Exception as error:  # whatever it is: who waits for it must hear of it
                 for *_, written in group:
                     written.done() or written.set_exception(error)
             else:
                 for *_, written in group:
                     written.done() or written.set_result(None)
+
+    def _begun(self) -> bool:
+        """Begin a transaction, which `add` then writes in; False when that can't be done at once."""
+        self._connection.execute("pragma busy_timeout = 0")
+        try:
+            self._connection.execute("begin immediate")
+        except sqlite3.Error:
+            return False
+        finally:
+            self._connection.execute(f"pragma busy_timeout = {1000 * WAIT:.0f}")
+        return True
 
     def add(self, rows: list[tuple], used: Sequence[tuple[str, str]] = ()) -> int:
         """Write rows of COLUMNS and `bought`, all or none, and that (stage, key) use them; known keys stay as they are.
@@ -421,7 +444,8 @@ class Store:
     def _writing(self, what: str) -> Iterator[None]:
         """One transaction, whole or not at all."""
         try:
-            self._connection.execute("begin immediate")
+            if not self._connection.in_transaction:
+                self._connection.execute("begin immediate")
             yield
             self._connection.execute("commit")
         except BaseException as error:

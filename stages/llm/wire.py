@@ -34,6 +34,7 @@ MAX_REFUSALS = 12
 LONGEST_PAUSE = 8.0  # seconds between two tries
 REAL_KEY = 16  # characters; a shorter one (none, test) stands for no key, and a reply may hold it as a word
 DEEPEST = 100  # levels of a server's JSON: Python's own limit depends on where it is read or written
+COMPLETIONS = "/chat/completions"
 T = TypeVar("T")
 FORMS = ("json_schema", "json_object", "text")  # of structured output, from what is asked first to what every server takes
 
@@ -56,11 +57,13 @@ class Wire:
         import openai
 
         self._errors, self._http = openai, httpx2
-        self._first: dict[str, Any] | None = None  # of the first request that was answered: what later ones share with it
+        self._first: dict[str, Any] | None = None  # of the first request: what later ones share with it
+        self._begun, self._written = False, asyncio.Event()
         if len(self._key) >= REAL_KEY:
             for handler in logging.getLogger().handlers:  # OPENAI_LOG=debug logs what a server sends, whatever it holds
                 handler.addFilter(_Mask(self._key))
         self.client, self._sender = _open(endpoint, self._key, app)
+        self._sender.event_hooks = {"request": [self._note]}
 
     async def __aenter__(self) -> "Wire":
         return self
@@ -136,13 +139,16 @@ class Wire:
         The client writes the first request; later ones have its address and headers, and go the same way: for the client to write each of them
         takes as much CPU as all the rest.
         """
+        if not self._begun:
+            self._begun = True
+            try:
+                # The documented way around the client's typed params, which change nothing here.
+                return await self.client.post(COMPLETIONS, cast_to=self._http.Response, body=body)
+            finally:
+                self._written.set()
+        await self._written.wait()
         if self._first is None:
-            # The documented way around the client's typed params, which change nothing here.
-            response = await self.client.post("/chat/completions", cast_to=self._http.Response, body=body)
-            written = response.request
-            headers = [(name, value) for name, value in written.headers.raw if name.lower() != b"content-length"]
-            self._first = {"method": "POST", "url": written.url, "headers": headers, "extensions": written.extensions}
-            return response
+            return await self.client.post(COMPLETIONS, cast_to=self._http.Response, body=body)
         content = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         request = self._http.Request(**self._first, content=content)
         try:
@@ -159,6 +165,13 @@ class Wire:
             said = response.text.strip()
         fault = said.get("error", said) if isinstance(said, dict) else said
         raise self._errors.APIStatusError(f"Error code: {response.status_code}", response=response, body=fault)
+
+    async def _note(self, request) -> None:
+        """Keep what requests for a chat completion share, as soon as the client has written the first."""
+        if self._first is None and request.url.path.endswith(COMPLETIONS):
+            headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
+            self._first = {"method": "POST", "url": request.url, "headers": headers, "extensions": request.extensions}
+            self._written.set()
 
     async def typed(self, call: Awaitable[T]) -> T:
         """The API's object (it has an id) that a `call` of the client returns; to `tried`, anything else is a broken answer."""

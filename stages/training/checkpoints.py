@@ -36,8 +36,8 @@ SPREAD = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # checkpoints of e
 LIBRARIES = ("accelerate", "peft", "torch", "transformers", "trl")
 
 
-def run_folder(stage: str) -> str:
-    """Where the run of `stage` that params.yaml and the files in place describe keeps its checkpoints.
+def run_folder(stage: str, commit: str | None = None) -> str:
+    """Where the run of `stage` that params.yaml and the files in place describe keeps its checkpoints; `commit`: of a hub's base model.
 
     All that dvc.yaml declares for the stage decides: values of its params, content of its deps (data, models, code); besides,
     the versions of the libraries and the number of processes. Of a base model in a local folder sizes and times decide.
@@ -47,6 +47,7 @@ def run_folder(stage: str) -> str:
         "params": {name: values.get(name) for name in declared["params"]},
         "files": {str(path): _digest(path) for dep in declared["deps"] for path in _files(Path(dep))},
         "libraries": {name: version(name) for name in LIBRARIES},
+        "commit": commit,
         "processes": [os.environ.get("WORLD_SIZE", "1"), *(os.environ.get(name) for name in SPREAD)],
     }
     base = Path((values.get("model") or {}).get("base", ""))

@@ -5,22 +5,27 @@ Plain DPO computes the prompt again for both answers of every pair. Here the row
     prompt[:-1] | prompt[-1] chosen_0[:-1] | prompt[-1] chosen_1[:-1] | prompt[-1] rejected_0[:-1] | ...
 
 Each answer stands at the positions it would have behind the prompt and sees the prompt and itself, nothing else, so that every
-log-probability is the one of a row of its own. Where a model's attention takes no such mask (FlashAttention, sliding windows), equal rows
+log-probability is the one of a row of its own. Such rows are cut and put together so that little is padding and little is looked at in
+vain (`layout`). Where a model's attention takes no such mask (FlashAttention, sliding windows), equal rows
 are computed once instead. Loss, metrics and loop are TRL's; the reference is computed before the first step (reference.py).
 """
 
 import inspect
 import types
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from stages.common.progress import counter
 from stages.training import reference
 from stages.training.head import score_labelled_only
 
 PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # what the fused head gives
+WIDTHS = 6  # of packed rows that are weighed against each other
 REFERENCE_BATCH = 32  # pairs; the table's values depend on it in their last bits, so it isn't a param
 
 
@@ -34,6 +39,8 @@ class GridTrainer(DPOTrainer):
     def __init__(self, *args, **kwargs):
         self._shared = False
         super().__init__(*args, **kwargs)
+        if isinstance(self.data_collator, DataCollatorForPreference) and self.args.truncation_mode == "keep_start":
+            self.data_collator = Collator(self.data_collator.pad_token_id, self.args.max_length, self.args.pad_to_multiple_of or 1)
         self._share()
 
     def _share(self) -> None:
@@ -88,12 +95,40 @@ class GridTrainer(DPOTrainer):
         return torch.cat(found).flatten().tolist()
 
 
+@dataclass(frozen=True)
+class Collator:
+    """TRL's DataCollatorForPreference for rows cut at their end: the same tensors in a fraction of its time."""
+
+    pad_token_id: int
+    max_length: int | None = None
+    multiple: int = 1  # of which the padded length is one
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        """Chosen rows, then rejected ones: `input_ids`, `attention_mask`, `completion_mask` (2 x rows x tokens), reference log-probabilities."""
+        pairs = [(example["prompt_ids"], example[side]) for side in ("chosen_ids", "rejected_ids") for example in examples]
+        cut = self.max_length or max(len(prompt) + len(answer) for prompt, answer in pairs)
+        width = max(min(cut, len(prompt) + len(answer)) for prompt, answer in pairs)
+        width += -width % self.multiple
+        ids = np.full((len(pairs), width), self.pad_token_id)
+        seen, answers = np.zeros_like(ids), np.zeros_like(ids)
+        for number, (prompt, answer) in enumerate(pairs):
+            row = (prompt + answer)[:cut]
+            ids[number, : len(row)], seen[number, : len(row)], answers[number, len(prompt) : len(row)] = row, 1, 1
+        output = {"input_ids": ids, "attention_mask": seen, "completion_mask": answers}
+        batch = {name: torch.from_numpy(values) for name, values in output.items()}
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            if name in examples[0]:
+                batch[name] = torch.tensor([example[name] for example in examples])
+        return batch
+
+
 def share_prompts(model) -> None:
     """Make `model(input_ids, attention_mask, labels, fused_lm_head=True)` compute shared prompts and equal answers once.
 
     For a model with a fused head. Labels are -100 on a prompt and on padding at the right, else the row's own tokens: an answer.
     """
     fused = model.forward
+    per_token = relative_cost(model)
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, fused_lm_head=False, **kwargs):
         if not fused_lm_head or labels is None:
@@ -108,8 +143,8 @@ def share_prompts(model) -> None:
                 if outputs.get(name) is not None:
                     outputs[name] = outputs[name][of]
             return outputs
-        shared = packed(input_ids, labels)
-        seen = attention(shared["part"])
+        shared = packed(input_ids, labels, per_token)
+        seen = attention(shared["prompt"], shared["answer"])
         if self.config._attn_implementation == "eager":
             seen = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill(~seen, torch.finfo(self.dtype).min)
         kwargs |= {name: shared[name] for name in ("input_ids", "position_ids", "shift_labels")}
@@ -150,48 +185,102 @@ def equal_rows(input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
     return torch.tensor(firsts, device=input_ids.device), torch.tensor(of, device=input_ids.device)
 
 
-def packed(input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Rows (rows x tokens) that share a prompt as one row each (prompts x packed tokens).
+def packed(input_ids: torch.Tensor, labels: torch.Tensor, per_token: float) -> dict[str, torch.Tensor]:
+    """Rows (rows x tokens) as fewer, denser ones (packed rows x packed tokens): each different answer once, behind its prompt.
 
-    Returns `input_ids`, `position_ids`, `shift_labels` and `part` of the packed rows (`part`: 0 the prompt, 1, 2, ... an
-    answer, -1 padding), and `found_at` (rows x (tokens - 1)): the place, in the packed rows read one after the other, that
-    predicts a row's next token, -1 where none is labelled.
+    A packed row holds one or more prompts, each with one or more of its answers; a prompt whose answers are in several rows is in each
+    of them (`layout`, which says what `per_token` is).
+
+    Returns `input_ids`, `position_ids`, `shift_labels`, `prompt` and `answer` of the packed rows (`prompt`: 1, 2, ... whose prompt or
+    answer a token is of, 0 padding; `answer`: 0 the prompt, 1, 2, ... an answer), and `found_at` (rows x (tokens - 1)): the place, in
+    the packed rows read one after the other, that predicts a row's next token, -1 where none is labelled.
     """
-    groups: dict[tuple, dict[tuple, int]] = {}
-    rows = []
+    rows: list[tuple[int, int]] = []
+    numbers: dict[tuple, int] = {}
+    answers: list[dict[tuple, int]] = []
     for ids, marks in zip(input_ids.tolist(), labels.tolist(), strict=True):
         labelled = [i for i, mark in enumerate(marks) if mark != -100] or [1]
         start, end = labelled[0], labelled[-1] + 1
-        answer = tuple(ids[start:end]) if marks[start] != -100 else ()
-        groups.setdefault(tuple(ids[:start]), {}).setdefault(answer, 0)
-        rows.append((tuple(ids[:start]), answer))
-    layout, starts = [], {}
-    for prompt, answers in groups.items():
-        ids = list(prompt[:-1])
-        positions, targets, part = list(range(len(ids))), [-100] * len(ids), [0] * len(ids)
-        for number, answer in enumerate(answers, start=1):
-            starts[prompt, answer] = (len(layout), len(ids))
-            ids += (prompt[-1:] + answer[:-1]) if answer else ()
-            positions += range(len(prompt) - 1, len(prompt) - 1 + len(answer))
-            targets += answer
-            part += [number] * len(answer)
-        layout.append((ids, positions, targets, part))
-    width = max(1, *(len(ids) for ids, *_ in layout))
-    columns = [torch.full((len(layout), width), fill) for fill in (0, 0, -100, -1)]
-    for number, lists in enumerate(layout):
-        for column, values in zip(columns, lists, strict=True):
-            column[number, : len(values)] = torch.tensor(values)
-    found_at = torch.full((input_ids.shape[0], input_ids.shape[1] - 1), -1)
-    for number, (prompt, answer) in enumerate(rows):
-        row, offset = starts[prompt, answer]
-        first = row * width + offset
-        found_at[number, len(prompt) - 1 : len(prompt) - 1 + len(answer)] = torch.arange(first, first + len(answer))
-    device = input_ids.device
-    names = ("input_ids", "position_ids", "shift_labels", "part")
-    return {name: column.to(device) for name, column in zip(names, columns, strict=True)} | {"found_at": found_at.to(device)}
+        prompt, answer = tuple(ids[:start]), tuple(ids[start:end]) if marks[start] != -100 else ()
+        if (number := numbers.setdefault(prompt, len(numbers))) == len(answers):
+            answers.append({})
+        rows.append((number, answers[number].setdefault(answer, len(answers[number]))))
+    prompts, texts = list(numbers), [list(of) for of in answers]
+    packs = layout([(len(prompt) - 1, list(map(len, of))) for prompt, of in zip(prompts, texts, strict=True)], per_token)
+    width = max(1, max(sum(len(prompts[p]) - 1 + sum(len(texts[p][a]) for a in of) for p, of in pack.items()) for pack in packs))
+    columns = {name: np.zeros((len(packs), width), np.int64) for name in ("input_ids", "position_ids", "shift_labels", "prompt", "answer")}
+    columns["shift_labels"] -= 100
+    starts: dict[tuple[int, int], int] = {}
+    for number, pack in enumerate(packs):
+        row = {name: column[number] for name, column in columns.items()}
+        at = 0
+        for p, of in pack.items():
+            prompt = prompts[p]
+            begin, at = at, at + len(prompt) - 1
+            row["input_ids"][begin:at] = prompt[:-1]
+            row["position_ids"][begin:at] = np.arange(len(prompt) - 1)
+            for a in of:
+                answer = texts[p][a]
+                start, at = at, at + len(answer)
+                starts[p, a] = number * width + start
+                row["input_ids"][start:at] = (prompt[-1:] + answer)[: len(answer)]
+                row["position_ids"][start:at] = np.arange(len(prompt) - 1, len(prompt) - 1 + len(answer))
+                row["shift_labels"][start:at] = answer
+                row["answer"][start:at] = a + 1
+            row["prompt"][begin:at] = p + 1
+    columns["found_at"] = np.full((input_ids.shape[0], input_ids.shape[1] - 1), -1)
+    for found, (p, a) in zip(columns["found_at"], rows, strict=True):
+        first, count = len(prompts[p]) - 1, len(texts[p][a])
+        found[first : first + count] = np.arange(starts[p, a], starts[p, a] + count)
+    return {name: torch.from_numpy(column).to(input_ids.device) for name, column in columns.items()}
 
 
-def attention(part: torch.Tensor) -> torch.Tensor:
-    """What each packed token sees (prompts x 1 x tokens x tokens, boolean): the prompt and its own answer, up to itself."""
-    same = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
-    return (same & torch.ones(part.shape[1], part.shape[1], dtype=torch.bool, device=part.device).tril())[:, None]
+def layout(lengths: list[tuple[int, list[int]]], per_token: float) -> list[dict[int, list[int]]]:
+    """The cheapest of some ways to put prompts with their answers into rows of one width: for each row {prompt: [answer, ...]}.
+
+    `lengths` are tokens: of each prompt, and of each of its answers. Narrow rows repeat prompts, wide ones look at many tokens in vain: a row
+    of w tokens costs w x (`per_token` + w), `per_token` being the cost of a token's way through a layer's matrices / of its look at one other token.
+    """
+    narrowest = max(prompt + max(answers) for prompt, answers in lengths)
+    widest = max(narrowest, *(prompt + sum(answers) for prompt, answers in lengths))
+    widths = {narrowest + step * (widest - narrowest) // WIDTHS for step in range(WIDTHS + 1)} | {2 * narrowest}
+    return min((fill(lengths, width) for width in sorted(widths)), key=lambda rows: row_cost(lengths, rows, per_token))
+
+
+def row_cost(lengths: list[tuple[int, list[int]]], rows: list[dict[int, list[int]]], per_token: float) -> float:
+    """What rows of `layout` cost, all of them as wide as the widest."""
+    width = max(sum(lengths[p][0] + sum(lengths[p][1][a] for a in of) for p, of in row.items()) for row in rows)
+    return len(rows) * width * (per_token + width)
+
+
+def fill(lengths: list[tuple[int, list[int]]], width: int) -> list[dict[int, list[int]]]:
+    """Rows of at most `width` tokens; the longest answers first, each into a row that has its prompt, else where least room is left."""
+    rows: list[dict[int, list[int]]] = []
+    room: list[int] = []
+    for p in sorted(range(len(lengths)), key=lambda p: -lengths[p][0] - sum(lengths[p][1])):
+        prompt, answers = lengths[p]
+        for a in sorted(range(len(answers)), key=lambda a: -answers[a]):
+            needs = [answers[a] + (0 if p in row else prompt) for row in rows]
+            fits = [(need, room[i], i) for i, need in enumerate(needs) if need <= room[i]]
+            if fits:
+                need, _, at = min(fits)
+            else:
+                need, at = prompt + answers[a], len(rows)
+                rows.append({})
+                room.append(width)
+            rows[at].setdefault(p, []).append(a)
+            room[at] -= need
+    return rows
+
+
+def relative_cost(model) -> float:
+    """`per_token` of `layout`. Attention runs at about half the rate of matrix products (measured on two CPU cores)."""
+    config = model.config.get_text_config()
+    weights = sum(weight.numel() for weight in model.parameters()) - model.get_input_embeddings().weight.numel()
+    return weights / config.num_hidden_layers / (4 * config.hidden_size)
+
+
+def attention(prompt: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    """What each packed token sees (packed rows x 1 x tokens x tokens, boolean): its prompt and its own answer, up to itself."""
+    same = (prompt[:, None, :] == prompt[:, :, None]) & ((answer[:, None, :] == 0) | (answer[:, None, :] == answer[:, :, None]))
+    return (same & torch.ones(prompt.shape[1], prompt.shape[1], dtype=torch.bool, device=prompt.device).tril())[:, None]

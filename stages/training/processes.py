@@ -5,7 +5,7 @@
     accelerate launch --config_file stages/training/launch/fsdp.yaml -m stages.dpo
 
 Each process computes its part of every batch, and the loss is that of the whole batch (stages.training.shared_loss): the curve is
-the one of a single process but for rounding. The main process alone prints, records and writes the policy.
+the one of a single process but for rounding, and for the validation loss where the last batch of that split isn't full. The main process alone prints, records and writes the policy.
 """
 
 import contextlib
