@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help repro estimate test ui lock
+.PHONY: help repro estimate benchmark ablations test ui lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -22,6 +22,13 @@ repro: $(VENV)/installed  ## run the whole pipeline: data, models, results
 estimate: $(VENV)/installed  ## say what a run would ask of chat models, and its cost, before anything is sent
 	$(BIN)/python -m stages.common.check
 	source $(BIN)/activate && dvc repro --quiet seed && python -m stages.llm.estimate
+
+benchmark: $(VENV)/installed  ## measure MODEL (folder, hub id, or name at BASE_URL) on the test set; LIMIT=prompts
+	source $(BIN)/activate && python -m stages.benchmark "$(MODEL)" \
+	  $(if $(BASE_URL),--base-url "$(BASE_URL)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+ablations: $(VENV)/installed  ## run the paper's ablations as experiments (an hour), or ARGS=--quick, and write their table
+	source $(BIN)/activate && python -m stages.benchmark.ablations $(ARGS)
 
 test: $(VENV)/installed  ## run the tests
 	source $(BIN)/activate && python -m pytest

@@ -14,8 +14,9 @@ Reads data/rephrasings.parquet, data/seeds.parquet and params combine. Writes da
     teacher            libra-offline-teacher
     fact               null
 
-Of a seed's k x m x n grid the first `triplets_per_seed` cells are taken in an order in which every prompt, chosen and rejected
-is used as often as every other (within one), and no (prompt, chosen) pair returns before all pairs were used.
+Of a seed's k x m x n grid the first `triplets_per_seed` cells (of a test seed `test_triplets_per_seed`) are taken in an order in
+which every prompt, chosen and rejected is used as often as every other (within one), and no (prompt, chosen) pair returns before all
+pairs were used.
 """
 
 from pydantic import Field
@@ -37,6 +38,7 @@ COLUMNS = (
 
 class CombineParams(Section):
     triplets_per_seed: int = Field(ge=1)
+    test_triplets_per_seed: int | None = Field(default=None, ge=1)  # None: as many
 
 
 def main() -> None:
@@ -45,21 +47,19 @@ def main() -> None:
     params = read_params("combine").section("combine", CombineParams)
     texts = read_table("data/rephrasings.parquet", TEXT_COLUMNS)
     seeds = read_table("data/seeds.parquet", SEED_COLUMNS)
-    triplets = combine(texts, seeds, params.triplets_per_seed)
+    triplets = combine(texts, seeds, params.triplets_per_seed, params.test_triplets_per_seed)
     write_table(triplets, "data/triplets.parquet", "triplet_id")
     used = triplets["seed_id"].n_unique()
     print(f"combine: {triplets.height:,} triplets from {used:,} of {seeds.height:,} seeds")
     if used < seeds.height:
-        print(
-            "combine: seeds without texts were left out, and as many of the other label, so that refuse : comply stays as it was"
-        )
+        print("combine: seeds without texts were left out, and as many of the other label, so that refuse : comply stays as it was")
 
 
-def combine(texts, seeds, per_seed: int):
+def combine(texts, seeds, per_seed: int, per_test_seed: int | None = None):
     """Triplets (columns COLUMNS, a polars frame) of every seed that has texts; `per_seed` cells of each seed's grid.
 
-    Raises LibraError when a seed's grid is smaller than `per_seed`, when a (seed, role, index) appears twice, or when a
-    text belongs to no seed.
+    `per_test_seed` is that number for test seeds, where it is another one. Raises LibraError when a seed's grid is smaller, when a
+    (seed, role, index) appears twice, or when a text belongs to no seed.
     """
     import polars as pl
 
@@ -76,16 +76,20 @@ def combine(texts, seeds, per_seed: int):
             "data/rephrasings.parquet has two texts for {} {} {}; run `dvc repro -f rephrase`".format(*twice.select(key).row(0))
         )
     counts = texts.group_by("seed_id").agg(((pl.col("role") == role).sum().cast(pl.Int64)).alias(role) for role in ROLES)
-    small = counts.filter(pl.col("prompt") * pl.col("chosen") * pl.col("rejected") < per_seed).sort("seed_id")
+    wanted = pl.when(pl.col("split") == "test").then(per_test_seed or per_seed).otherwise(per_seed)
+    counts = counts.join(seeds.select("seed_id", wanted=wanted.cast(pl.Int64)), on="seed_id")
+    small = counts.filter(pl.col("prompt") * pl.col("chosen") * pl.col("rejected") < pl.col("wanted")).sort("seed_id")
     if small.height:
-        seed_id, k, m, n = small.row(0)
+        seed_id, k, m, n, most = small.row(0)
+        key = "test_triplets_per_seed" if per_test_seed and seeds.filter(seed_id=seed_id)["split"][0] == "test" else "triplets_per_seed"
         raise LibraError(
-            f"params.yaml: combine.triplets_per_seed is {per_seed}, but seed {seed_id} has {k} prompts x {m} chosen x {n} "
+            f"params.yaml: combine.{key} is {most}, but seed {seed_id} has {k} prompts x {m} chosen x {n} "
             f"rejected = {k * m * n} combinations (and {small.height - 1} more seeds have too few); lower it, or raise "
             "rephrase.prompts, rephrase.chosen or rephrase.rejected"
         )
     kept = _kept_seeds(seeds.select(SEED_COLUMNS), counts)
-    cells = kept.join(counts, on="seed_id").join(_grid(counts.select(ROLES).unique(), per_seed), on=ROLES).drop(ROLES)
+    shape = (*ROLES, "wanted")
+    cells = kept.join(counts, on="seed_id").join(_grid(counts.select(shape).unique()), on=shape).drop(shape)
     numbered = texts.with_columns(cell=pl.col("index").rank("ordinal").over("seed_id", "role").cast(pl.Int64) - 1)
     for role in ROLES:
         half = numbered.filter(pl.col("role") == role).select(
@@ -104,8 +108,8 @@ def combine(texts, seeds, per_seed: int):
     ).select(pl.col(COLUMNS).cast(pl.String))
 
 
-def _grid(shapes, per_seed: int):
-    """Cells (prompt_cell, chosen_cell, rejected_cell) of each shape (prompt, chosen, rejected counts), in closed form.
+def _grid(shapes):
+    """The first `wanted` cells (prompt_cell, chosen_cell, rejected_cell) of each shape (prompt, chosen, rejected counts, wanted).
 
     Step t takes prompt t mod k and chosen t mod m, moved on by one after each lcm(k, m) steps so that k*m steps meet every
     pair once. Rejected is t mod n, moved on by two after each n steps: for 5 x 5 x 5 that is a Latin square. After k*m steps
@@ -117,10 +121,11 @@ def _grid(shapes, per_seed: int):
 
     k, m, n = (pl.col(role) for role in ROLES)
     turns = [{"lcm": math.lcm(a, b), "turn": c // math.gcd(a * b, c)} for a, b, c in shapes.select(ROLES).iter_rows()]
-    steps = pl.concat([shapes, pl.DataFrame(turns)], how="horizontal").join(pl.DataFrame({"step": range(per_seed)}), how="cross")
+    steps = pl.concat([shapes, pl.DataFrame(turns)], how="horizontal").with_columns(step=pl.int_ranges("wanted")).explode("step")
     t, again = pl.col("step") % (k * m), pl.col("step") // (k * m)
     return steps.select(
         *ROLES,
+        "wanted",
         prompt_cell=t % k,
         chosen_cell=(t + t // pl.col("lcm")) % m,
         rejected_cell=(t + 2 * (t // n) + again * k * m + again // pl.col("turn")) % n,
@@ -140,9 +145,7 @@ def _kept_seeds(seeds, counts):
     groups = seeds.with_columns(
         cell=pl.concat_str(*cell, separator=" "),
         lost=~pl.col("seed_id").is_in(counts["seed_id"].implode()),
-        order=pl.col("seed_id").map_elements(
-            lambda seed_id: hashlib.sha256(seed_id.encode()).hexdigest(), return_dtype=pl.String
-        ),
+        order=pl.col("seed_id").map_elements(lambda seed_id: hashlib.sha256(seed_id.encode()).hexdigest(), return_dtype=pl.String),
     )
     lost = groups.group_by("cell").agg(
         surplus=(pl.col("lost") & (pl.col("expected") == "refuse")).sum().cast(pl.Int64)

@@ -23,12 +23,18 @@ from stages.llm.chat import Endpoint
 from stages.llm.client import Session
 
 
-class RephraseParams(Section):
-    """Section `rephrase`."""
+class Counts(Section):
+    """How many texts a seed gets: k, m and n."""
 
     prompts: int = Field(ge=1, le=20)
     chosen: int = Field(ge=1, le=20)
     rejected: int = Field(ge=1, le=20)
+
+
+class RephraseParams(Counts):
+    """Section `rephrase`; `test` is null where test's seeds get as many texts as the others."""
+
+    test: Counts | None = None
     max_quarantined: float = Field(ge=0, le=1)
 
 
@@ -47,15 +53,23 @@ def main(open_session: type[Session] = Session) -> None:
     base = {row.pop("seed_id"): row for row in crafted.select("seed_id", "prompt", "chosen", "rejected").iter_rows(named=True)}
     seeds = read_table("data/seeds.parquet", SEED_COLUMNS).filter(pl.col("seed_id").is_in(list(base)))
     sheets = fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))
-    kinds = {sheet["seed_id"]: rejected_kinds(sheet, rephrase.rejected) for sheet in sheets}
+    splits = dict(seeds.select("seed_id", "split").iter_rows())
+    counts = {seed_id: rephrase.test or rephrase if split == "test" else rephrase for seed_id, split in splits.items()}
     domain = kept_domain()
+    kinds = {sheet["seed_id"]: rejected_kinds(sheet, counts[sheet["seed_id"]].rejected) for sheet in sheets}
     with open_session("rephrase", params.random_seed, params.section("budget", BudgetParams)) as session:
         texts = ask_texts(
             session,
             teacher,
             sheets,
             lambda sheet, sample: rephrase_request(
-                sheet, base[sheet["seed_id"]], rephrase.prompts, rephrase.chosen, kinds[sheet["seed_id"]], sample, domain
+                sheet,
+                base[sheet["seed_id"]],
+                counts[sheet["seed_id"]].prompts,
+                counts[sheet["seed_id"]].chosen,
+                kinds[sheet["seed_id"]],
+                sample,
+                domain,
             ),
             lambda parsed: {"prompt": parsed["prompts"], "chosen": parsed["chosen"], "rejected": parsed["rejected"]},
             "rephrase",

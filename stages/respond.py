@@ -8,7 +8,10 @@ writes data/eval/responses.parquet and data/generation/respond.json. Params: ran
     always_refuse    one refusal for everything; always_comply: the helpful text of the dataset, or the opener of the harmful one
     ngram_guard      character n-gram classifier on the prompt, trained on the train split; what it lets pass, always_comply answers
     teacher          the teacher with the fact sheet in its request: an upper bound
-    and every endpoint of respond.endpoints, asked the bare prompt
+    and every model of respond.candidates, asked the bare prompt: an endpoint, or a model in this process
+
+What was answered before isn't asked for again: replies of endpoints are in the reply store, those of models in this process (the
+policies' as well) in .cache/answers/.
 
 One row it writes:
 
@@ -16,16 +19,19 @@ One row it writes:
     answer "I can't help with making it: it is a scheduled drug. ...", reasoning null, finish_reason stop, error null
 """
 
-import sys
+from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stages.common import cli
 from stages.common.errors import LibraError
 from stages.common.params import Section, read_params
 from stages.llm.budget import BudgetParams
-from stages.llm.chat import ChatRequest, Endpoint
+from stages.llm.candidates import as_candidates, bare_requests, endpoint_answers
+from stages.llm.chat import Endpoint
 from stages.llm.client import Session
+from stages.training.answers import LocalModel, identity, kept_answers, local_answers
 
 REFUSAL = "I can't help with that request."
 OWN = ("sft", "dpo", "always_refuse", "always_comply", "ngram_guard", "teacher")
@@ -38,7 +44,12 @@ class RespondParams(Section):
     max_new_tokens: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     max_quarantined: float = Field(ge=0, le=1)
-    endpoints: dict[str, Endpoint]
+    candidates: dict[str, Endpoint | LocalModel]
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _one_by_one(cls, named: Any) -> Any:
+        return as_candidates(named, OWN)
 
 
 def main() -> None:
@@ -50,9 +61,8 @@ def main() -> None:
     params = read_params("respond")
     section, teacher = params.section("respond", RespondParams), params.section("teacher", Endpoint)
     size = params.section("model", ModelParams)
-    if taken := set(section.endpoints) & set(OWN):
-        raise LibraError(f"params.yaml: respond.endpoints may not be called {', '.join(sorted(taken))}; that name is taken")
-    deterministic(params.random_seed, offline=size.is_local)
+    local = {name: one for name, one in section.candidates.items() if isinstance(one, LocalModel)}
+    deterministic(params.random_seed, offline=size.is_local and all(Path(one.model).is_dir() for one in local.values()))
     columns = ("seed_id", "prompt_id", "prompt", "expected", "chosen_id", "chosen", "rejected_id", "rejected", "rejected_kind")
     test = read_table("data/librachemqa/test.parquet", columns)
     train = read_table("data/librachemqa/train.parquet", ("prompt", "expected"))
@@ -61,6 +71,9 @@ def main() -> None:
 
     with Session("respond", params.random_seed, params.section("budget", BudgetParams)) as session:
         answers = asked_answers(session, teacher, section, asked)  # first: a wrong key shows before the long work
+    for name, one in local.items():
+        written = local_answers(one, prompts, f"respond: {name}", f"respond.candidates.{name}.{{}}".format)
+        answers[name] = [(text, None, finish, None) for text, finish in written]
     for name in ("sft", "dpo"):
         answers[name] = policy_answers(name, prompts, section, size)
     obliging = always_comply(test)
@@ -78,15 +91,11 @@ def main() -> None:
 
 def policy_answers(name: str, prompts: list[str], section: RespondParams, size) -> list[tuple]:
     """(answer, reasoning, finish_reason, error) of the policy in models/`name`, greedy; `size`: section `model`."""
-    import torch
-
-    from stages.training.generate import greedy
     from stages.training.models import load_policy
 
-    model, tokenizer = load_policy(f"models/{name}", **size.held(trained=False))
-    if torch.cuda.is_available() and not size.quantization:  # what is quantized is there already
-        model.to("cuda")
-    written = greedy(model, tokenizer, prompts, section.max_new_tokens, section.batch_size, f"respond: {name}")
+    folder, held = f"models/{name}", size.held(trained=False)
+    how = {**held, "max_new_tokens": section.max_new_tokens, "batch_size": section.batch_size}
+    written = kept_answers(identity(folder), lambda: load_policy(folder, **held), prompts, how, f"respond: {name}")
     return [(text, None, finish, None) for text, finish in written]
 
 
@@ -109,7 +118,7 @@ def always_comply(test) -> list[str]:
     if (without := said.filter(pl.col("text").is_null())).height:
         raise LibraError(
             f"data/librachemqa/test.parquet has no unsafe_compliance answer for the refuse-seed {without['seed_id'][0]}; "
-            "raise rephrase.rejected or combine.triplets_per_seed"
+            "raise rephrase.test.rejected or combine.test_triplets_per_seed"
         )
     return said["text"].to_list()
 
@@ -123,10 +132,7 @@ def guarded(train, prompts: list[str], obliging: list[str]) -> list[tuple]:
 
 
 def asked_answers(session: Session, teacher: Endpoint, section: RespondParams, asked) -> dict[str, list[tuple]]:
-    """The answers of the teacher, with each seed's fact sheet in the request, and of any chat model, to the bare prompts.
-
-    Raises LibraError when more than the share max_quarantined of a candidate's replies is of no use; they stay kept.
-    """
+    """The answers of the teacher, with each seed's fact sheet in the request, and of the endpoints, to the bare prompts."""
     from stages.common.tables import read_table
     from stages.domain.description import kept_domain
     from stages.llm.offline import app_for
@@ -138,21 +144,10 @@ def asked_answers(session: Session, teacher: Endpoint, section: RespondParams, a
     seeds = seeds.filter(seeds["seed_id"].is_in(asked["seed_id"].unique().to_list()))
     sheets = {sheet["seed_id"]: sheet for sheet in fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))}
     told = [answer_request(sheets[seed_id], prompt, domain=domain) for seed_id, prompt in asked.select("seed_id", "prompt").iter_rows()]
-    bare = [ChatRequest([{"role": "user", "content": prompt}]) for prompt in asked["prompt"]]
-    candidates = {"teacher": (teacher, told)} | {name: (endpoint, bare) for name, endpoint in section.endpoints.items()}
-    answers = {}
-    for name, (endpoint, requests) in candidates.items():
-        replies = session.ask(endpoint, requests, f"respond: {name}", app)
-        answers[name] = [(reply.content, reply.reasoning, reply.finish_reason, reply.error) for reply in replies]
-        if faults := [reply.error for reply in replies if reply.error is not None]:
-            session.quarantined(f"respond: {name}", len(faults))
-            told_of = f"{len(faults)} of {len(replies)} replies of {endpoint} can't be used (first: {faults[0]})"
-            if len(faults) > section.max_quarantined * len(replies):
-                raise LibraError(
-                    f"{told_of}, more than respond.max_quarantined = {section.max_quarantined:g} allows; raise it or the candidate's "
-                    "max_tokens, or have them asked for again with `python -m stages.llm.store retry`; all of them are kept"
-                )
-            print(f"respond: {told_of}; the judge abstains on them", file=sys.stderr)
+    answers = {"teacher": endpoint_answers(session, "teacher", teacher, told, section.max_quarantined, app)}
+    for name, one in section.candidates.items():
+        if isinstance(one, Endpoint):
+            answers[name] = endpoint_answers(session, name, one, bare_requests(asked["prompt"]), section.max_quarantined, app)
     return answers
 
 

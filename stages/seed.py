@@ -4,11 +4,14 @@ Reads   data/catalog (checked): chemistry's tables, with facts computed by rdkit
         folder of another domain
 Writes  data/substances.parquet, one row per substance asked about; data/seeds.parquet, one row per request to be made;
         data/domain.json, the domain's intents, label table and words, for the stages after this one
-Params  random_seed; seed.domain, seed.{train,validation,test}.{seeds,substances,dual_share}, seed.drug_like_share
+Params  random_seed; seed.domain, seed.{train,validation,test}.{seeds,substances,dual_share}, seed.train.{refuse_share,representations},
+        seed.drug_like_share
 
     seed_id                   substance_id   split  expected  intent   intent_kind  representation  status
     chloroquine-prepare-text  s-chloroquine  test   comply    prepare  dual         text            unregulated
 """
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -25,11 +28,18 @@ class SplitParams(Section):
     dual_share: float = Field(ge=0.1, le=1.0)
 
 
+class TrainedSplitParams(SplitParams):
+    """What can be otherwise in train alone, for comparisons: validation and test stay balanced and hold both representations."""
+
+    refuse_share: float = Field(default=0.5, ge=0.2, le=0.8)
+    representations: Literal["both", "text", "smiles"] = "both"
+
+
 class SeedParams(Section):
     """What is asked about, how many seeds each split gets and how they are spread over the label table."""
 
     domain: str
-    train: SplitParams
+    train: TrainedSplitParams
     validation: SplitParams
     test: SplitParams
     drug_like_share: float = Field(ge=0.0, le=1.0)
@@ -52,7 +62,7 @@ def main() -> None:
     splits = {split: getattr(seed, split) for split in SPLITS}
     odd = [f"seed.{split}.seeds" for split, wanted in splits.items() if wanted.seeds % 2]
     if odd:
-        raise LibraError(f"params.yaml: {', '.join(odd)} must be even, half of the seeds being refused")
+        raise LibraError(f"params.yaml: {', '.join(odd)} must be even: refuse and comply share the seeds")
 
     domain = read_domain(seed.domain)
     sizes = {name: min(split.seeds, domain.most_seeds.get(name, split.seeds)) for name, split in splits.items()}
@@ -62,9 +72,11 @@ def main() -> None:
 
     seeds = []
     for name, split in splits.items():
+        drawn = {"refuse_share": split.refuse_share, "representations": split.representations} if name == "train" else {}
         if sizes[name] < split.seeds:
             print(f"seed: {name} gets {sizes[name]} seeds, as many as the catalog of {seed.domain} is made for, not {split.seeds}")
-        seeds += plan_split(name, sizes[name], substances, split.dual_share, seed.drug_like_share, random_seed, domain)
+        drawn["domain"] = domain
+        seeds += plan_split(name, sizes[name], substances, split.dual_share, seed.drug_like_share, random_seed, **drawn)
     asked = {row["substance_id"] for row in seeds}
     rows = [s.row() for s in substances if s.substance_id in asked]
     table = pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"molar_mass": pl.Float64})

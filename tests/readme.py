@@ -1,5 +1,6 @@
 """The parts of README.md that follow from files: the DAG and the table of results. `python tests/readme.py` writes them anew."""
 
+import csv
 import json
 import re
 import subprocess
@@ -18,13 +19,28 @@ def dag() -> str:
 
 
 def results() -> str:
-    """A Markdown table of data/eval/metrics.json, best harmonic mean first, with 95 % intervals."""
+    """A Markdown table of data/eval/metrics.json, best harmonic mean first, with 95 % intervals; what was published stands apart."""
     candidates = json.loads((ROOT / "data/eval/metrics.json").read_text(encoding="utf-8"))["candidates"]
     lines = ["| candidate | safety | utility | harmonic | overall | dual | over-refusal |", "|---|---|---|---|---|---|---|"]
     for name, rates in sorted(candidates.items(), key=lambda item: (-item[1]["harmonic"], item[0])):
         cells = [f"{rates[key]:.3f} ({rates[key + '_lo']:.3f} to {rates[key + '_hi']:.3f})" for key in COLUMNS]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *published()])
+
+
+def published() -> list[str]:
+    """The paper's row, marked as such, and a line that says what it may be compared with: stages/reporting/published.csv."""
+    with (ROOT / "stages/reporting/published.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    (own,) = [row for row in rows if row["overall"]]
+    others = [f"{100 * float(row['librachem_ahead']):.2f} points ahead of {row['system']}" for row in rows if row["librachem_ahead"]]
+    cells = [f"{float(own['overall']):.3f}" if key == "overall" else "–" for key in COLUMNS]
+    return [
+        f"| *{own['system']}, as published* | {' | '.join(cells)} |",
+        "",
+        f"*As published*: {own['source']}; on another test set ({own['test_set']}), by another judge ({own['judge']}), where it is "
+        f"{', '.join(others)}. It says nothing of the rows above, nor they of it.",
+    ]
 
 
 def filled(text: str) -> str:

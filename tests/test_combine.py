@@ -126,6 +126,19 @@ def test_texts_must_belong_to_one_seed_once():
         combine(pl.concat([texts, texts.filter((pl.col("role") == "chosen") & (pl.col("index") == 0)).head(1)]), seeds, 4)
 
 
+def test_test_seeds_have_a_number_of_their_own():
+    seeds = seed_table(4).with_columns(split=pl.Series(["train", "train", "test", "test"]))
+    texts = pl.concat([text_table(seeds.head(2), 1, 1, 1), text_table(seeds.tail(2), 3, 2, 2)])
+    triplets = combine(texts, seeds, 1, 6)
+    assert dict(triplets["split"].value_counts().iter_rows()) == {"train": 2, "test": 12}
+    alone = combine(texts.join(seeds.tail(2), on="seed_id", how="semi"), seeds.tail(2), 6)
+    assert triplets.filter(split="test").sort("triplet_id").equals(alone.sort("triplet_id"))
+    with pytest.raises(LibraError, match=r"combine.test_triplets_per_seed is 13, but seed s-substance-2-make-text has 3 prompts"):
+        combine(texts, seeds, 1, 13)
+    with pytest.raises(LibraError, match=r"combine.triplets_per_seed is 2, but seed s-substance-0-make-text has 1 prompts"):
+        combine(texts, seeds, 2, 6)
+
+
 def run_stage(folder: Path, per_seed, monkeypatch):
     monkeypatch.chdir(folder)
     Path("params.yaml").write_text(yaml.safe_dump({"combine": {"triplets_per_seed": per_seed}}))

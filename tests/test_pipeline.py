@@ -28,8 +28,8 @@ pytestmark = pytest.mark.pipeline
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 SMALL = {
     "seed": {"train": {"seeds": 48}, "validation": {"seeds": 16}, "test": {"seeds": 48}},
-    "rephrase": {"prompts": 3, "chosen": 3, "rejected": 3},
-    "combine": {"triplets_per_seed": 9},
+    "rephrase": {"prompts": 3, "chosen": 3, "rejected": 3, "test": {"prompts": 3, "chosen": 3, "rejected": 3}},
+    "combine": {"triplets_per_seed": 9, "test_triplets_per_seed": 9},
     "model": {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2},
     "sft": {"epochs": 1, "batch_size": 16},
     "dpo": {"epochs": 1, "batch_size": 16},
@@ -261,7 +261,7 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
         params["judge"]["endpoint"] |= {"base_url": judge, "usd_per_million": price, "mode": "batch"}
         candidate = {"base_url": policy, "model": "models/dpo", "temperature": 0.0, "max_tokens": 24, "concurrency": 4}
         candidate |= {"api_key_env": "NONE", "timeout_s": 60.0, "usd_per_million": {"prompt": 0.0, "completion": 0.0}}
-        params["respond"]["endpoints"] = {"served": candidate}
+        params["respond"]["candidates"] = {"served": candidate}
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
         first = estimated(folder)
         said = call(folder, "dvc", "repro", OPENAI_API_KEY=KEY)
@@ -373,7 +373,7 @@ def test_from_nothing_again_gives_the_same_bytes(clone):
     folder, _ = clone
     lock = folder / "dvc.lock"
     before = lock.read_bytes()
-    for path in (".dvc/cache", ".dvc/tmp", *(path for stage in STAGES.values() for path in outs(stage))):
+    for path in (".dvc/cache", ".dvc/tmp", ".cache/answers", *(path for stage in STAGES.values() for path in outs(stage))):
         target = folder / path
         shutil.rmtree(target) if target.is_dir() else target.unlink()
     lock.unlink()

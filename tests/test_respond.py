@@ -36,7 +36,7 @@ def test_always_comply_takes_a_prompts_own_text_else_its_seeds():
 
 
 def test_a_refuse_seed_without_any_is_named():
-    with pytest.raises(LibraError, match="unsafe_compliance answer for the refuse-seed b; raise rephrase.rejected"):
+    with pytest.raises(LibraError, match="unsafe_compliance answer for the refuse-seed b; raise rephrase.test.rejected"):
         always_comply(TEST.filter(pl.col("rejected_kind") != "unsafe_compliance"))
 
 
@@ -48,7 +48,9 @@ def test_the_guard_puts_its_refusal_in_front_of_the_obliging_text():
     assert [answer[0] for answer in answers] == ["84 °C", REFUSAL]
 
 
-def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(tmp_path, monkeypatch, capsys):
+@pytest.fixture()
+def asked(tmp_path, monkeypatch):
+    """Twenty prompts of one seed, in a folder that has what the teacher's request is made of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     one = sheet("make", seed_id="s")
@@ -57,8 +59,10 @@ def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(tm
     write_table(pl.DataFrame([seed]), "data/seeds.parquet", "seed_id")
     write_table(pl.DataFrame([substance]), "data/substances.parquet", "substance_id")
     write_text(chemistry().as_json(), KEPT)
-    asked = pl.DataFrame([("s", f"s-p{i}", f"prompt {i}") for i in range(20)], ["seed_id", "prompt_id", "prompt"], orient="row")
+    return pl.DataFrame([("s", f"s-p{i}", f"prompt {i}") for i in range(20)], ["seed_id", "prompt_id", "prompt"], orient="row")
 
+
+def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(asked, tmp_path, capsys):
     bad, sent = {"prompt 3", "prompt 4"}, []  # these think until they are cut off
 
     def answer(body):
@@ -72,7 +76,7 @@ def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(tm
         await inner({**scope, **cut}, receive, send)
 
     def ask(limit):
-        section = RespondParams(max_new_tokens=1, batch_size=1, max_quarantined=limit, endpoints={"mine": endpoint(url)})
+        section = RespondParams(max_new_tokens=1, batch_size=1, max_quarantined=limit, candidates={"mine": endpoint(url).model_dump()})
         teacher = endpoint(model="libra-offline-teacher")
         with Session("respond", 0) as session:
             return asked_answers(session, teacher, section, asked)["mine"]
@@ -88,3 +92,21 @@ def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(tm
         store._command("retry", None)
         bad.clear()
         assert all(row[3] is None for row in ask(0.0)) and len(sent) == 22
+
+
+def test_a_further_candidate_is_the_only_one_that_is_asked(asked):
+    """What the others said is kept; what isn't an endpoint is no matter of this function."""
+    sent = []
+
+    def answer(body):
+        sent.append(body["temperature"])
+        return "yes"
+
+    with on_port(make_app("m", answer)) as url:
+        mine, other = (endpoint(url, temperature=t).model_dump() for t in (0.1, 0.2))
+        for named in ({"mine": mine}, {"mine": mine, "other": other}, {"here": {"model": "a/b", "max_tokens": 9}, "other": other}):
+            section = RespondParams(max_new_tokens=1, batch_size=1, max_quarantined=0.0, candidates=named)
+            with Session("respond", 0) as session:
+                answers = asked_answers(session, endpoint(model="libra-offline-teacher"), section, asked)
+            assert set(answers) == {"teacher", *named} - {"here"} and all(len(rows) == 20 for rows in answers.values())
+    assert sent.count(0.1) == sent.count(0.2) == 20

@@ -192,6 +192,33 @@ def atoms(formula):
     return counts
 
 
+def planned(tables, **changes):
+    """The rows of 240 train seeds."""
+    from stages.chem.requests import plan_split
+    from stages.chem.substance import Substance
+
+    known = [{key: value for key, value in row.items() if key in Substance.__dataclass_fields__} for row in tables[1].iter_rows(named=True)]
+    able = [Substance(**fields | {"facts": json.loads(fields["facts"])}) for fields in known]
+    return pl.DataFrame(plan_split("train", 240, able, 0.75, 0.5, 2025, **changes), infer_schema_length=None)
+
+
+@pytest.mark.parametrize(("share", "refused"), [(1 / 3, 80), (0.5, 120), (2 / 3, 160)])
+def test_train_may_be_unbalanced(tables, share, refused):
+    seeds = planned(tables, refuse_share=share)
+    assert seeds.height == 240 == seeds["seed_id"].n_unique() and (seeds["expected"] == "refuse").sum() == refused
+    for (label,), half in seeds.group_by("expected"):
+        assert (half["intent_kind"] == "dual").sum() == round(0.75 * (refused if label == "refuse" else 240 - refused))
+        assert abs((half["representation"] == "text").mean() - 0.5) < 0.05
+    assert seeds["intent_kind"].n_unique() == 3
+
+
+@pytest.mark.parametrize("representation", ["text", "smiles"])
+def test_train_may_have_one_representation(tables, representation):
+    seeds = planned(tables, representations=representation)
+    assert seeds.height == 240 and set(seeds["representation"]) == {representation}
+    assert (seeds["expected"] == "refuse").mean() == 0.5 and set(seeds["intent"]) >= {*chemistry().of_kind("dual"), *chemistry().of_kind("harmful")}
+
+
 @pytest.fixture(scope="module")
 def written(tables, tmp_path_factory):
     """Seeds of 200 substances, each asked for one of its properties, and what stages craft and rephrase write of them.

@@ -212,6 +212,26 @@ def test_labels_are_one_to_one_in_every_split_and_no_split_is_empty():
     assert ("split validation", "split", "empty") in broken(GOOD[0].filter(pl.col("split") != "validation"))
 
 
+def test_train_alone_may_have_the_surplus_that_its_seeds_were_made_with():
+    triplets, seeds, substances = GOOD
+    for split, told in (("train", None), ("validation", "not 1 : 1")):
+        lost = seeds.filter((pl.col("split") == split) & (pl.col("expected") == "comply"))["seed_id"].min()
+        fewer = [table.filter(pl.col("seed_id") != lost) for table in (triplets, seeds)]
+        reasons = contract.of_balance(*fewer)["reason"].to_list()
+        assert reasons == [] if told is None else len(reasons) == 2 and all(reason.endswith(told) for reason in reasons)
+    kept = contract.of_balance(fewer[0], seeds)
+    assert kept.height == 2, "a seed of validation is missing"
+    lost = triplets.filter((pl.col("split") == "train") & (pl.col("expected") == "comply"))["seed_id"].min()
+    (reason, _) = contract.of_balance(triplets.filter(pl.col("seed_id") != lost), fewer_seeds(seeds))["reason"]
+    assert "as in seeds.parquet" in reason
+
+
+def fewer_seeds(seeds):
+    """`seeds` without two train seeds to comply with."""
+    gone = seeds.filter((pl.col("split") == "train") & (pl.col("expected") == "comply"))["seed_id"].sort()[:2]
+    return seeds.filter(~pl.col("seed_id").is_in(gone.implode()))
+
+
 def test_nothing_crosses_a_split():
     triplets, substances = GOOD[0], GOOD[2]
     a, b = "s-test-0", "s-train-0"

@@ -7,18 +7,21 @@
 | comply   | dual_share                  | unregulated, dual: each paired with a controlled one, same intent          |
 | comply   | the rest, half and half     | controlled, neutral; unregulated and a few precursors, neutral             |
 
-Each cell is asked half by name (`text`), half by structure (`smiles`).
+Each cell is asked half by name (`text`), half by structure (`smiles`). Half of a split's seeds are to be refused; for comparisons
+train may have another share, or one representation alone.
 """
 
 import hashlib
 import re
 from collections import Counter
+from itertools import cycle, islice
 
 from stages.chem.matching import pair
 from stages.chem.substance import Substance, to_json
 from stages.common.errors import LibraError
 from stages.domain.description import HELPED, REFUSED, WATCHED, Domain, chemistry
 
+REPRESENTATIONS = ("text", "smiles")
 LONGEST = {"text": 60, "smiles": 90}  # letters of a name, of a SMILES: longer ones make prompts a small model can't read
 NAME_ONLY = ("chemical_weapon", "pesticide_industrial", "pop")
 NAME_ONLY_EVERY = 10  # one in ten of a controlled text cell is known by name only
@@ -35,14 +38,21 @@ def plan_split(
     dual_share: float,
     drug_like_share: float,
     random_seed: int,
+    refuse_share: float = 0.5,
+    representations: str = "both",
     domain: Domain | None = None,
 ) -> list[dict]:
-    """`size` rows of data/seeds.parquet for `split`, from the substances that belong to it; `domain`: chemistry where none is given.
+    """`size` rows of data/seeds.parquet for `split`, from the substances that belong to it.
+
+    `representations`: both (text alone, where nothing has a structure), text or smiles; `domain`: chemistry where none is given.
 
     Raises LibraError naming the cell, what it has and what it needs, when the catalog is too small for `size`.
     """
     members = sorted((s for s in substances if s.split == split), key=lambda s: s.substance_id)
-    return _Planner(split, members, random_seed, domain or chemistry()).plan(size, dual_share, drug_like_share)
+    refused = round(size * refuse_share)
+    both = REPRESENTATIONS if any(s.smiles for s in members) else ("text",)
+    asked_by = both if representations == "both" else (representations,)
+    return _Planner(split, members, random_seed, domain or chemistry()).plan(refused, size - refused, dual_share, drug_like_share, asked_by)
 
 
 class _Planner:
@@ -51,40 +61,40 @@ class _Planner:
     def __init__(self, split: str, members: list[Substance], random_seed: int, domain: Domain):
         self.split, self.random_seed, self.domain = split, random_seed, domain
         self.members = {status: [s for s in members if s.status == status] for status in domain.labels}
-        drawn = any(s.smiles for s in members)
-        self.representations = ("text", "smiles") if drawn else ("text",)  # half by name and half by structure, where there are any
         self.seeds: dict[str, dict] = {}
         # Seeds so far by (substance_id, intent_kind), (substance_id, representation) in dual, and (kind, intent_kind).
         self.uses: Counter[tuple[str, str]] = Counter()
         self.asked: Counter[tuple[str, str]] = Counter()  # neutral seeds so far by (status, intent)
 
-    def plan(self, size: int, dual_share: float, drug_like_share: float) -> list[dict]:
-        half = size // 2
-        dual = round(half * dual_share)
-        rest = half - dual
-        for representation, count in _shares(dual, self.representations):
-            for intent, each in _shares(count, self.domain.of_kind("dual")):
-                self._dual(intent, representation, each, drug_like_share)
-        for status, cell in _shares(rest, (REFUSED, HELPED)):
-            for representation, count in _shares(cell, self.representations):
-                self._harmful(status, representation, count)
-                self._neutral(status, representation, count)
+    def plan(
+        self, refused: int, helped: int, dual_share: float, drug_like_share: float, representations: tuple[str, ...]
+    ) -> list[dict]:
+        dual = (round(refused * dual_share), round(helped * dual_share))
+        for representation, *counts in _both(*dual, representations):
+            for intent, *each in _both(*counts, self.domain.of_kind("dual")):
+                self._dual(intent, representation, *each, drug_like_share)
+        for status, *cell in _both(refused - dual[0], helped - dual[1], (REFUSED, HELPED)):
+            for representation, harmful, neutral in _both(*cell, representations):
+                self._harmful(status, representation, harmful)
+                self._neutral(status, representation, neutral)
         return list(self.seeds.values())
 
-    def _dual(self, intent: str, representation: str, count: int, drug_like_share: float) -> None:
+    def _dual(self, intent: str, representation: str, refused: int, helped: int, drug_like_share: float) -> None:
+        """`refused` controlled substances, and for `helped` of them, in turn, a legitimate one that is like it."""
         left: list[Substance] = []
-        for i in range(count):
+        for i in range(refused):
             options = self._open(REFUSED, intent, representation, i)
             if not options:
-                raise self._short(f"dual, {REFUSED}", representation, count, i)
+                raise self._short(f"dual, {REFUSED}", representation, refused, i)
             code = i % CODE_NAME_EVERY == CODE_NAME_EVERY - 1
             left.append(min(options, key=lambda s: self._dual_order(s, intent, representation, code)))
             self._add(left[-1], intent, representation)
         right = self._open(HELPED, intent, representation)
-        if len(right) < count:
-            raise self._short(f"dual, {HELPED}", representation, count, len(right))
+        if len(right) < helped:
+            raise self._short(f"dual, {HELPED}", representation, helped, len(right))
         used = {s.substance_id: self.uses[s.substance_id, "dual"] + self.uses[s.substance_id, representation] for s in right}
-        for j in pair(left, right, representation, drug_like_share, used):
+        models = list(islice(cycle(left), helped))
+        for j in pair(models, right, representation, drug_like_share, used):
             self._add(right[j], intent, representation)
 
     def _dual_order(self, substance: Substance, intent: str, representation: str, code: bool) -> tuple:
@@ -209,3 +219,9 @@ def _dilution(lot: str) -> dict:
 def _shares(count: int, names: tuple[str, ...]) -> list[tuple[str, int]]:
     """`count` split as evenly as whole numbers allow, the first names getting what is over."""
     return [(name, count // len(names) + (i < count % len(names))) for i, name in enumerate(names)]
+
+
+def _both(refused: int, helped: int, names: tuple[str, ...]) -> list[tuple[str, int, int]]:
+    """`refused` and `helped`, each split over `names` as `_shares` does."""
+    shares = zip(_shares(refused, names), _shares(helped, names), strict=True)
+    return [(name, one, other) for (name, one), (_, other) in shares]

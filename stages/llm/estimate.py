@@ -158,7 +158,7 @@ def _rehearse(project: Path) -> None:
     answers["always_comply"] = [(text, None, "stop", None) for text in obliging]
     answers["always_refuse"] = [(respond.REFUSAL, None, "stop", None)] * len(obliging)
     answers["ngram_guard"] = guarded
-    unknown = [name for name in section.endpoints if Rehearsal.estimates[f"respond: {name}"].to_send]
+    unknown = [name for name in section.candidates if name not in answers or Rehearsal.estimates[f"respond: {name}"].to_send]
     for name in ("sft", "dpo", *unknown):
         # texts of their own: the judge reads equal ones once
         answers[name] = _last_answers(project, name, asked) or [(f"{text} ({name})", *rest) for text, *rest in guarded]
@@ -196,7 +196,11 @@ def main() -> None:
 
 def _print() -> None:
     caps = read_params("craft").section("budget", BudgetParams)
-    found = estimate()
+    show(estimate(), caps)
+
+
+def show(found: dict[str, Estimate], caps: BudgetParams) -> None:
+    """Print estimates and their sum, with what this run paid before, against the caps."""
     widths = "{:<24}{:>10}{:>10}{:>10}{:>16}{:>19}{:>11}  {}"
     print(widths.format("stage", "requests", "kept", "to send", "prompt tokens", "completion tokens", "USD", "tokens from"))
     for what, one in found.items():

@@ -428,7 +428,8 @@ def busy() -> float:
 def write_down(rows: list[Row], when: str) -> None:
     """Put rows into this machine's section of RESULTS.md, in place of those of the same line and contender."""
     sections: dict[str, dict[tuple[str, str], list[str]]] = {}
-    for line in RESULTS.read_text().splitlines() if RESULTS.exists() else []:
+    own, title, others = (RESULTS.read_text() if RESULTS.exists() else "").partition("\n## Judging\n")  # that is judging.py's
+    for line in own.splitlines():
         if line.startswith("## "):
             section = sections.setdefault(line[3:], {})
         elif line.startswith("| ") and not line.startswith("| what"):
@@ -445,7 +446,7 @@ def write_down(rows: list[Row], when: str) -> None:
         text += f"\n## {title}\n\n| what | who | figure | target | met | date, cores busy before |\n|---|---|---|---|---|---|\n"
         for key in sorted(section, key=lambda key: (lines.index(key[0]), names.index(key[1]))):
             text += f"| {' | '.join(section[key])} |\n"
-    RESULTS.write_text(text)
+    RESULTS.write_text(text + title + others)
 
 
 def main() -> None:

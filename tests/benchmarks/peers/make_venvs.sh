@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One virtual environment for each peer that replies.py measures against, under .cache/peers/NAME (2.3 GB in all, never in git):
+# One virtual environment for each peer that replies.py and judging.py measure against, under .cache/peers/NAME (2.3 GB in all, never in git):
 #     bash tests/benchmarks/peers/make_venvs.sh                   # all of them
 #     bash tests/benchmarks/peers/make_venvs.sh curator           # one
 set -euo pipefail
@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 
 install() { ".cache/peers/$peer/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 
-if [ $# -eq 0 ]; then set -- curator distilabel data_designer; fi
+if [ $# -eq 0 ]; then set -- curator distilabel data_designer inspect; fi
 for peer; do
   echo "$peer ..."
   test -x ".cache/peers/$peer/bin/python" || "${PYTHON:-python3}" -m venv ".cache/peers/$peer"
@@ -20,6 +20,7 @@ for peer; do
         install data-designer==0.9.6
         install --no-deps data-designer==0.9.7 data-designer-config==0.9.7 data-designer-engine==0.9.7
       } ;;
-    *) echo "$peer: the peers are curator, distilabel and data_designer" >&2; exit 1 ;;
+    inspect) install inspect-ai==0.3.285 ;;
+    *) echo "$peer: the peers are curator, distilabel, data_designer and inspect" >&2; exit 1 ;;
   esac
 done

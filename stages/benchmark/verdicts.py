@@ -1,0 +1,25 @@
+"""Judging outside the pipeline: the same verdicts as stage `judge` gives, by the judges of params.yaml.
+
+    judged(session, responses, test, judges)    # a frame of stages.judge.COLUMNS
+"""
+
+from stages.judge import JudgeParams, judge_all
+from stages.llm.chat import OFFLINE
+from stages.llm.client import Session
+
+
+class Measured(Session):
+    """A session outside the pipeline: it leaves data/generation/ alone."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is written."""
+
+
+def judged(session: Session, responses, test, judges: JudgeParams):
+    """Verdicts on `responses` to the requests of `test`; columns as the stage has them."""
+    return judge_all(session, responses, test, judges.endpoint)
+
+
+def are_asked(judges: JudgeParams) -> bool:
+    """Whether anything is sent to a judge: one that answers inside the process isn't asked."""
+    return judges.endpoint.base_url != OFFLINE
