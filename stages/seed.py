@@ -75,8 +75,8 @@ def main() -> None:
         drawn = {"refuse_share": split.refuse_share, "representations": split.representations} if name == "train" else {}
         if sizes[name] < split.seeds:
             print(f"seed: {name} gets {sizes[name]} seeds, as many as the catalog of {seed.domain} is made for, not {split.seeds}")
-        drawn["domain"] = domain
-        seeds += plan_split(name, sizes[name], substances, split.dual_share, seed.drug_like_share, random_seed, **drawn)
+        shares = (split.dual_share, seed.drug_like_share)
+        seeds += plan_split(name, sizes[name], substances, *shares, random_seed, **drawn, domain=domain)
     asked = {row["substance_id"] for row in seeds}
     rows = [s.row() for s in substances if s.substance_id in asked]
     table = pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"molar_mass": pl.Float64})

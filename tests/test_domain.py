@@ -223,4 +223,4 @@ def test_a_catalog_too_small_names_the_cell(copy, monkeypatch, tmp_path):
     for thing in things:
         thing.split = "train"
     with pytest.raises(LibraError, match=r"train split needs \d+ seeds in cell \(dual, controlled, text\).*raise its .substances"):
-        plan_split("train", 200, things, 0.75, 0.0, 1, domain)
+        plan_split("train", 200, things, 0.75, 0.0, 1, domain=domain)

@@ -238,7 +238,7 @@ def written(tables, tmp_path_factory):
         able.append(Substance(**fields | {"split": "test", "facts": json.loads(row["facts"])}))
         complete(able[-1])
     properties = chemistry().model_copy(update={"turns": ["property"]})  # the planner's own seeds, but of properties alone
-    seeds = requests.plan_split("test", 600, able, 0.0, 0.0, 2025, properties)
+    seeds = requests.plan_split("test", 600, able, 0.0, 0.0, 2025, domain=properties)
     waiting = {intent: [seed for seed in seeds if seed["intent"] == intent] for intent in chemistry().properties}
     possible = {intent: len({seed["substance_id"] for seed in seeds}) for intent, seeds in waiting.items()}
     chosen = {}

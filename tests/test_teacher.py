@@ -454,9 +454,9 @@ def test_one_bad_seed_is_quarantined_and_too_many_stop_the_stage(project, monkey
     asked = []
     write = offline._craft
 
-    def faulty(one, sampling):
+    def faulty(domain, one, sampling):
         asked.append(one["seed_id"])
-        texts = write(one, sampling)
+        texts = write(domain, one, sampling)
         return {**texts, "prompt": "How is it made?"} if one["seed_id"] == "controlled-make-text" else texts
 
     monkeypatch.setattr(offline, "_craft", faulty)
@@ -581,7 +581,7 @@ def test_a_teacher_that_keeps_to_no_schema_is_named(project, monkeypatch):
     from stages import craft
 
     asked = []
-    monkeypatch.setattr(offline, "_craft", lambda one, sampling: asked.append(1) or "no object")
+    monkeypatch.setattr(offline, "_craft", lambda domain, one, sampling: asked.append(1) or "no object")
     total = project("0.5").height
     with pytest.raises(LibraError, match="model `libra-offline-teacher`.*not of the schema"):
         craft.main()
@@ -595,7 +595,8 @@ def test_a_teacher_whose_json_is_broken_is_named(project, monkeypatch, what):
     asked = []
     total = project("0.5").height
     craft.main()
-    monkeypatch.setattr(offline, "app", make_app("libra-offline-teacher", lambda body: asked.append(1) or '{"prompt": "How is {oops'))
+    broken = make_app("libra-offline-teacher", lambda body: asked.append(1) or '{"prompt": "How is {oops')
+    monkeypatch.setattr(offline, "app_for", lambda domain: broken)
     with pytest.raises(LibraError, match=rf"{total} of {total} replies of offline \(model `libra-offline-teacher`\).*not JSON \(") as error:
         {"craft": craft, "rephrase": rephrase}[what].main()
     assert "not of the schema" not in str(error.value) and "oops" not in str(error.value)
