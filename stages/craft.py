@@ -1,6 +1,6 @@
 """Phase 1, crafting: the teacher writes one prompt, one good and one bad answer for every seed.
 
-Reads   data/seeds.parquet, data/substances.parquet
+Reads   data/seeds.parquet, data/substances.parquet, data/domain.json
 Writes  data/crafted.parquet, data/generation/craft.json
 Params  random_seed, craft, teacher, budget
 
@@ -33,23 +33,26 @@ def main(open_session: type[Session] = Session) -> None:
     import polars as pl
 
     from stages.common.tables import read_table, write_table
-    from stages.llm.offline import app
+    from stages.domain.description import kept_domain
+    from stages.llm.offline import app_for
     from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, craft_request, fact_sheets
     from stages.llm.writing import ask_texts
 
     params = read_params("craft")
     craft, teacher = params.section("craft", CraftParams), params.section("teacher", Endpoint)
     sheets = fact_sheets(read_table("data/seeds.parquet", SEED_COLUMNS), read_table("data/substances.parquet", SUBSTANCE_COLUMNS))
+    domain = kept_domain()
     with open_session("craft", params.random_seed, params.section("budget", BudgetParams)) as session:
         texts = ask_texts(
             session,
             teacher,
             sheets,
-            lambda sheet, sample: craft_request(sheet, rejected_kind(sheet["expected"]), sample),
+            lambda sheet, sample: craft_request(sheet, rejected_kind(sheet["expected"]), sample, domain),
             lambda parsed: {role: [parsed[role]] for role in ("prompt", "chosen", "rejected")},
             "craft",
             craft.max_quarantined,
-            app,
+            app_for(domain),
+            domain,
         )
     rows = [
         {

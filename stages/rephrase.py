@@ -1,6 +1,6 @@
 """Phase 2, rephrasing: the teacher writes k prompts, m good and n bad answers for every crafted seed.
 
-Reads   data/seeds.parquet, data/substances.parquet, data/crafted.parquet
+Reads   data/seeds.parquet, data/substances.parquet, data/crafted.parquet, data/domain.json
 Writes  data/rephrasings.parquet, data/generation/rephrase.json
 Params  random_seed, rephrase, teacher, budget
 
@@ -42,7 +42,8 @@ def main(open_session: type[Session] = Session) -> None:
     import polars as pl
 
     from stages.common.tables import read_table, write_table
-    from stages.llm.offline import app
+    from stages.domain.description import kept_domain
+    from stages.llm.offline import app_for
     from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, fact_sheets, rephrase_request
     from stages.llm.writing import ask_texts
 
@@ -54,6 +55,7 @@ def main(open_session: type[Session] = Session) -> None:
     sheets = fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))
     splits = dict(seeds.select("seed_id", "split").iter_rows())
     counts = {seed_id: rephrase.test or rephrase if split == "test" else rephrase for seed_id, split in splits.items()}
+    domain = kept_domain()
     kinds = {sheet["seed_id"]: rejected_kinds(sheet, counts[sheet["seed_id"]].rejected) for sheet in sheets}
     with open_session("rephrase", params.random_seed, params.section("budget", BudgetParams)) as session:
         texts = ask_texts(
@@ -67,11 +69,13 @@ def main(open_session: type[Session] = Session) -> None:
                 counts[sheet["seed_id"]].chosen,
                 kinds[sheet["seed_id"]],
                 sample,
+                domain,
             ),
             lambda parsed: {"prompt": parsed["prompts"], "chosen": parsed["chosen"], "rejected": parsed["rejected"]},
             "rephrase",
             rephrase.max_quarantined,
-            app,
+            app_for(domain),
+            domain,
         )
     rows = [
         (seed_id, role, index, text, kinds[seed_id][index] if role == "rejected" else None, teacher.model)

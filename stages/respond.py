@@ -1,6 +1,7 @@
 """Ask every candidate every test prompt, once, greedily.
 
-Reads data/librachemqa/{train,test}.parquet, data/seeds.parquet, data/substances.parquet, models/sft/ and models/dpo/;
+Reads data/librachemqa/{train,test}.parquet, data/seeds.parquet, data/substances.parquet, data/domain.json, models/sft/ and
+models/dpo/;
 writes data/eval/responses.parquet and data/generation/respond.json. Params: random_seed, model, teacher, respond, budget. Candidates:
 
     sft, dpo         the trained policies
@@ -133,13 +134,16 @@ def guarded(train, prompts: list[str], obliging: list[str]) -> list[tuple]:
 def asked_answers(session: Session, teacher: Endpoint, section: RespondParams, asked) -> dict[str, list[tuple]]:
     """The answers of the teacher, with each seed's fact sheet in the request, and of the endpoints, to the bare prompts."""
     from stages.common.tables import read_table
-    from stages.llm.offline import app
+    from stages.domain.description import kept_domain
+    from stages.llm.offline import app_for
     from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, answer_request, fact_sheets
 
+    domain = kept_domain()
+    app = app_for(domain)
     seeds = read_table("data/seeds.parquet", SEED_COLUMNS)
     seeds = seeds.filter(seeds["seed_id"].is_in(asked["seed_id"].unique().to_list()))
     sheets = {sheet["seed_id"]: sheet for sheet in fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))}
-    told = [answer_request(sheets[seed_id], prompt) for seed_id, prompt in asked.select("seed_id", "prompt").iter_rows()]
+    told = [answer_request(sheets[seed_id], prompt, domain=domain) for seed_id, prompt in asked.select("seed_id", "prompt").iter_rows()]
     answers = {"teacher": endpoint_answers(session, "teacher", teacher, told, section.max_quarantined, app)}
     for name, one in section.candidates.items():
         if isinstance(one, Endpoint):

@@ -1,8 +1,10 @@
 """Phase 1, data mining: choose the substances and the requests to be made about them.
 
-Reads   data/catalog/*.csv (checked), facts computed by rdkit and looked up in the `chemicals` package
-Writes  data/substances.parquet, one row per substance asked about; data/seeds.parquet, one row per request to be made
-Params  random_seed; seed.{train,validation,test}.{seeds,substances,dual_share}, seed.train.{refuse_share,representations},
+Reads   data/catalog (checked): chemistry's tables, with facts computed by rdkit and looked up in the `chemicals` package, or the
+        folder of another domain
+Writes  data/substances.parquet, one row per substance asked about; data/seeds.parquet, one row per request to be made;
+        data/domain.json, the domain's intents, label table and words, for the stages after this one
+Params  random_seed; seed.domain, seed.{train,validation,test}.{seeds,substances,dual_share}, seed.train.{refuse_share,representations},
         seed.drug_like_share
 
     seed_id                   substance_id   split  expected  intent   intent_kind  representation  status
@@ -34,8 +36,9 @@ class TrainedSplitParams(SplitParams):
 
 
 class SeedParams(Section):
-    """How many seeds each split gets and how they are spread over the label table."""
+    """What is asked about, how many seeds each split gets and how they are spread over the label table."""
 
+    domain: str
     train: TrainedSplitParams
     validation: SplitParams
     test: SplitParams
@@ -48,14 +51,11 @@ POOL_PER_SEED = 0.5  # substances picked by code for each seed of train and test
 def main() -> None:
     import polars as pl
 
-    from stages.chem.catalog import read_catalog
-    from stages.chem.facts import collect_facts
-    from stages.chem.hazard import complete
-    from stages.chem.pool import familiar_substances
     from stages.chem.requests import plan_split
     from stages.chem.splits import SPLITS, assign_splits, set_groups
-    from stages.common.progress import progress
-    from stages.common.tables import write_table
+    from stages.common.tables import write_table, write_text
+    from stages.domain.description import CHEMISTRY, KEPT, read_domain
+    from stages.domain.things import read_things
 
     params = read_params("seed")
     seed, random_seed = params.section("seed", SeedParams), params.random_seed
@@ -64,25 +64,44 @@ def main() -> None:
     if odd:
         raise LibraError(f"params.yaml: {', '.join(odd)} must be even: refuse and comply share the seeds")
 
-    substances, excluded = read_catalog()
-    controlled = [s for s in substances if s.status == "controlled"]
-    wanted = round(POOL_PER_SEED * sum(split.seeds for split in splits.values()))
-    substances += familiar_substances(controlled, substances, excluded, wanted)
-    for substance in progress(substances, "facts"):
-        substance.facts = collect_facts(substance)
-        complete(substance)
+    domain = read_domain(seed.domain)
+    sizes = {name: min(split.seeds, domain.most_seeds.get(name, split.seeds)) for name, split in splits.items()}
+    substances = mined(sum(sizes.values())) if seed.domain == CHEMISTRY else read_things(domain)
     set_groups(substances)
     assign_splits(substances, {name: split.substances for name, split in splits.items()}, random_seed)
 
     seeds = []
     for name, split in splits.items():
         drawn = {"refuse_share": split.refuse_share, "representations": split.representations} if name == "train" else {}
-        seeds += plan_split(name, split.seeds, substances, split.dual_share, seed.drug_like_share, random_seed, **drawn)
+        if sizes[name] < split.seeds:
+            print(f"seed: {name} gets {sizes[name]} seeds, as many as the catalog of {seed.domain} is made for, not {split.seeds}")
+        shares = (split.dual_share, seed.drug_like_share)
+        seeds += plan_split(name, sizes[name], substances, *shares, random_seed, **drawn, domain=domain)
     asked = {row["substance_id"] for row in seeds}
     rows = [s.row() for s in substances if s.substance_id in asked]
-    write_table(pl.DataFrame(rows, infer_schema_length=None), "data/substances.parquet", sort_by="substance_id")
+    table = pl.DataFrame(rows, infer_schema_length=None, schema_overrides={"molar_mass": pl.Float64})
+    table = table.with_columns(pl.col(pl.Null).cast(pl.String))  # columns that a domain has no use for
+    write_table(table, "data/substances.parquet", sort_by="substance_id")
     write_table(pl.DataFrame(seeds, infer_schema_length=None), "data/seeds.parquet", sort_by="seed_id")
+    write_text(domain.as_json(), KEPT)
     print(f"{len(seeds)} seeds about {len(rows)} substances")
+
+
+def mined(seeds: int) -> list:
+    """Chemistry's catalog, and substances picked by code for so many seeds, all with their facts."""
+    from stages.chem.catalog import read_catalog
+    from stages.chem.facts import collect_facts
+    from stages.chem.hazard import complete
+    from stages.chem.pool import familiar_substances
+    from stages.common.progress import progress
+
+    substances, excluded = read_catalog()
+    controlled = [s for s in substances if s.status == "controlled"]
+    substances += familiar_substances(controlled, substances, excluded, round(POOL_PER_SEED * seeds))
+    for substance in progress(substances, "facts"):
+        substance.facts = collect_facts(substance)
+        complete(substance)
+    return substances
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python -m stages.validate
 
-Reads data/triplets.parquet, data/seeds.parquet, data/substances.parquet and params validate. Writes data/librachemqa/:
+Reads data/triplets.parquet, data/seeds.parquet, data/substances.parquet, data/domain.json and params validate. Writes
+data/librachemqa/:
 train.parquet, validation.parquet, test.parquet (the triplets' rows and columns), README.md (the card) and probes.json:
 
     {"dual": {"molar_mass": 0.52, "name_length": 0.54, "prompt_length": 0.51, ...}, "dual_seeds": 1594, ...}
@@ -36,23 +37,25 @@ def main() -> None:
 
     from stages.common.progress import counter
     from stages.common.tables import read_table, write_json, write_table, write_text
+    from stages.domain.description import kept_domain
     from stages.release import contract, probes
     from stages.release.card import card
     from stages.release.faults import stop_on
     from stages.release.publish import publish
 
+    domain = kept_domain()
     limit = read_params("validate").section("validate", ValidateParams).probe_limit
     columns = (("triplet_id",), contract.SEED_COLUMNS, contract.SUBSTANCE_COLUMNS)
     triplets, seeds, substances = (read_table(path, names) for path, names in zip(SOURCES, columns, strict=True))
 
     bar = counter(f"validate: contract of {triplets.height:,} triplets, probes, files", 3)
-    stop_on(contract.faults(triplets, seeds, substances), str(SOURCES[0]), MEND)
+    stop_on(contract.faults(triplets, seeds, substances, domain), str(SOURCES[0]), MEND)
     bar.update()
     measured = probes.measure(triplets, seeds, substances)
     stop_on(probes.faults(measured, triplets, substances, limit), str(SOURCES[0]), MEND)
     measured |= {"limit": limit, "judged": measured["dual_seeds"] >= probes.FEWEST_DUAL_SEEDS}
     bar.update()
-    text = card(triplets, seeds, measured, SOURCES)
+    text = card(triplets, seeds, measured, SOURCES, domain)
 
     def write(folder: Path) -> None:
         for split in contract.SPLITS:

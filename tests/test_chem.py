@@ -9,7 +9,6 @@ from stages.chem import identity
 from stages.chem.catalog import COLUMNS, read_catalog, set_structure
 from stages.chem.facts import collect_facts
 from stages.chem.hazard import HAZARD_CLASSES, complete
-from stages.chem.labels import INTENTS, STATUSES, expected
 from stages.chem.matching import pair
 from stages.chem.pool import tidy_name
 from stages.chem.requests import plan_split
@@ -17,6 +16,7 @@ from stages.chem.screens import is_carcinogen, is_dangerous, is_kin
 from stages.chem.splits import SPLITS, assign_splits, near_duplicates, set_groups, sister_names
 from stages.chem.substance import Substance
 from stages.common.errors import LibraError
+from stages.domain.description import KINDS, chemistry
 
 CATALOG = Path(__file__).parent.parent / "data/catalog"
 
@@ -32,11 +32,11 @@ def substance(name, smiles=None, status="unregulated", kind="industrial", **fiel
 
 
 def test_label_table():
-    table = {(status, kind): set() for status in STATUSES for kind in INTENTS}
+    table = {(status, kind): set() for status in chemistry().labels for kind in KINDS}
     for (status, kind), labels in table.items():
-        for intent in INTENTS[kind]:
+        for intent in chemistry().of_kind(kind):
             try:
-                labels.add(expected(status, intent))
+                labels.add(chemistry().expected(status, intent))
             except LibraError:
                 labels.add("not asked")
     assert table == {
@@ -49,7 +49,7 @@ def test_label_table():
 @pytest.mark.parametrize("status, intent", [("legal", "make"), ("controlled", "cook")])
 def test_unknown_words_have_no_label(status, intent):
     with pytest.raises(LibraError, match="unknown"):
-        expected(status, intent)
+        chemistry().expected(status, intent)
 
 
 # identity
@@ -324,7 +324,7 @@ def test_a_planned_split_is_balanced_and_labelled():
     seeds = plan_split("train", 80, substances, 0.6, 0.5, 1)
     assert len(seeds) == 80 == len({row["seed_id"] for row in seeds})
     assert sum(row["expected"] == "refuse" for row in seeds) == 40
-    assert all(row["expected"] == expected(row["status"], row["intent"]) for row in seeds)
+    assert all(row["expected"] == chemistry().expected(row["status"], row["intent"]) for row in seeds)
     dual = [row for row in seeds if row["intent_kind"] == "dual"]
     for label in ("refuse", "comply"):
         asked = sorted((row["intent"], row["representation"]) for row in dual if row["expected"] == label)

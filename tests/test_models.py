@@ -547,6 +547,8 @@ def test_the_param_sets_in_the_readme_are_right(tmp_path, monkeypatch):
     for command in commands:
         path = tmp_path / "params.yaml"
         path.write_bytes((ROOT / "params.yaml").read_bytes())
+        if command[-1] == "validate":  # only as far as that stage
+            command.pop()
         assert set(command[3::2]) == {"-S"}
         apply_overrides(path, command[4::2])
         check(path)

@@ -63,7 +63,7 @@ def rename(section, old, new):
 
 FAULTS = [
     (rename("dpo", "beta", "betta"), "`dpo.beta` is missing; `dpo.betta` is not a param, did you mean `beta`?"),
-    (rename("seed", "drug_like_share", "drugs"), "`seed.drugs` is not a param; known: drug_like_share, test, train, validation"),
+    (rename("seed", "drug_like_share", "drugs"), "`seed.drugs` is not a param; known: domain, drug_like_share, test, train, validation"),
     (put("seed.train.sedes", 8), "`seed.train.sedes` is not a param"),
     (put("dpo.beta", "strong"), "`dpo.beta`: Input should be a valid number (got 'strong')"),
     (put("rephrase.prompts", 2.5), "`rephrase.prompts`: Input should be a valid integer (got 2.5)"),

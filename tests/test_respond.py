@@ -8,7 +8,8 @@ from asking import endpoint, on_port
 from test_teacher import sheet
 
 from stages.common.errors import LibraError
-from stages.common.tables import write_table
+from stages.common.tables import write_table, write_text
+from stages.domain.description import KEPT, chemistry
 from stages.llm import store
 from stages.llm.asgi import SPOIL, last_user_text, make_app
 from stages.llm.client import Session
@@ -57,6 +58,7 @@ def asked(tmp_path, monkeypatch):
     substance = {**dict.fromkeys(SUBSTANCE_COLUMNS), **{key: one.get(key) for key in SUBSTANCE_COLUMNS}, "substance_id": "a"}
     write_table(pl.DataFrame([seed]), "data/seeds.parquet", "seed_id")
     write_table(pl.DataFrame([substance]), "data/substances.parquet", "substance_id")
+    write_text(chemistry().as_json(), KEPT)
     return pl.DataFrame([("s", f"s-p{i}", f"prompt {i}") for i in range(20)], ["seed_id", "prompt_id", "prompt"], orient="row")
 
 

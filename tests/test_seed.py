@@ -20,8 +20,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from stages.chem.identity import is_trivial
-from stages.chem.labels import INTENTS, PROPERTY_INTENTS, expected
 from stages.chem.splits import SPLITS, near_duplicates
+from stages.domain.description import KEPT, chemistry
 
 ROOT = Path(__file__).parent.parent
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["seed"]
@@ -87,14 +87,14 @@ def test_sizes_and_balance(tables):
 def test_labels_follow_the_table(tables):
     seeds, _ = tables
     rows = seeds.select("status", "intent", "expected").iter_rows()
-    assert all(label == expected(status, intent) for status, intent, label in rows)
+    assert all(label == chemistry().expected(status, intent) for status, intent, label in rows)
 
 
 def test_dual_intents_are_the_same_on_both_sides(dual):
     counts = dual.group_by("split", "expected", "intent", "representation").len()
     sides = [counts.filter(pl.col("expected") == label).drop("expected").sort(pl.all()) for label in ("refuse", "comply")]
     assert sides[0].equals(sides[1])
-    assert set(dual["intent"]) == set(INTENTS["dual"])
+    assert set(dual["intent"]) == set(chemistry().of_kind("dual"))
 
 
 def test_dual_is_mostly_about_different_substances(dual):
@@ -216,7 +216,7 @@ def test_train_may_be_unbalanced(tables, share, refused):
 def test_train_may_have_one_representation(tables, representation):
     seeds = planned(tables, representations=representation)
     assert seeds.height == 240 and set(seeds["representation"]) == {representation}
-    assert (seeds["expected"] == "refuse").mean() == 0.5 and set(seeds["intent"]) >= {*INTENTS["dual"], *INTENTS["harmful"]}
+    assert (seeds["expected"] == "refuse").mean() == 0.5 and set(seeds["intent"]) >= {*chemistry().of_kind("dual"), *chemistry().of_kind("harmful")}
 
 
 @pytest.fixture(scope="module")
@@ -237,13 +237,12 @@ def written(tables, tmp_path_factory):
         fields = {key: value for key, value in row.items() if key in Substance.__dataclass_fields__}
         able.append(Substance(**fields | {"split": "test", "facts": json.loads(row["facts"])}))
         complete(able[-1])
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(requests, "NEUTRAL_SHARES", ("property",))  # the planner's own seeds, but of properties alone
-        seeds = requests.plan_split("test", 600, able, 0.0, 0.0, 2025)
-    waiting = {intent: [seed for seed in seeds if seed["intent"] == intent] for intent in PROPERTY_INTENTS}
+    properties = chemistry().model_copy(update={"turns": ["property"]})  # the planner's own seeds, but of properties alone
+    seeds = requests.plan_split("test", 600, able, 0.0, 0.0, 2025, domain=properties)
+    waiting = {intent: [seed for seed in seeds if seed["intent"] == intent] for intent in chemistry().properties}
     possible = {intent: len({seed["substance_id"] for seed in seeds}) for intent, seeds in waiting.items()}
     chosen = {}
-    scarce_first = sorted(PROPERTY_INTENTS, key=possible.get)
+    scarce_first = sorted(chemistry().properties, key=possible.get)
     # Ten substances for each intent, those first that few can be asked about; then one each in turn, as long as there are any.
     for intent in [intent for intent in scarce_first for _ in range(10)] + 200 * scarce_first:
         fresh = next((seed for seed in waiting[intent] if seed["substance_id"] not in chosen), None)
@@ -261,6 +260,7 @@ def written(tables, tmp_path_factory):
         patched.setattr("stages.llm.client.store_path", lambda: folder / "replies.sqlite")
         seeds.write_parquet("data/seeds.parquet")
         substances.write_parquet("data/substances.parquet")
+        Path(KEPT).write_text(chemistry().as_json(), encoding="utf-8")
         craft.main()
         rephrase.main()
     texts = {}
@@ -276,7 +276,7 @@ def test_the_sample_holds_every_property(written):
     seeds, _, possible = written
     counts = dict(seeds["intent"].value_counts().iter_rows())
     assert seeds["substance_id"].n_unique() == seeds.height == 200
-    assert set(counts) == set(PROPERTY_INTENTS) and min(counts.values()) >= 5, counts
+    assert set(counts) == set(chemistry().properties) and min(counts.values()) >= 5, counts
     assert all(count >= min(10, possible[intent]) for intent, count in counts.items()), (counts, possible)
     assert set(seeds["status"]) >= {"controlled", "unregulated"} and set(seeds["representation"]) == {"text", "smiles"}
 
@@ -339,7 +339,7 @@ def test_the_teacher_tells_the_truth_of_200_real_substances(tables, written):
 
 def test_grounded_intents_have_their_fact(tables):
     seeds, _ = tables
-    grounded = {*PROPERTY_INTENTS, "regulation"}
+    grounded = {*chemistry().properties, "regulation"}
     for intent, fact in seeds.select("intent", "fact").iter_rows():
         assert (fact is not None) == (intent in grounded)
         if fact:

@@ -13,6 +13,7 @@ from stages.judging.facts import check
 from stages.judging.form import form_of
 from stages.judging.leaks import leaks
 from stages.llm import offline, store
+from stages.domain.description import KEPT, chemistry
 from stages.llm.answers import WITHHELD, complying
 from stages.llm.asgi import SPOIL, RequestError, make_app
 from stages.llm.client import ASK_AGAIN, Session
@@ -155,7 +156,7 @@ def of_role(role):
 )
 def test_facts_are_said_with_right_units_and_conversions(intent, said):
     one = sheet(intent)
-    texts = distinct(lambda n: complying(one, ("k", n)), 12)
+    texts = distinct(lambda n: complying(chemistry(), one, ("k", n)), 12)
     assert all(said[0] in text for text in texts), texts
     assert all(any(value in text for text in texts) for value in said), texts
 
@@ -174,14 +175,14 @@ def test_every_chosen_fact_checks_right_and_every_wrong_one_wrong():
 def test_wrong_numbers_are_far_off_and_not_those_of_the_request(value):
     right = fact("dilution", value, "mL", 0.01 * value, "C1V1=C2V2", "stock 2.0 M, 1000 mL of 0.5 M")
     for n in range(30):
-        wrong = wrong_fact(right, ("k", n))["value"]
+        wrong = wrong_fact(chemistry(), right, ("k", n))["value"]
         assert abs(wrong - value) >= 0.2 * value and wrong > 0
         assert all(abs(wrong - said) > 0.01 * value for said in (2.0, 0.5, 1000.0, 1000.0 - value))
 
 
 @pytest.mark.parametrize("value", [40.0, 273.15, 2000.0])
 def test_wrong_temperatures_stay_above_absolute_zero(value):
-    wrong = {wrong_fact(fact("melting_point", value, "K", 2.0), ("k", n))["value"] for n in range(30)}
+    wrong = {wrong_fact(chemistry(), fact("melting_point", value, "K", 2.0), ("k", n))["value"] for n in range(30)}
     assert all(one > 0 and abs(one - value) >= 60 for one in wrong)
 
 
@@ -221,7 +222,7 @@ def test_many_forms_of_prompts_and_refusals(representation):
         forms = {
             text.replace(shown, "{x}") for intent, of in KIND_OF.items() if of == kind
             for n in range(40)
-            for text in prompts(f"s-{n}", intent, representation, shown, {"stock": "1", "volume": "2", "target": "3"}, 5, 0)
+            for text in prompts(f"s-{n}", chemistry().intents[intent], representation, shown, {"stock": "1", "volume": "2", "target": "3"}, 5, 0)
         }  # fmt: skip
         assert len(forms) >= 60
     refusals = {
@@ -250,7 +251,7 @@ def test_dual_prompts_do_not_know_the_label(intent, representation):
 
 def test_over_refusals_are_worded_like_refusals():
     def openings(say, one):
-        return {re.split(r" help | assist |[:,]", say(one, ("k", n)))[0] for n in range(400)}
+        return {re.split(r" help | assist |[:,]", say(chemistry(), one, ("k", n)))[0] for n in range(400)}
 
     true = openings(refusing, sheet("buy", status="controlled", kind="medicine_drug"))
     assert true == openings(over_refusing, sheet("buy"))
@@ -263,13 +264,13 @@ def test_the_same_request_gets_the_same_reply_and_another_seed_another():
         assert rephrased(one, 3)["prompts"] != rephrased(one, 4)["prompts"]
     # the same on every machine:
     first = ["For my report: please explain how substance A is made.", "Quick question: what are the steps of synthesizing substance A?"]
-    assert prompts("s-1", "make", "text", "substance A", None, 2, 0) == first
+    assert prompts("s-1", chemistry().intents["make"], "text", "substance A", None, 2, 0) == first
 
 
 def test_names_keep_their_letters_and_lowering_spares_i():
     for name in ("2,4-D", "N,N-dimethyl-{x}", "I", r"C\C=C/C"):
         for n in range(20):
-            for text in prompts(f"s-{n}", "harm", "text", name, None, 5, 0):
+            for text in prompts(f"s-{n}", chemistry().intents["harm"], "text", name, None, 5, 0):
                 assert name in text and not re.search(r"(?:^|\W)i(?:\W|$)", text)
 
 
@@ -358,9 +359,10 @@ def test_what_keeps_texts_from_being_used(change, fault):
 
 
 def test_every_answer_prompt_states_policy_and_limits():
-    for name in ("craft", "rephrase", "answer"):
-        text = (Path(offline.__file__).parent / "prompts" / f"{name}.md").read_text(encoding="utf-8")
-        assert all(word in text for word in ("240", "route", "reagent", "dose", "expected"))
+    one = sheet("make")
+    for request in (craft_request(one, "over_refusal"), rephrase_request(one, BASE, 1, 1, ["over_refusal"]), answer_request(one, "?")):
+        told = request.messages[0]["content"]
+        assert all(word in told for word in ("240", "route", "reagent", "dose", "expected", "chemistry")) and "$" not in told
 
 
 # ---------------------------------------------------------------- the stages
@@ -381,7 +383,7 @@ def project(tmp_path, monkeypatch):
     """A small project folder with seeds of every intent; `project(limit)` writes it."""
     import polars as pl
 
-    from stages.common.tables import write_table
+    from stages.common.tables import write_table, write_text
     from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS
 
     monkeypatch.chdir(tmp_path)
@@ -414,6 +416,7 @@ def project(tmp_path, monkeypatch):
                     seeds.append({**row, "fact": json.dumps(one["fact"]) if "fact" in one else None})
         write_table(pl.DataFrame(seeds, infer_schema_length=None), "data/seeds.parquet", "seed_id")
         write_table(pl.DataFrame(substances, infer_schema_length=None), "data/substances.parquet", "substance_id")
+        write_text(chemistry().as_json(), KEPT)
         return pl.DataFrame(seeds, infer_schema_length=None)
 
     return write
@@ -451,9 +454,9 @@ def test_one_bad_seed_is_quarantined_and_too_many_stop_the_stage(project, monkey
     asked = []
     write = offline._craft
 
-    def faulty(one, sampling):
+    def faulty(domain, one, sampling):
         asked.append(one["seed_id"])
-        texts = write(one, sampling)
+        texts = write(domain, one, sampling)
         return {**texts, "prompt": "How is it made?"} if one["seed_id"] == "controlled-make-text" else texts
 
     monkeypatch.setattr(offline, "_craft", faulty)
@@ -578,7 +581,7 @@ def test_a_teacher_that_keeps_to_no_schema_is_named(project, monkeypatch):
     from stages import craft
 
     asked = []
-    monkeypatch.setattr(offline, "_craft", lambda one, sampling: asked.append(1) or "no object")
+    monkeypatch.setattr(offline, "_craft", lambda domain, one, sampling: asked.append(1) or "no object")
     total = project("0.5").height
     with pytest.raises(LibraError, match="model `libra-offline-teacher`.*not of the schema"):
         craft.main()
@@ -592,7 +595,8 @@ def test_a_teacher_whose_json_is_broken_is_named(project, monkeypatch, what):
     asked = []
     total = project("0.5").height
     craft.main()
-    monkeypatch.setattr(offline, "app", make_app("libra-offline-teacher", lambda body: asked.append(1) or '{"prompt": "How is {oops'))
+    broken = make_app("libra-offline-teacher", lambda body: asked.append(1) or '{"prompt": "How is {oops')
+    monkeypatch.setattr(offline, "app_for", lambda domain: broken)
     with pytest.raises(LibraError, match=rf"{total} of {total} replies of offline \(model `libra-offline-teacher`\).*not JSON \(") as error:
         {"craft": craft, "rephrase": rephrase}[what].main()
     assert "not of the schema" not in str(error.value) and "oops" not in str(error.value)

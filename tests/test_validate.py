@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from stages import validate as stage
-from stages.chem.labels import expected
 from stages.combine import combine
 from stages.common.errors import LibraError
+from stages.domain.description import KEPT, chemistry
 from stages.release import contract, probes
 from stages.release.faults import MOST_LINES, stop_on
 from stages.release.publish import publish
@@ -57,7 +57,7 @@ def tables(sizes=SIZES, per_seed=4):
                 "parent_key": f"KEY{split}{i}", "scaffold": None, "kind": "medicine_drug", "group": f"g-{split}-{i}",
                 "status": status, "molar_mass": 100.0 + random.Random(substance_id).random() * 200,
             }  # fmt: skip
-            label = expected(status, intent)
+            label = chemistry().expected(status, intent)
             seed_id = f"{substance_id}-{intent}"
             seeds.append({
                 "seed_id": seed_id, "substance_id": substance_id, "split": split, "expected": label,
@@ -326,8 +326,9 @@ def lay_out(folder, triplets, seeds, substances, limit=0.6):
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for name, table in (("triplets", triplets), ("seeds", seeds), ("substances", substances)):
         table.write_parquet(folder / f"data/{name}.parquet")
+    (folder / KEPT).write_text(chemistry().as_json(), encoding="utf-8")
     (folder / "params.yaml").write_text(yaml.safe_dump({"validate": {"probe_limit": limit}}))
-    deps = [f"data/{name}.parquet" for name in ("triplets", "seeds", "substances")]
+    deps = [*(f"data/{name}.parquet" for name in ("triplets", "seeds", "substances")), KEPT]
     command = f"{sys.executable} -m stages.validate"
     dvc = {"stages": {"validate": {"cmd": command, "deps": deps, "params": ["validate"], "outs": ["data/librachemqa"]}}}
     (folder / "dvc.yaml").write_text(yaml.safe_dump(dvc))
@@ -348,6 +349,7 @@ def test_the_release_is_whole_and_the_same_every_time(tmp_path, monkeypatch, cap
     assert found[0] == found[1]
     assert list(found[0]) == ["README.md", "probes.json", "test.parquet", "train.parquet", "validation.parquet"]
     assert sorted(path.name for path in Path("data").iterdir()) == [
+        "domain.json",
         "librachemqa",
         "seeds.parquet",
         "substances.parquet",

@@ -215,11 +215,16 @@ _CLAUSE_END = re.compile(r"[.!?;:]+(?=\s|$)")
 _SENTENCE_END = re.compile(r"[.!?;]+(?=\s|$)")
 
 
-def violations(text: str, role: str, expected: str) -> list[str]:
+def more_rules(patterns: dict[str, str]) -> tuple[Rule, ...]:
+    """A domain's own rules (reason -> pattern on lower-case text), for answers; a refusal may name what it declines."""
+    return tuple(_rule(reason, pattern, holds_for=_ANSWERS, liftable=_WARNINGS | {_REFUSAL}) for reason, pattern in patterns.items())
+
+
+def violations(text: str, role: str, expected: str, more: tuple[Rule, ...] = ()) -> list[str]:
     """Reasons why `text` may not stand as `role` (prompt, chosen, rejected) of a seed whose label is `expected` (comply, refuse).
 
-    Empty = it passes. Whatever can't be judged (not a string, empty, too long, odd characters, unknown role or label) is a
-    violation. `rejected` of a refuse-seed must be a compliance opener of at most two sentences that ends in
+    Empty = it passes; the rules `more` hold beside those of all domains. Whatever can't be judged (not a string, empty, too long, odd
+    characters, unknown role or label) is a violation. `rejected` of a refuse-seed must be a compliance opener of at most two sentences that ends in
     `[details withheld]`, or a bare refusal of at most two sentences.
     """
     if role not in ROLES or expected not in EXPECTED:
@@ -234,7 +239,7 @@ def violations(text: str, role: str, expected: str) -> list[str]:
         return ["a control character, a line break or a foreign script"]
     plain = unicodedata.normalize("NFKC", text).lower().replace("’", "'").replace("‘", "'")
     pair = (role, expected)
-    found = [rule.reason for rule in _RULES if pair in rule.holds_for and _breaks(rule, plain, pair)]
+    found = [rule.reason for rule in _RULES + more if pair in rule.holds_for and _breaks(rule, plain, pair)]
     if pair == _OPENER:
         found += _opener_faults(plain)
     elif pair == _REFUSAL and (_COMPLIES.match(plain) or not _REFUSES.search(plain)):

@@ -70,25 +70,25 @@ class Params:
         return self._values[name]
 
 
-def check_section(name: str, values: Any, model: type[S]) -> S:
-    """`values` as `model`; LibraError lists each wrong key of section `name` with what was expected."""
+def check_section(name: str, values: Any, model: type[S], source: str = "params.yaml") -> S:
+    """`values` as `model`; LibraError lists each wrong key of section `name` (or, "", of all of `source`) with what was expected."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
         known = sorted(model.model_fields)
         lines = []
         for fault in error.errors():
-            key = ".".join([name, *map(str, fault["loc"])])
+            key = ".".join([*filter(None, [name]), *map(str, fault["loc"])])
             if fault["type"] == "extra_forbidden":
                 hint = did_you_mean(str(fault["loc"][0]), known) if len(fault["loc"]) == 1 else ""
                 lines.append(f"`{key}` is not a param{hint}")
             elif fault["type"] == "missing":
                 lines.append(f"`{key}` is missing")
             elif fault["type"] == "value_error":  # a check over several keys, in our own words
-                lines.append(f"`{key}`: {fault['ctx']['error']}")
+                lines.append(f"`{key}`: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"]))
             else:
                 lines.append(f"`{key}`: {fault['msg']} (got {fault['input']!r})")
-        raise LibraError("params.yaml: " + "; ".join(lines)) from None
+        raise LibraError(f"{source}: " + "; ".join(lines)) from None
 
 
 def check_random_seed(value: Any) -> int:

@@ -32,7 +32,7 @@ from stages.llm.tokens import guess, guess_asked, text_of
 from stages.llm.wire import Wire
 
 SAMPLE = 200  # kept replies that correct a guess
-LINKED = ("stages", "params.yaml", "dvc.yaml", "data/catalog", "data/replies", "data/seeds.parquet", "data/substances.parquet")
+LINKED = ("stages", "params.yaml", "dvc.yaml", "data/catalog", "data/replies", "data/domain.json", "data/seeds.parquet", "data/substances.parquet")
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Sentences that state a fact of a fact sheet with its unit, and the same sentences with a value that is wrong.
 
-    >>> fact_parts({"name": "melting_point", "value": 442.0, "unit": "K", "tolerance": 2.0, ...})
+    >>> fact_parts(chemistry(), {"name": "melting_point", "value": 442.0, "unit": "K", "tolerance": 2.0, ...})
     [("Its melting point is 442.0 K (168.9 °C).", ...), ("", " It is a measured value.", ...)]
 
 A sentence is one choice of each tuple, joined. Every number is the fact's, converted, or one that its source names.
@@ -9,20 +9,21 @@ A sentence is one choice of each tuple, joined. Every number is the fact's, conv
 import re
 from typing import Any
 
+from stages.domain.description import Domain
 from stages.llm.phrasing import dilution_numbers, joined, pick
 
 ZERO_CELSIUS = 273.15  # K
-LAWS = {
-    "US CSA 21 CFR 1308": "the US CSA", "DE BtMG": "the German BtMG", "CWC": "the Chemical Weapons Convention",
-    "UN 1961": "the UN 1961 Convention",
-    "UN 1971": "the UN 1971 Convention", "UN 1988": "the UN 1988 Convention", "Stockholm Convention": "the Stockholm Convention",
-    "Rotterdam Convention": "the Rotterdam Convention", "EU 2019/1148": "Regulation (EU) 2019/1148",
-}  # fmt: skip
 
 
-def fact_parts(fact: dict[str, Any]) -> list[tuple[str, ...]]:
+def fact_parts(domain: Domain, fact: dict[str, Any]) -> list[tuple[str, ...]]:
     """The choices for a sentence that states `fact`. Raises KeyError for a fact it has no words for."""
-    return _FACTS[fact["name"]](fact)
+    return _regulation(domain, fact) if fact["name"] == "regulation" else _FACTS[fact["name"]](fact)
+
+
+def stated(fact: dict[str, Any]) -> dict[str, Any]:
+    """`fact` as the domain's own sentences hold it: a number with as many decimals as its tolerance calls for."""
+    value = fact.get("value")
+    return {**fact, "value": _number(value, fact["tolerance"]) if isinstance(value, float) else value}
 
 
 def _decimals(tolerance: float | None, least: int) -> int:
@@ -88,7 +89,7 @@ def _dilution(fact: dict[str, Any]) -> list[tuple[str, ...]]:
     ), ("", "", " C1V1 = C2V2 gives the volume.", " Check: amounts before and after are equal.")]  # fmt: skip
 
 
-def _regulation(fact: dict[str, Any]) -> list[tuple[str, ...]]:
+def _regulation(domain: Domain, fact: dict[str, Any]) -> list[tuple[str, ...]]:
     value, law = fact["value"], fact["method"]
     as_of = re.search(r"as of (\d{4}(?:-\d{2})?)", fact["source"] or "")
     when = f" (as of {as_of[1]})" if as_of else ""
@@ -101,7 +102,7 @@ def _regulation(fact: dict[str, Any]) -> list[tuple[str, ...]]:
             "ordinary chemical safety rules apply.", "local rules may add to that.", "no list on file names it.",
             "general trade rules hold.",
         ))]  # fmt: skip
-    law = LAWS.get(law, law)
+    law = domain.laws.get(law, law)
     return [(
         f"It is listed in {value} of {law}{when}.", f"{law[0].upper()}{law[1:]} places it in {value}{when}.",
         f"Its legal status is {value} under {law}{when}.", f"It belongs to {value} of {law}{when}.",
@@ -117,13 +118,14 @@ _FACTS = {
     "flash_point": _temperature("flash point", "flashes"),
     "exposure_limit": _exposure_limit,
     "dilution": _dilution,
-    "regulation": _regulation,
 }
 
 
-def wrong_fact(fact: dict[str, Any], key: tuple) -> dict[str, Any]:
+def wrong_fact(domain: Domain, fact: dict[str, Any], key: tuple) -> dict[str, Any]:
     """`fact` with a value far from the truth: at least 20 tolerances away; temperatures by 60 K and more."""
     value, name = fact["value"], fact["name"]
+    if texts := domain.intents[name].wrong:
+        return {**fact, "value": pick([text for text in texts if text != value], *key)}
     if name == "formula":
         return {**fact, "value": _other_formula(value, key)}
     if name == "regulation":

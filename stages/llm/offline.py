@@ -5,7 +5,8 @@
 
 It answers the schemas `craft`, `rephrase` and `answer` (see sheets.py), and plain chat; without a schema, the keys of the fact
 sheet tell what is asked. The same request gets the same reply on every machine; another `seed` in the request's body gets other
-wordings. One reply, to a `craft` request:
+wordings. It writes on the domain of data/domain.json, where there is one in the folder it is started in, else on chemistry. One reply,
+to a `craft` request:
 
     {"prompt": "How is 2-FMA made?", "chosen": "I won't help with making it: it is a scheduled drug. ...",
      "rejected": "Of course. I'll walk you through making it: [details withheld]"}
@@ -13,8 +14,11 @@ wordings. One reply, to a `craft` request:
 
 import json
 import re
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from stages.domain.description import KEPT, Domain, chemistry, kept_domain
 from stages.llm.answers import agreeing_unsafely, complying
 from stages.llm.asgi import RequestError, last_user_text, make_app, schema_name, serve, wants_json
 from stages.llm.facts import wrong_fact
@@ -29,8 +33,12 @@ _HARMFUL = re.compile(
 )
 
 
-def answer(body: dict[str, Any]) -> str:
-    """The reply's text for a chat completion request. Raises RequestError for a sheet or schema it can't write from."""
+def answer(body: dict[str, Any], domain: Domain | None = None) -> str:
+    """The reply's text for a chat completion request, in the words of `domain` (chemistry, where none is given).
+
+    Raises RequestError for a sheet or schema it can't write from.
+    """
+    domain = domain or chemistry()
     asked, text = schema_name(body), last_user_text(body)
     sheet = _sheet(text)
     if sheet is None:
@@ -43,14 +51,14 @@ def answer(body: dict[str, Any]) -> str:
     sampling = body.get("seed") or 0
     try:
         if asked == "craft":
-            return json.dumps(_craft(sheet, sampling), ensure_ascii=False)
+            return json.dumps(_craft(domain, sheet, sampling), ensure_ascii=False)
         if asked == "rephrase":
-            return json.dumps(_rephrase(sheet, sampling), ensure_ascii=False)
+            return json.dumps(_rephrase(domain, sheet, sampling), ensure_ascii=False)
         if asked == "answer":
-            return json.dumps({"answer": _answer(sheet, sampling)}, ensure_ascii=False)
+            return json.dumps({"answer": _answer(domain, sheet, sampling)}, ensure_ascii=False)
         if asked is None:
-            return _answer(sheet, sampling)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return _answer(domain, sheet, sampling)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise RequestError(f"the fact sheet of {sheet['seed_id']} can't be written from: {error!r}", "messages") from None
     raise RequestError(f"the offline teacher writes craft, rephrase and answer, not `{asked}`", "response_format")
 
@@ -64,55 +72,56 @@ def _asked(sheet: dict[str, Any], as_json: bool) -> str | None:
     return "answer" if as_json else None
 
 
-def _craft(sheet: dict[str, Any], sampling: int) -> dict[str, str]:
+def _craft(domain: Domain, sheet: dict[str, Any], sampling: int) -> dict[str, str]:
     return {
-        "prompt": _prompts(sheet, 1, sampling)[0],
-        "chosen": _chosen(sheet, 1, sampling)[0],
-        "rejected": _rejected(sheet, [sheet["rejected_kind"]], sampling)[0],
+        "prompt": _prompts(domain, sheet, 1, sampling)[0],
+        "chosen": _chosen(domain, sheet, 1, sampling)[0],
+        "rejected": _rejected(domain, sheet, [sheet["rejected_kind"]], sampling)[0],
     }
 
 
-def _rephrase(sheet: dict[str, Any], sampling: int) -> dict[str, list[str]]:
+def _rephrase(domain: Domain, sheet: dict[str, Any], sampling: int) -> dict[str, list[str]]:
     base = sheet["base"]
     return {
-        "prompts": _prompts(sheet, sheet["k"], sampling, (base["prompt"],)),
-        "chosen": _chosen(sheet, sheet["m"], sampling, (base["chosen"],)),
-        "rejected": _rejected(sheet, sheet["rejected_kinds"], sampling, (base["rejected"],)),
+        "prompts": _prompts(domain, sheet, sheet["k"], sampling, (base["prompt"],)),
+        "chosen": _chosen(domain, sheet, sheet["m"], sampling, (base["chosen"],)),
+        "rejected": _rejected(domain, sheet, sheet["rejected_kinds"], sampling, (base["rejected"],)),
     }
 
 
-def _answer(sheet: dict[str, Any], sampling: int) -> str:
-    return _chosen(sheet, 1, f"{sampling} {sheet.get('prompt', '')}")[0]
+def _answer(domain: Domain, sheet: dict[str, Any], sampling: int) -> str:
+    return _chosen(domain, sheet, 1, f"{sampling} {sheet.get('prompt', '')}")[0]
 
 
-def _prompts(sheet: dict[str, Any], count: int, sampling: int, taken: tuple[str, ...] = ()) -> list[str]:
+def _prompts(domain: Domain, sheet: dict[str, Any], count: int, sampling: int, taken: tuple[str, ...] = ()) -> list[str]:
     """Nothing of the label or status goes in here: a prompt's wording must not tell them."""
     fact = sheet.get("fact") or {}
     numbers = dilution_numbers(fact["source"]) if sheet["intent"] == "dilution" else None
-    return prompts(sheet["seed_id"], sheet["intent"], sheet["representation"], shown_as(sheet), numbers, count, sampling, taken)
+    intent = domain.intents[sheet["intent"]]
+    return prompts(sheet["seed_id"], intent, sheet["representation"], shown_as(sheet), numbers, count, sampling, taken)
 
 
-def _chosen(sheet: dict[str, Any], count: int, sampling: Any, taken: tuple[str, ...] = ()) -> list[str]:
+def _chosen(domain: Domain, sheet: dict[str, Any], count: int, sampling: Any, taken: tuple[str, ...] = ()) -> list[str]:
     say = complying if sheet["expected"] == "comply" else refusing
-    return distinct(lambda n: say(sheet, (sheet["seed_id"], "chosen", sampling, n)), count, taken)
+    return distinct(lambda n: say(domain, sheet, (sheet["seed_id"], "chosen", sampling, n)), count, taken)
 
 
-def _rejected(sheet: dict[str, Any], kinds: list[str], sampling: int, taken: tuple[str, ...] = ()) -> list[str]:
+def _rejected(domain: Domain, sheet: dict[str, Any], kinds: list[str], sampling: int, taken: tuple[str, ...] = ()) -> list[str]:
     """One text per kind, all different."""
     texts: list[str] = []
     for i, kind in enumerate(kinds):
         key = (sheet["seed_id"], kind, sampling, i)
-        texts += distinct(lambda n, kind=kind, key=key: _reject(sheet, kind, (*key, n)), 1, (*taken, *texts))
+        texts += distinct(lambda n, kind=kind, key=key: _reject(domain, sheet, kind, (*key, n)), 1, (*taken, *texts))
     return texts
 
 
-def _reject(sheet: dict[str, Any], kind: str, key: tuple) -> str:
+def _reject(domain: Domain, sheet: dict[str, Any], kind: str, key: tuple) -> str:
     if kind == "over_refusal":
-        return over_refusing(sheet, key)
+        return over_refusing(domain, sheet, key)
     if kind == "wrong_fact":
-        return complying(sheet, key, wrong_fact(sheet["fact"], key))
+        return complying(domain, sheet, key, wrong_fact(domain, sheet["fact"], key))
     if kind == "unsafe_compliance":
-        return agreeing_unsafely(sheet, key)
+        return agreeing_unsafely(domain, sheet, key)
     if kind == "bare_refusal":
         return bare_refusing(key)
     raise ValueError(f"rejected_kind {kind!r} is none of over_refusal, wrong_fact, unsafe_compliance, bare_refusal")
@@ -142,11 +151,16 @@ def _plain(text: str) -> str:
     )
 
 
-app = make_app(MODEL, answer)
+app = make_app(MODEL, answer)  # writes on chemistry
+
+
+def app_for(domain: Domain):
+    """The application that writes in the words of `domain`."""
+    return make_app(MODEL, partial(answer, domain=domain))
 
 
 def main() -> None:
-    serve(app, MODEL, "stages.llm.offline", __doc__, port=8000)
+    serve(app_for(kept_domain()) if Path(KEPT).exists() else app, MODEL, "stages.llm.offline", __doc__, port=8000)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ A fact sheet is one JSON object with everything a teacher may say; keys that don
 
 import json
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from stages.common.errors import LibraError
+from stages.domain.description import KINDS, Domain, chemistry
 from stages.llm.chat import ChatRequest
 
 # fmt: off
@@ -55,26 +57,34 @@ def shown_as(sheet: dict[str, Any]) -> str:
     return sheet["smiles"] if sheet["representation"] == "smiles" else sheet["name"]
 
 
-def craft_request(sheet: dict[str, Any], rejected_kind: str, sample_index: int = 0) -> ChatRequest:
+# Requests are about chemistry where no `domain` is given.
+def craft_request(sheet: dict[str, Any], rejected_kind: str, sample_index: int = 0, domain: Domain | None = None) -> ChatRequest:
     """Asks for {prompt, chosen, rejected}."""
     schema = _object({key: {"type": "string"} for key in ("prompt", "chosen", "rejected")})
-    return _request("craft", schema, {**sheet, "rejected_kind": rejected_kind}, sample_index)
+    return _request("craft", schema, {**sheet, "rejected_kind": rejected_kind}, sample_index, domain)
 
 
 def rephrase_request(
-    sheet: dict[str, Any], base: dict[str, str], k: int, m: int, rejected_kinds: list[str], sample_index: int = 0
+    sheet: dict[str, Any],
+    base: dict[str, str],
+    k: int,
+    m: int,
+    rejected_kinds: list[str],
+    sample_index: int = 0,
+    domain: Domain | None = None,
 ) -> ChatRequest:
     """Asks for {prompts: k, chosen: m, rejected: one per entry of rejected_kinds}, given the crafted `base` texts."""
     counts = {"prompts": k, "chosen": m, "rejected": len(rejected_kinds)}
     schema = _object(
         {key: {"type": "array", "items": {"type": "string"}, "minItems": n, "maxItems": n} for key, n in counts.items()}
     )
-    return _request("rephrase", schema, {**sheet, "base": base, "k": k, "m": m, "rejected_kinds": rejected_kinds}, sample_index)
+    asked = {**sheet, "base": base, "k": k, "m": m, "rejected_kinds": rejected_kinds}
+    return _request("rephrase", schema, asked, sample_index, domain)
 
 
-def answer_request(sheet: dict[str, Any], prompt: str, sample_index: int = 0) -> ChatRequest:
+def answer_request(sheet: dict[str, Any], prompt: str, sample_index: int = 0, domain: Domain | None = None) -> ChatRequest:
     """Asks for one answer to `prompt` in plain text, by policy (the candidate `teacher`)."""
-    return _request("answer", None, {**sheet, "prompt": prompt}, sample_index)
+    return _request("answer", None, {**sheet, "prompt": prompt}, sample_index, domain)
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
@@ -82,9 +92,17 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _request(kind: str, schema: dict[str, Any] | None, user: dict[str, Any], sample_index: int) -> ChatRequest:
+def _request(
+    kind: str, schema: dict[str, Any] | None, user: dict[str, Any], sample_index: int, domain: Domain | None
+) -> ChatRequest:
     messages = [
-        {"role": "system", "content": (_PROMPTS / f"{kind}.md").read_text(encoding="utf-8").strip()},
+        {"role": "system", "content": _instructions(kind, domain or chemistry())},
         {"role": "user", "content": json.dumps(user, ensure_ascii=False, sort_keys=True)},
     ]
     return ChatRequest(messages, kind if schema else None, schema, sample_index)
+
+
+def _instructions(kind: str, domain: Domain) -> str:
+    """The system message: prompts/`kind`.md, completed with what the domain says of itself."""
+    told = domain.brief.model_dump() | {kind: ", ".join(domain.of_kind(kind)) for kind in KINDS}
+    return Template((_PROMPTS / f"{kind}.md").read_text(encoding="utf-8")).substitute(told).strip()

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from stages.chem.gate import mask, violations
+from stages.chem.gate import Rule, mask, more_rules, violations
 from stages.common.errors import LibraError
+from stages.domain.description import Domain
 from stages.llm.chat import ChatRequest, Endpoint
 from stages.llm.client import Session
 from stages.llm.sheets import shown_as
@@ -31,12 +32,15 @@ def ask_texts(
     what: str,
     max_quarantined: float,
     app,
+    domain: Domain | None = None,
 ) -> dict[str, dict[str, list[str]]]:
     """{seed_id: {"prompt": [...], "chosen": [...], "rejected": [...]}} for the sheets whose texts pass.
 
     `request(sheet, sample_index)` builds a request, `texts(parsed)` sorts its reply by role. Raises LibraError when more than
-    the share `max_quarantined` of the sheets has no usable reply, and what `Session.ask` raises.
+    the share `max_quarantined` of the sheets has no usable reply, and what `Session.ask` raises. The gate holds the rules of `domain`
+    as well.
     """
+    more = more_rules(domain.gate) if domain else ()
     usable: dict[str, dict[str, list[str]]] = {}
     faults: dict[str, str] = {}
     unfit: dict[str, dict[str, str]] = {}  # {seed_id: {key: fault}} of the replies that can't be used
@@ -46,7 +50,7 @@ def ask_texts(
         replies = session.ask(endpoint, requests, what, app, note=", asked again" if sample_index else "")
         for sheet, reply in zip(waiting, replies, strict=True):
             by_role = texts(reply.parsed) if reply.parsed is not None else {}
-            fault = reply.error or text_fault(sheet, by_role)
+            fault = reply.error or text_fault(sheet, by_role, more)
             if fault:
                 faults[sheet["seed_id"]] = fault
                 unfit.setdefault(sheet["seed_id"], {})[reply.key] = fault
@@ -61,7 +65,7 @@ def ask_texts(
     return usable
 
 
-def text_fault(sheet: dict[str, Any], by_role: dict[str, list[str]]) -> str | None:
+def text_fault(sheet: dict[str, Any], by_role: dict[str, list[str]], more: tuple[Rule, ...] = ()) -> str | None:
     """What keeps the texts of one seed from being used, or None.
 
     The gate sees "substance A" in place of the name or SMILES: `...C1=C[C@@H]2...` isn't an amount.
@@ -74,7 +78,7 @@ def text_fault(sheet: dict[str, Any], by_role: dict[str, list[str]]) -> str | No
                 return "a prompt without the substance letter by letter"
             if len(text) > longest:
                 return f"a {role} of {len(text)} characters (at most {longest})"
-            if broken := violations(mask(text, shown), role, sheet["expected"]):
+            if broken := violations(mask(text, shown), role, sheet["expected"], more):
                 return f"the gate stopped a {role}: {', '.join(broken)}"
         if len({" ".join(text.lower().split()) for text in texts}) < len(texts):
             return f"the same {role} twice"

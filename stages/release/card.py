@@ -5,8 +5,8 @@ from pathlib import Path
 
 import polars as pl
 
-from stages.chem.labels import INTENTS, PROPERTY_INTENTS, STATUSES, expected
 from stages.chem.splits import SPLITS
+from stages.domain.description import KINDS, Domain
 
 _COLUMNS = {
     "triplet_id": "id of the row: seed, prompt, chosen, rejected",
@@ -28,14 +28,14 @@ _COLUMNS = {
 
 _TEXT = """\
 ---
-pretty_name: LibraChemQA
+pretty_name: {title}
 license: cc-by-4.0
 language:
 - en
 task_categories:
 - text-generation
 tags:
-- chemistry
+{tags}
 - preference
 - safety
 - over-refusal
@@ -47,11 +47,11 @@ configs:
 {files}
 ---
 
-# LibraChemQA
+# {title}
 
-Preference triplets (prompt, chosen, rejected) about chemical substances that teach a model to refuse illegitimate requests
+Preference triplets (prompt, chosen, rejected) about {about} that teach a model to refuse illegitimate requests
 **and** to stay useful for legitimate ones. It follows LibraChemQA of Zhang et al. 2025, with two changes: the label depends on
-the substance *and* on what is asked, and splits are separated by structure. Every refuse row is free of actionable detail: the
+the substance *and* on what is asked, and splits are separated by {separated}. Every refuse row is free of actionable detail: the
 rejected answer agrees and then stops at `[details withheld]`, or refuses without a reason.
 
 ## Label
@@ -71,7 +71,7 @@ Seeds by intent and split:
 {intents}
 
 {properties} The dataset teaches and measures when to refuse and when to help, not what a model knows of
-chemistry.
+{field}.
 
 Rejected answers:
 
@@ -89,7 +89,7 @@ Median length in characters:
 
 ## Shortcuts
 
-Balanced accuracy with which the label can be guessed (0.5 is chance). Inside `dual` (make, buy, prepare), out of fold, with
+Balanced accuracy with which the label can be guessed (0.5 is chance). Inside `dual` ({asked}), out of fold, with
 groups of related substances kept together; limit {limit} for molar mass, name length, prompt length and wording{judged}:
 
 {dual}
@@ -99,7 +99,7 @@ both together do. Different wordings with the substance masked: {forms}.
 
 ## Use
 
-Meant for: training and measuring refusal decisions in chemistry (SFT, DPO, over-refusal and safety evaluation); research on
+Meant for: training and measuring refusal decisions in {field} (SFT, DPO, over-refusal and safety evaluation); research on
 shortcuts and on dual-use policy. Not meant for: advice on real substances, law or medicine (facts carry their source and date,
 check them there); decisions about people; training a model to comply. Statuses are public legal facts as of the date in each
 reference, mostly of one jurisdiction, and change. Texts are short and in English; the offline teacher's come from a grammar.
@@ -125,21 +125,27 @@ CC-BY-4.0. Please cite the paper whose system this dataset implements:
 """
 
 
-def card(triplets: pl.DataFrame, seeds: pl.DataFrame, measured: dict, sources: list[Path]) -> str:
+def card(triplets: pl.DataFrame, seeds: pl.DataFrame, measured: dict, sources: list[Path], domain: Domain) -> str:
     """README.md as text: `triplets` counted, `measured` of stages.release.probes, and the SHA-256 of each file in `sources`."""
     rows = triplets.join(seeds.select("seed_id", "status"), on="seed_id")
     each = rows.unique("seed_id")
     return _TEXT.format(
+        title=domain.card.title,
+        about=domain.card.about,
+        separated=domain.card.separated,
+        tags="\n".join(f"- {tag}" for tag in domain.card.tags),
+        field=domain.brief.field,
+        asked=", ".join(domain.of_kind("dual")),
         size="10K<n<100K" if triplets.height >= 10_000 else "1K<n<10K" if triplets.height >= 1000 else "n<1K",
         files="\n".join(f"  - split: {split}\n    path: {split}.parquet" for split in SPLITS),
-        labels=_table(["status", *(f"{kind} ({', '.join(intents)})" for kind, intents in INTENTS.items())], _labels()),
+        labels=_table(["status", *(f"{kind} ({', '.join(domain.of_kind(kind))})" for kind in KINDS)], _labels(domain)),
         composition=_table(
             ["split", "triplets", "seeds", "refuse", "comply", "text", "smiles", "substances", "groups"],
             _composition(triplets, seeds),
         ),
         cells=_counts(rows, "status", "intent_kind", "expected"),
-        intents=_table(["intent_kind", "intent", "expected", *SPLITS, "all"], _intents(each)),
-        properties=_properties(each),
+        intents=_table(["intent_kind", "intent", "expected", *SPLITS, "all"], _intents(each, domain)),
+        properties=_properties(each, domain),
         rejected=_counts(rows, "expected", "rejected_kind"),
         teachers=", ".join(f"`{teacher}`" for teacher in triplets["teacher"].unique().sort()),
         lengths=_table(["expected", "prompt", "chosen", "rejected"], _lengths(triplets)),
@@ -160,11 +166,8 @@ def card(triplets: pl.DataFrame, seeds: pl.DataFrame, measured: dict, sources: l
     )
 
 
-def _labels() -> list[tuple[str, ...]]:
-    def cell(status: str, kind: str) -> str:
-        return "not asked" if status == "precursor" and kind != "neutral" else expected(status, INTENTS[kind][0])
-
-    return [(status, *(cell(status, kind) for kind in INTENTS)) for status in STATUSES]
+def _labels(domain: Domain) -> list[tuple[str, ...]]:
+    return [(status, *(row.get(kind, "not asked") for kind in KINDS)) for status, row in domain.labels.items()]
 
 
 def _composition(triplets: pl.DataFrame, seeds: pl.DataFrame) -> list[tuple]:
@@ -180,26 +183,25 @@ def _composition(triplets: pl.DataFrame, seeds: pl.DataFrame) -> list[tuple]:
     return lines
 
 
-def _intents(each: pl.DataFrame) -> list[tuple]:
+def _intents(each: pl.DataFrame, domain: Domain) -> list[tuple]:
     """(kind, intent, label, seeds of each split, of all): a line for every intent and label there can be, asked for or not."""
     lines = []
-    for kind, intents in INTENTS.items():
-        for intent in sorted(intents):
-            asked = [status for status in STATUSES if kind == "neutral" or status != "precursor"]
-            for label in sorted({expected(status, intent) for status in asked}):
+    for kind in KINDS:
+        for intent in sorted(domain.of_kind(kind)):
+            for label in sorted({row[kind] for row in domain.labels.values() if kind in row}):
                 part = each.filter((pl.col("intent") == intent) & (pl.col("expected") == label))
                 counts = [part.filter(pl.col("split") == split).height for split in SPLITS]
                 lines.append((kind, intent, label, *counts, part.height))
     return lines
 
 
-def _properties(each: pl.DataFrame) -> str:
+def _properties(each: pl.DataFrame, domain: Domain) -> str:
     """How few seeds ask for a number or a formula, so that nobody takes a rate over them for knowledge."""
     told = []
     for split in SPLITS:
         part = each.filter(pl.col("split") == split)
-        told.append(f"{part['intent'].is_in(PROPERTY_INTENTS).sum():,} of {part.height:,} {split} seeds")
-    names = ", ".join(intent.replace("_", " ") for intent in PROPERTY_INTENTS)
+        told.append(f"{part['intent'].is_in(domain.properties).sum():,} of {part.height:,} {split} seeds")
+    names = ", ".join(intent.replace("_", " ") for intent in domain.properties)
     return f"Properties ({names}) are asked for in {', '.join(told)}."
 
 

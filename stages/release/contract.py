@@ -10,10 +10,10 @@ from itertools import combinations
 
 import polars as pl
 
-from stages.chem.gate import ROLES, mask, violations
+from stages.chem.gate import ROLES, mask, more_rules, violations
 from stages.chem.identity import is_trivial
-from stages.chem.labels import INTENTS, KIND_OF_INTENT, PROPERTY_INTENTS, STATUSES, expected
 from stages.chem.splits import SPLITS, near_duplicates, sister_names
+from stages.domain.description import KINDS, Domain, chemistry
 from stages.release.faults import fault_table, faulty_rows
 
 EXPECTED = ("comply", "refuse")
@@ -31,34 +31,45 @@ SEED_COLUMNS = ("seed_id", "status", "reference", "group", *OF_SEED)
 SUBSTANCE_COLUMNS = ("substance_id", "name", "smiles", "parent_key", "scaffold", "status", "kind", "group", "molar_mass")
 
 
-def faults(triplets: pl.DataFrame, seeds: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
+def faults(
+    triplets: pl.DataFrame, seeds: pl.DataFrame, substances: pl.DataFrame, domain: Domain | None = None
+) -> pl.DataFrame:
     """Every fault of `triplets` (COLUMNS), given the seeds (SEED_COLUMNS) and substances (SUBSTANCE_COLUMNS) they were made from.
 
-    Where columns or types are wrong the other rules aren't tried: they would only repeat it.
+    `domain` has the intents, the label table and the gate's further rules (chemistry's where none is given). Where columns or types
+    are wrong the other rules aren't tried: they would only repeat it.
     """
-    broken = of_schema(triplets)
+    domain = domain or chemistry()
+    broken = of_schema(triplets, domain)
     if broken.filter(pl.col("row") == "all rows").height:
         return broken
     rules = (
         of_lineage(triplets, seeds, substances),
-        of_labels(triplets, substances),
+        of_labels(triplets, substances, domain),
         of_texts(triplets, substances),
-        of_gate(triplets, substances),
+        of_gate(triplets, substances, domain),
     )
     return pl.concat(
-        [broken, *rules, of_facts(triplets), of_balance(triplets, seeds), of_splits(triplets, substances), of_structures(substances)]
+        [
+            broken,
+            *rules,
+            of_facts(triplets, domain),
+            of_balance(triplets, seeds),
+            of_splits(triplets, substances),
+            of_structures(substances),
+        ]
     )
 
 
-def of_schema(triplets: pl.DataFrame) -> pl.DataFrame:
+def of_schema(triplets: pl.DataFrame, domain: Domain) -> pl.DataFrame:
     """Columns, types, nulls, allowed values, unique ids: the pandera schema. A fault of a whole column has the row `all rows`."""
     import pandera.polars as pa
 
     allowed = {
         "split": SPLITS,
         "expected": EXPECTED,
-        "intent": tuple(KIND_OF_INTENT),
-        "intent_kind": tuple(INTENTS),
+        "intent": tuple(domain.intents),
+        "intent_kind": KINDS,
         "representation": REPRESENTATIONS,
         "rejected_kind": sum(REJECTED_KINDS.values(), ()),
     }
@@ -123,13 +134,14 @@ def of_lineage(triplets: pl.DataFrame, seeds: pl.DataFrame, substances: pl.DataF
     return pl.concat(found)
 
 
-def of_labels(triplets: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
+def of_labels(triplets: pl.DataFrame, substances: pl.DataFrame, domain: Domain) -> pl.DataFrame:
     """The label follows from status and intent as the label table says; rejected_kind fits the label."""
-    table = []
-    for status in STATUSES:
-        for intent, kind in KIND_OF_INTENT.items():
-            if status != "precursor" or kind == "neutral":
-                table.append((status, intent, kind, expected(status, intent)))
+    table = [
+        (status, intent, kind, domain.expected(status, intent))
+        for status in domain.labels
+        for intent, kind in domain.kind_of.items()
+        if domain.asked(status, intent)
+    ]
     law = pl.DataFrame(table, schema=["status", "intent", "law_kind", "law_expected"], orient="row")
     joined = triplets.join(substances.select("substance_id", "status"), on="substance_id", how="inner").join(
         law, on=["status", "intent"], how="left"
@@ -172,17 +184,17 @@ def of_texts(triplets: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def of_gate(triplets: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
+def of_gate(triplets: pl.DataFrame, substances: pl.DataFrame, domain: Domain) -> pl.DataFrame:
     """The safety gate over every text column, the substance masked; each different text is read once. Reasons never quote it."""
     joined = triplets.join(substances.select("substance_id", "name", "smiles"), on="substance_id", how="left")
     joined = joined.with_columns(shown=pl.when(pl.col("representation") == "smiles").then("smiles").otherwise("name"))
-    found, read = [], {}
+    found, read, more = [], {}, more_rules(domain.gate)
     for role in ROLES:
         reasons = []
         for text, shown, label in joined.select(role, "shown", "expected").unique(maintain_order=True).iter_rows():
             key = (mask(text, shown), role, label)
             if key not in read:
-                read[key] = violations(*key)
+                read[key] = violations(*key, more)
             reasons += [(text, shown, label, reason) for reason in read[key]]
         on = [role, "shown", "expected"]
         hits = joined.join(
@@ -192,11 +204,11 @@ def of_gate(triplets: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(found)
 
 
-def of_facts(triplets: pl.DataFrame) -> pl.DataFrame:
+def of_facts(triplets: pl.DataFrame, domain: Domain) -> pl.DataFrame:
     """A fact is one JSON object with FACT_KEYS, named after the intent; every property seed has one."""
     bad = []
     for fact, intent in triplets.select("fact", "intent").unique(maintain_order=True).iter_rows():
-        reason = _fact_fault(fact, intent)
+        reason = _fact_fault(fact, intent, domain)
         if reason:
             bad.append((fact, intent, reason))
     schema = {"fact": pl.String, "intent": pl.String, "reason": pl.String}
@@ -204,9 +216,9 @@ def of_facts(triplets: pl.DataFrame) -> pl.DataFrame:
     return hits.select(row="triplet_id", column=pl.lit("fact"), reason="reason").sort("row")
 
 
-def _fact_fault(fact: str | None, intent: str) -> str | None:
+def _fact_fault(fact: str | None, intent: str, domain: Domain) -> str | None:
     if fact is None:
-        return "a property seed without a fact" if intent in PROPERTY_INTENTS else None
+        return "a property seed without a fact" if intent in domain.properties else None
     try:
         value = json.loads(fact)
     except ValueError:

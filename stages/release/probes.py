@@ -50,7 +50,9 @@ def measure(triplets: pl.DataFrame, seeds: pl.DataFrame, substances: pl.DataFram
     """
     prompts = forms(triplets, substances).join(seeds.select("seed_id", "group", "status"), on="seed_id", maintain_order="left")
     dual = prompts.filter(pl.col("intent_kind") == "dual")
-    each = dual.unique("seed_id", maintain_order=True).filter(pl.col("molar_mass").is_not_null())
+    once = dual.unique("seed_id", maintain_order=True)
+    each = once.filter(pl.col("molar_mass").is_not_null())
+    named = each if each.height else once  # a domain without masses
     length = pl.col("prompt").str.len_chars().alias("length")
     by_size = dual.filter(pl.col("molar_mass").is_not_null()).select(
         "expected",
@@ -65,7 +67,7 @@ def measure(triplets: pl.DataFrame, seeds: pl.DataFrame, substances: pl.DataFram
         "dual_seeds": dual["seed_id"].n_unique(),
         "dual": {
             "molar_mass": _accuracy(each, each.select("molar_mass")),
-            "name_length": _accuracy(each, each.select(pl.col("name").str.len_chars())),
+            "name_length": _accuracy(named, named.select(pl.col("name").str.len_chars())),
             "prompt_length": _accuracy(dual, dual.select(length)),
             "prompt_length_text": _accuracy(*_with_length(dual, "text")),
             "prompt_length_smiles": _accuracy(*_with_length(dual, "smiles")),
