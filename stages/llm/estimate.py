@@ -168,8 +168,8 @@ def _rehearse(project: Path) -> None:
         parts.append(pl.concat([asked.select(pl.lit(name).alias("candidate"), pl.all()), table], how="horizontal"))
 
     params = read_params("judge")
-    endpoint = params.section("judge", judge.JudgeParams).endpoint
-    judge.judge_all(Rehearsal("judge", params.random_seed), pl.concat(parts), test, endpoint)
+    panel = params.section("judge", judge.JudgeParams)
+    judge.judge_all(Rehearsal("judge", params.random_seed), pl.concat(parts), test, panel)
 
 
 def _last_answers(project: Path, candidate: str, asked) -> list[tuple] | None:

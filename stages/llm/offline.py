@@ -146,7 +146,7 @@ app = make_app(MODEL, answer)
 
 
 def main() -> None:
-    serve(app, MODEL, "stages.llm.offline", __doc__, port=8000)
+    serve(app, "stages.llm.offline", __doc__, port=8000)
 
 
 if __name__ == "__main__":
