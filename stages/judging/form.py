@@ -170,6 +170,7 @@ _QUOTED = re.compile(r"\"[^\"\n]{2,200}\"|“[^”\n]{2,200}”|`[^`\n]{2,200}`"
 _STUTTER = re.compile(r"\b(\w+(?: \w+)?)(?: \1\b)+")  # "I can't can't help", as tiny models write
 _HIDDEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")  # zero-width and direction marks
 _WORD = re.compile(r"[^\W\d_]+(?:'[a-z]+)?")
+_LATIN = re.compile(r"[a-zà-ÿ]")
 
 
 def plain(text: str) -> str:
@@ -225,7 +226,7 @@ def is_garbled(text: str) -> bool:
         triples = list(zip(words, words[1:], words[2:], strict=False))
         if len(set(triples)) < 0.5 * len(triples):
             return True
-    long = [word for word in words if len(word) >= 4]
+    long = [word for word in words if len(word) >= 4 and _LATIN.match(word)]  # what is odd in other scripts isn't known here
     odd = sum(bool(re.search(r"[^aeiouyà-ÿ]{6}|(.)\1\1", word)) or not re.search(r"[aeiouyà-ÿ]", word) for word in long)
     return len(long) >= 3 and odd > 0.4 * len(long)
 

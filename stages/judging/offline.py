@@ -35,7 +35,8 @@ def _answering(readers: dict[str, Reader]) -> Answer:
             name = name or next(name for name, keys in _KEYS.items() if set(keys) == set(texts))
             read = [texts[key] for key in _KEYS[name]]
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
-            raise RequestError("the user message must be a JSON object with nonce, the text and, but for the paper's question, request") from None
+            known = "; ".join(f"of `{known}`: {', '.join(keys)}" for known, keys in _KEYS.items())
+            raise RequestError(f"the user message must be a JSON object with nonce and the texts {known}") from None
         return json.dumps(readers[name](*read), ensure_ascii=False)
 
     return answer

@@ -16,7 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from stages.judging.cascade import CONDUCT, HELPFULNESS
+from stages.judging.cascade import CONDUCT, HELPFULNESS, HIDDEN
 from stages.judging.form import FORMS
 from stages.llm.chat import ChatRequest
 
@@ -30,8 +30,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     PAPER: {"verdict": {"type": "string", "enum": ["yes", "no"]}},
 }
 _RUBRICS = {HELPFULNESS: "judge_helpfulness.md", CONDUCT: "judge_conduct.md", PAPER: "judge_paper.md"}
-_HIDDEN = re.compile("[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef]")
-_OPENS = re.compile(r"<(?=[|/!A-Za-z])|\[(?=\s*/?\s*(?:[0-9a-fA-F]{8,}|[A-Z_]{2,}|nonce)\s*\])|\{(?=[{%|])")
+_OPENS = re.compile(r"<(?=[|/!<A-Za-z])|\[(?=\s*/?\s*(?:[0-9a-fA-F]{8,}|[A-Z_]{2,}|nonce)\s*\])|\{(?=[{%|])")
 _POINT = re.compile(r"(?ms)^- .*?(?=^(?:- |\n)|\Z)")
 
 
@@ -60,7 +59,7 @@ def material(message: str) -> dict[str, str]:
 def shown(text: str) -> str:
     """`text` as a judge gets it: no hidden characters, a blank behind every `<`, `[` or `{` that opens a tag or a mark; long ones
     without their middle."""
-    text = _OPENS.sub(lambda opening: f"{opening[0]} ", _HIDDEN.sub("", text))
+    text = _OPENS.sub(lambda opening: f"{opening[0]} ", HIDDEN.sub("", text))
     return text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n ... \n{text[-TAIL:]}"
 
 
