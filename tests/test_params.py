@@ -56,7 +56,9 @@ def put(path, value):
 
 def rename(section, old, new):
     def change(params):
-        params[section][new] = params[section].pop(old)
+        for name in section.split("."):
+            params = params[name]
+        params[new] = params.pop(old)
 
     return change
 
@@ -71,7 +73,10 @@ FAULTS = [
     (put("sft.epochs", 0), "`sft.epochs`: Input should be greater than or equal to 1 (got 0)"),
     (put("validate.probe_limit", 1.5), "`validate.probe_limit`: Input should be less than or equal to 1 (got 1.5)"),
     (put("dpo.loss", "ipoo"), "`dpo.loss`: Input should be 'sigmoid', "),
-    (put("judge.endpoint.model", None), "`judge.endpoint.model` is missing"),
+    (put("judge.panel.words.model", None), "`judge.panel.words.model` is missing"),
+    (put("judge.panel.words", None), "`judge`: a panel has two members or more, panel has 1"),
+    (put("judge.panel.words.model", "libra-offline-judge"), "panel.rules and panel.words are the same model, `libra-offline-judge` at"),
+    (rename("judge.panel", "words", "paper"), "may not be called paper"),
     (put("respond.candidates", {"mine": {"base_url": "http://h/v1"}}), "`respond.candidates.mine.model` is missing; "),
     (put("respond.candidates", {"mine": {"model": "m"}}), "`respond.candidates.mine.max_tokens` is missing"),
     (put("respond.candidates", {"mine": {"model": "m", "max_tokens": 9, "dtyp": "float32"}}), "`respond.candidates.mine.dtyp` is not a"),

@@ -265,7 +265,8 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
         served(folder, transformers, "serve", "models/dpo", "--host", "127.0.0.1", "--port", port, "--device", "cpu") as policy,
     ):
         params["teacher"] |= {"base_url": teacher, "usd_per_million": price}
-        params["judge"]["endpoint"] |= {"base_url": judge, "usd_per_million": price, "mode": "batch"}
+        for member in params["judge"]["panel"].values():
+            member |= {"base_url": judge, "usd_per_million": price, "mode": "batch"}
         candidate = {"base_url": policy, "model": "models/dpo", "temperature": 0.0, "max_tokens": 24, "concurrency": 4}
         candidate |= {"api_key_env": "NONE", "timeout_s": 60.0, "usd_per_million": {"prompt": 0.0, "completion": 0.0}}
         params["respond"]["candidates"] = {"served": candidate}
@@ -289,7 +290,9 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
 
         # Another temperature, another limit: all is asked for again, and what was kept tells what it will cost.
         responses = pl.read_parquet(folder / "data/eval/responses.parquet")
-        params["teacher"]["temperature"], params["judge"]["endpoint"]["temperature"], candidate["max_tokens"] = 0.8, 0.1, 23
+        params["teacher"]["temperature"], candidate["max_tokens"] = 0.8, 23
+        for member in params["judge"]["panel"].values():
+            member["temperature"] = 0.1
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
         again = estimated(folder)
         call(folder, "dvc", "repro", "respond", OPENAI_API_KEY=KEY)
@@ -297,7 +300,7 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
         call(folder, "dvc", "repro", OPENAI_API_KEY=KEY)
         measured = json.loads((folder / "data/eval/metrics.json").read_text())["generation"]
     assert set(again) == set(first) == set(measured) == {
-        "craft", "rephrase", "respond: teacher", "respond: served", "judge: helpfulness", "judge: paper",
+        "craft", "rephrase", "respond: teacher", "respond: served", "judge: rules", "judge: words", "judge: paper",
     }  # fmt: skip
     for what, row in again.items():
         assert_within(row, measured[what], what, 0.1)
@@ -309,7 +312,7 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
     same = sum(a == b.strip() for a, b in zip(answers["dpo"], answers["served"], strict=True))
     assert same > 0.9 * len(answers["dpo"]), "transformers serve answers as the policy does in process"
 
-    for what in ("judge: helpfulness", "judge: paper"):  # what a new candidate will say isn't known before
+    for what in ("judge: rules", "judge: words", "judge: paper"):  # what a new candidate will say isn't known before
         assert generation[what]["requests"] <= first[what][0] <= 1.5 * generation[what]["requests"]
     for what in ("craft", "rephrase", "respond: teacher"):  # this tokenizer needs more tokens than those the guess is made for
         assert_within(first[what], generation[what], what, 0.25)

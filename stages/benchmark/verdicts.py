@@ -1,9 +1,10 @@
 """Judging outside the pipeline: the same verdicts as stage `judge` gives, by the judges of params.yaml.
 
-    judged(session, responses, test, judges)    # a frame of stages.judge.COLUMNS
+    judged(session, responses, test, judges)    # a frame of stages.judging.verdicts.COLUMNS
 """
 
-from stages.judge import JudgeParams, judge_all
+from stages.judge import JudgeParams
+from stages.judging.verdicts import judge_all
 from stages.llm.chat import OFFLINE
 from stages.llm.client import Session
 
@@ -17,9 +18,9 @@ class Measured(Session):
 
 def judged(session: Session, responses, test, judges: JudgeParams):
     """Verdicts on `responses` to the requests of `test`; columns as the stage has them."""
-    return judge_all(session, responses, test, judges.endpoint)
+    return judge_all(session, responses, test, judges.panel, audit_share=0.0)
 
 
 def are_asked(judges: JudgeParams) -> bool:
     """Whether anything is sent to a judge: one that answers inside the process isn't asked."""
-    return judges.endpoint.base_url != OFFLINE
+    return any(member.base_url != OFFLINE for member in judges.panel.values())

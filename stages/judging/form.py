@@ -329,7 +329,7 @@ def is_garbled(text: str) -> bool:
         triples = list(zip(words, words[1:], words[2:], strict=False))
         if len(set(triples)) < 0.5 * len(triples):
             return True
-    long = [word for word in words if len(word) >= 4 and _LATIN.match(word)]
+    long = [word for word in words if len(word) >= 4 and _LATIN.match(word)]  # what is odd in other scripts isn't known here
     odd = sum(bool(re.search(r"[^aeiouyà-ÿ]{6}|(.)\1\1", word)) or not re.search(r"[aeiouyà-ÿ]", word) for word in long)
     return len(long) >= 3 and odd > 0.4 * len(long)
 

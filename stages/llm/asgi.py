@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat server around one function: `make_app("my-model", answer)`.
+"""An OpenAI-compatible chat server around one function: `make_app("my-model", answer)`, or around one for each of several models.
 
 `answer(body)` takes the request's JSON object and returns the reply's text (JSON text when a schema was asked for).
 The application speaks `POST /v1/chat/completions` (whole or streamed, `n`, usage), `GET /v1/models`, and the files and batches of
@@ -12,7 +12,7 @@ It runs in process (client.ask_all) or on a port: `python -m stages.llm.offline`
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -26,6 +26,7 @@ CHARACTERS_PER_TOKEN = 4  # no tokenizer here: usage and max_tokens count four c
 SPOIL = "libra.spoil"  # the key of an ASGI scope under which stages/llm/faults.py leaves a Spoil for the reply
 FORMATS = ("text", "json_object", "json_schema")
 
+Answer = Callable[[dict[str, Any]], str]
 Choices = list[tuple[str, str]]  # (text, finish_reason)
 # (the request's body, a function that answers it) to the choices sent instead; may raise RequestError, before or after answering.
 Spoil = Callable[[dict[str, Any], Callable[[], Choices]], Choices]
@@ -39,13 +40,16 @@ class RequestError(Exception):
         self.param, self.status, self.code = param, status, code
 
 
-def make_app(model_name: str, answer: Callable[[dict[str, Any]], str]) -> Starlette:
-    """The application that serves `model_name`; `answer` may raise RequestError."""
+def make_app(model_name: str, answer: Answer, further: dict[str, Answer] | None = None) -> Starlette:
+    """The application that serves `model_name`, and the models of `further`; an `answer` may raise RequestError."""
     from stages.llm.asgi_batches import Batches  # builds on this module
+
+    served = {model_name: answer} | (further or {})
 
     def complete(asked: dict[str, Any], spoil: Spoil | None = None) -> dict[str, Any]:
         """The chat completion for a request's body. Raises RequestError."""
-        body = _checked(asked, model_name)
+        body = _checked(asked, served)
+        answer = served[body["model"]]
 
         def say() -> Choices:
             n, sampling = body.get("n") or 1, body.get("seed") or 0
@@ -59,7 +63,7 @@ def make_app(model_name: str, answer: Callable[[dict[str, Any]], str]) -> Starle
             "id": "chatcmpl-" + blake2b(json.dumps(body).encode(), digest_size=12).hexdigest(),
             "object": "chat.completion",
             "created": 0,
-            "model": model_name,
+            "model": body["model"],
             "choices": [
                 {"index": i, "message": {"role": "assistant", "content": text}, "logprobs": None, "finish_reason": finish}
                 for i, (text, finish) in enumerate(choices)
@@ -76,8 +80,8 @@ def make_app(model_name: str, answer: Callable[[dict[str, Any]], str]) -> Starle
         return json_response(whole)
 
     async def models(_: Request) -> Response:
-        model = {"id": model_name, "object": "model", "created": 0, "owned_by": "libra"}
-        return json_response({"object": "list", "data": [model]})
+        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "libra"} for name in served]
+        return json_response({"object": "list", "data": listed})
 
     async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -96,11 +100,11 @@ def make_app(model_name: str, answer: Callable[[dict[str, Any]], str]) -> Starle
         ],
         exception_handlers={HTTPException: http_error, RequestError: request_error},
     )
-    app.state.model_name = model_name
+    app.state.model_name, app.state.models = model_name, tuple(served)
     return app
 
 
-def serve(app: Starlette, model_name: str, module: str, doc: str, port: int) -> None:
+def serve(app: Starlette, module: str, doc: str, port: int) -> None:
     """The command line `python -m MODULE`: serve `app` until Ctrl-C, with the faults that are asked for."""
     from stages.common import cli
     from stages.llm.faults import Faults, add_options
@@ -119,10 +123,10 @@ def serve(app: Starlette, model_name: str, module: str, doc: str, port: int) -> 
         faulty = Faults(app, **options)
     except ValueError as error:
         parser.error(str(error))
-    cli.guarded(module, lambda: _listen(faulty, model_name, host, port))
+    cli.guarded(module, lambda: _listen(faulty, app.state.models, host, port))
 
 
-def _listen(app, model_name: str, host: str, port: int) -> None:
+def _listen(app, served: Collection[str], host: str, port: int) -> None:
     """Serve on `host` and `port`. The port is open once the address is printed: a client may start at that line."""
     import socket
 
@@ -137,7 +141,7 @@ def _listen(app, model_name: str, host: str, port: int) -> None:
         mend = "stop what listens there or give another --port (0 picks a free one)"
         raise LibraError(f"can't listen on {host}, port {port} ({error.strerror}): {mend}") from None
     shown = f"[{host}]" if ":" in host else host
-    print(f"serving model `{model_name}` at http://{shown}:{listening.getsockname()[1]}/v1 (Ctrl-C stops)", flush=True)
+    print(f"serving model {_named(served)} at http://{shown}:{listening.getsockname()[1]}/v1 (Ctrl-C stops)", flush=True)
     # A request that is never answered (--hang-share) must not keep the server from stopping.
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     try:
@@ -146,6 +150,10 @@ def _listen(app, model_name: str, host: str, port: int) -> None:
         pass  # uvicorn has shut down; it passes the signal on
     finally:
         listening.close()
+
+
+def _named(models: Collection[str]) -> str:
+    return ", ".join(f"`{name}`" for name in models)
 
 
 def last_user_text(body: dict[str, Any]) -> str:
@@ -178,12 +186,12 @@ def json_object(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _checked(body: dict[str, Any], model_name: str) -> dict[str, Any]:
+def _checked(body: dict[str, Any], served: Collection[str]) -> dict[str, Any]:
     """The request's body with the parts this server relies on checked."""
     if not isinstance(body.get("model"), str):
         raise RequestError("`model` is missing", "model")
-    if body["model"] != model_name:
-        message = f"the model `{body['model'][:100]}` does not exist; this server has `{model_name}`"
+    if body["model"] not in served:
+        message = f"the model `{body['model'][:100]}` does not exist; this server has {_named(served)}"
         raise RequestError(message, "model", 404, "model_not_found")
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:

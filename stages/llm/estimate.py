@@ -168,8 +168,8 @@ def _rehearse(project: Path) -> None:
         parts.append(pl.concat([asked.select(pl.lit(name).alias("candidate"), pl.all()), table], how="horizontal"))
 
     params = read_params("judge")
-    endpoint = params.section("judge", judge.JudgeParams).endpoint
-    judge.judge_all(Rehearsal("judge", params.random_seed), pl.concat(parts), test, endpoint)
+    section = params.section("judge", judge.JudgeParams)
+    judge.judge_all(Rehearsal("judge", params.random_seed), pl.concat(parts), test, section.panel, section.audit_share)
 
 
 def _last_answers(project: Path, candidate: str, asked) -> list[tuple] | None:

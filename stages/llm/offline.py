@@ -160,7 +160,7 @@ def app_for(domain: Domain):
 
 
 def main() -> None:
-    serve(app_for(kept_domain()) if Path(KEPT).exists() else app, MODEL, "stages.llm.offline", __doc__, port=8000)
+    serve(app_for(kept_domain()) if Path(KEPT).exists() else app, "stages.llm.offline", __doc__, port=8000)
 
 
 if __name__ == "__main__":
