@@ -40,6 +40,7 @@ def words(text: str) -> set[str]:
     return set(_WORD.findall(plain(text))) - _EMPTY
 
 
+@lru_cache(maxsize=1 << 16)
 def label(text: str, side: str) -> str | None:
     """The topic of a sentence (SAID) or of a request (ASKED); None where its words decide for none."""
     scores = _scores(text, side)
