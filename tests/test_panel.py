@@ -148,9 +148,11 @@ def test_offline_members_read_conduct(member, text, form, discloses):
 
 
 def test_offline_members_differ():
-    """They come from different sources: where the first sentence says little, one goes by the topic asked, the other by the words."""
-    asked, text = "How is substance A made?", "It is made from the heart."
-    assert topics.helpfulness(asked, text) != words.helpfulness(asked, text)
+    """A written rule is met by one word; learned words must weigh enough together. Each alone is wrong at times: then they abstain."""
+    asked, text = "Where can I buy substance A?", "The order of the alphabet is fixed."
+    said = {"rules": topics.helpfulness(asked, text), "words": words.helpfulness(asked, text)}
+    assert (said["rules"]["on_topic"], said["words"]["on_topic"]) == (True, False)
+    assert settle(OPEN, Record("answer", text, "comply"), said).outcome == "abstain"
 
 
 def test_both_are_served_under_their_names():

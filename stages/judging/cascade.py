@@ -150,5 +150,7 @@ def _comply_seed(record: Record, form: str, evidence: str) -> Verdict:
 
 def _quoted(evidence: str, text: str, needed: bool) -> bool:
     """Whether `evidence` stands in `text`, case and blanks aside; unless `needed` it may be empty."""
+    if evidence and evidence in text and not evidence.isspace():
+        return True
     letters = "".join(plain(evidence).split())
     return letters in "".join(plain(text).split()) and (bool(letters) or not needed)

@@ -17,7 +17,7 @@ from stages.judging.memo import Memo
 from stages.judging.requests import CONDUCT, HELPFULNESS, PAPER, conduct_request, helpfulness_request, paper_request
 from stages.llm.asgi import CHARACTERS_PER_TOKEN
 from stages.llm.budget import price_of
-from stages.llm.chat import OFFLINE, ChatRequest, Endpoint, request_body
+from stages.llm.chat import OFFLINE, ChatRequest, Endpoint, Reply
 from stages.llm.client import Session, Tally
 from stages.llm.store import canonical
 
@@ -48,42 +48,51 @@ def opinions(
     session: Session, endpoint: Endpoint, questions: Sequence[Question], what: str, memo: Memo | None = None
 ) -> dict[Question, Opinion]:
     """One judge's opinion on every question; None where its reply was unusable. Raises LibraError when the endpoint fails."""
-    requests = {question: question.asked() for question in sorted(set(questions))}
+    different = sorted(set(questions))
     if memo is None or endpoint.base_url != OFFLINE:
-        return _asked(session, endpoint, requests, what)[0]
-    bodies = {question: request_body(endpoint, request, session.random_seed) for question, request in requests.items()}
-    keys = {question: memo.key("opinion", canonical(body)) for question, body in bodies.items()}
+        return {question: _parsed(reply) for question, _, reply in _asked(session, endpoint, different, what)}
+    sampling = canonical([endpoint.model, endpoint.temperature, endpoint.max_tokens, session.random_seed])
+    keys = {question: memo.key("opinion", f"{sampling}\0{question.kind}\0{question.request}\0{question.text}") for question in different}
     kept = memo.find(keys.values())
     found = {question: json.loads(kept[key]) for question, key in keys.items() if key in kept}
-    new, usable = _asked(session, endpoint, {question: requests[question] for question in requests if question not in found}, what)
-    memo.keep({keys[question]: content for question, content in usable.items()})
-    _count(session, endpoint, what, [(bodies[question], kept[keys[question]]) for question in found])
-    return found | new
+    new = _asked(session, endpoint, [question for question in different if question not in found], what)
+    usable = [(question, request, reply) for question, request, reply in new if not reply.error]
+    memo.keep({keys[question]: json.dumps([reply.parsed, *_counts(request, reply)]) for question, request, reply in usable})
+    _tally(session, endpoint, what, [counts for _, *counts in found.values()])
+    return {question: said for question, (said, *_) in found.items()} | {question: _parsed(reply) for question, _, reply in new}
 
 
 def _asked(
-    session: Session, endpoint: Endpoint, requests: dict[Question, ChatRequest], what: str
-) -> tuple[dict[Question, Opinion], dict[Question, str]]:
-    """(the opinions, the texts of the replies that are usable)."""
-    replies = session.ask(endpoint, list(requests.values()), what, offline.app) if requests else []
+    session: Session, endpoint: Endpoint, questions: list[Question], what: str
+) -> list[tuple[Question, ChatRequest, Reply]]:
+    """Each question as it was asked, and the reply."""
+    requests = [question.asked() for question in questions]
+    replies = session.ask(endpoint, requests, what, offline.app) if questions else []
     if unusable := sum(reply.error is not None for reply in replies):
         session.quarantined(what, unusable)
-    pairs = list(zip(requests, replies, strict=True))
-    said = {question: None if reply.error else reply.parsed for question, reply in pairs}
-    return said, {question: reply.content for question, reply in pairs if not reply.error}
+    return list(zip(questions, requests, replies, strict=True))
 
 
-def _count(session: Session, endpoint: Endpoint, what: str, kept: list[tuple[dict[str, Any], str]]) -> None:
-    """Tally (request, reply) pairs out of the memo as if they were asked for: a stage reports the same, whatever was kept."""
+def _parsed(reply: Reply) -> Opinion:
+    return None if reply.error else reply.parsed
+
+
+def _tally(session: Session, endpoint: Endpoint, what: str, kept: list[list[int]]) -> None:
+    """Count replies out of the memo, as (prompt tokens, completion tokens), as if they were asked for: a stage reports the same,
+    whatever was kept."""
     if not kept:
         return
     tally = session.tallies.setdefault(what, Tally(endpoint.base_url, endpoint.model, endpoint.mode, price_of(endpoint).source))
     tally.requests += len(kept)
     tally.received += len(kept)
-    for body, content in kept:
-        tally.count(None, sum(_tokens(message["content"]) for message in body["messages"]), _tokens(content), 0.0)
+    for counts in kept:
+        tally.count(None, *counts, 0.0)
+
+
+def _counts(request: ChatRequest, reply: Reply) -> tuple[int, int]:
+    """(prompt tokens, completion tokens), as the application inside this process counts them."""
+    return sum(_tokens(message["content"]) for message in request.messages), _tokens(reply.content)
 
 
 def _tokens(text: str) -> int:
-    """As the application inside this process counts them."""
     return -(-len(text) // CHARACTERS_PER_TOKEN)

@@ -24,10 +24,11 @@ ASKED, SAID = "asked", "said"
 REFUSAL, OPENER = "refusal", "opener"
 FACTS = ("boiling_point", "exposure_limit", "flash_point", "formula", "melting_point", "molar_mass", "dilution")
 FACT = "fact"
-FEWEST = {ASKED: 6, SAID: 2}  # different texts a word must stand in; parts of names stand in fewer requests
+FEWEST = {ASKED: 6, SAID: 1}  # different texts a word must stand in; parts of names stand in fewer requests
 PULL = 3.0  # inverse strength of the regularisation
 LEAST = 0.25  # weights nearer to zero are left out
 NEAR = 0.8  # of the highest score, for a sentence to be on a topic as well
+ALONE = 2.0
 SURE = 0.8  # score from which on a sentence has a label
 _WEIGHTS = Path(__file__).with_name("words.csv")
 _WORD = re.compile(r"(?<![^\s(\[\"'])[a-z]{2,}(?:-[a-z]+)*(?=[.,:;?!)\]\"']*(?:\s|$))")  # not the letters of a SMILES
@@ -40,6 +41,7 @@ def words(text: str) -> set[str]:
     return set(_WORD.findall(plain(text))) - _EMPTY
 
 
+@lru_cache(maxsize=1 << 16)
 def label(text: str, side: str) -> str | None:
     """The topic of a sentence (SAID) or of a request (ASKED); None where its words decide for none."""
     scores = _scores(text, side)
@@ -48,12 +50,12 @@ def label(text: str, side: str) -> str | None:
 
 
 def stands_for(text: str, side: str, topic: str) -> bool:
-    """Whether the words of `text` stand for `topic`: two of them at least, or half of all, with enough weight and nearly as much as for
-    any other."""
+    """Whether the words of `text` stand for `topic`: with enough weight and nearly as much as for any other, of two words at least, of
+    half of all, or of one that is ALONE enough."""
     held, scores = words(text), _scores(text, side)
     support = sum(_tables()[side].get(word, {}).get(topic, 0.0) > 0 for word in held)
-    least = max(SURE, NEAR * max(scores.values(), default=0.0))
-    return (support >= 2 or 2 * support >= len(held) > 0) and scores.get(topic, 0.0) >= least
+    score, least = scores.get(topic, 0.0), max(SURE, NEAR * max(scores.values(), default=0.0))
+    return score >= least and (support >= 2 or 2 * support >= len(held) or score >= ALONE)
 
 
 @lru_cache(maxsize=1 << 16)
