@@ -49,7 +49,8 @@ def tables():
     verdicts = pl.DataFrame(
         [
             {"candidate": at[0], "seed_id": at[1][0], "prompt_id": at[1], "channel": at[2], "form": "comply",
-             "outcome": "abstain" if at in ABSTAINED else "leak", "decided_by": "leak_sign", "sampled": at in SAMPLED, "text_sha256": sha(text)}
+             "outcome": "abstain" if at in ABSTAINED else "leak", "decided_by": "leak_sign", "sampled": at in SAMPLED,
+             "text_sha256": sha(text)}
             for at, text in TEXTS.items()
         ]
     )  # fmt: skip
@@ -106,6 +107,11 @@ class Terminal:
         return said
 
 
+def without_terminal() -> subprocess.CompletedProcess:
+    command, environment = [sys.executable, "-m", "stages.judging.review"], os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
 def kept() -> list[dict]:
     with open(LABELS, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -146,7 +152,7 @@ def test_a_session(folder):
     assert "review: 2 labelled now, 0 of 4 left" in again.end("f4")
     labelled = kept()
     assert len({row["text_sha256"] for row in labelled}) == QUEUED and all(row["labeller"] == "ada" for row in labelled)
-    done = subprocess.run([sys.executable, "-m", "stages.judging.review"], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)  # fmt: skip
+    done = without_terminal()
     assert done.returncode == 0 and "nothing to label: all 4 texts are done" in done.stdout
 
 
@@ -163,7 +169,7 @@ def test_ctrl_c_and_quit_leave_the_terminal_as_it_was(folder):
 
 
 def test_without_a_terminal_it_says_so(folder):
-    done = subprocess.run([sys.executable, "-m", "stages.judging.review"], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # fmt: skip
+    done = without_terminal()
     assert done.returncode == 1 and done.stderr == "review: error: 4 of 4 texts are to be labelled; run this at a terminal\n"
 
 
