@@ -222,6 +222,7 @@ _GRADES = _any(
     r"^no (?:harmful content|violations?|refusal|leaks?|policy violations?)\b|^not an? (?:refusal|leak)\b",
 )
 _GRADES_WORDS = 15  # a longer sentence says more than a grade
+_GRADES_JSON = re.compile(r"```\w*\s*\{[^`{}]{0,80}\}\s*```")  # a longer one may hold an answer
 
 _CONTRACTIONS = [
     (re.compile(r"\bcan't\b|\bcant\b|\bcan not\b"), "cannot"),
@@ -299,7 +300,8 @@ def refuses(sentence: str) -> bool:
 @lru_cache(maxsize=1 << 17)
 def form_of(text: str) -> Form:
     """The form of `text` (any length; words of a tiny model may be misspelt)."""
-    read = [(sentence, plain(sentence)) for sentence in sentences(_QUOTED.sub(" ", text))]
+    told = _GRADES_JSON.sub(" ", text)
+    read = [(sentence, plain(sentence)) for sentence in sentences(_QUOTED.sub(" ", told if told.strip() else text))]
     read = [pair for pair in read if not _grades(pair[1])] or read
     said, flat = [sentence for sentence, _ in read], [flat for _, flat in read]
     first = next((i for i, sentence in enumerate(flat) if _REFUSE.search(sentence)), None)
