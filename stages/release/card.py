@@ -1,31 +1,12 @@
 """The card of the released dataset: README.md of data/librachemqa, with its tables counted from the data."""
 
-import hashlib
-from pathlib import Path
-
 import polars as pl
 
 from stages.chem.labels import INTENTS, PROPERTY_INTENTS, STATUSES, expected
 from stages.chem.splits import SPLITS
+from stages.release.croissant import CITATION, COLUMNS, GAPS, INTENDED, OUT_OF_SCOPE
 
-_COLUMNS = {
-    "triplet_id": "id of the row: seed, prompt, chosen, rejected",
-    "seed_id": "the request it was made from",
-    "substance_id": "the substance asked about",
-    "split": "train, validation or test; no parent structure, scaffold or near-duplicate name is in two of them",
-    "expected": "`comply` or `refuse`: what a good model does",
-    "intent": "what is asked",
-    "intent_kind": "`neutral`, `dual` or `harmful`",
-    "representation": "`text`: the prompt holds the name; `smiles`: it holds the SMILES",
-    "prompt": "the request",
-    "chosen": "the better answer: a refusal where `expected` is refuse, else help",
-    "rejected": "the worse answer; on refuse rows an opener that ends in `[details withheld]`, or a bare refusal",
-    "prompt_id, chosen_id, rejected_id": "the rephrasing used; equal ids are equal texts",
-    "rejected_kind": "`over_refusal`, `wrong_fact`, `unsafe_compliance` or `bare_refusal`",
-    "teacher": "the model or grammar that wrote the texts",
-    "fact": "JSON {name, value, unit, tolerance, method, source} of the grounded answer, or null",
-}
-
+_SIZES = ((1_000_000, "1M<n<10M"), (100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1000, "1K<n<10K"), (0, "n<1K"))
 _TEXT = """\
 ---
 pretty_name: LibraChemQA
@@ -97,40 +78,46 @@ groups of related substances kept together; limit {limit} for molar mass, name l
 In the whole table, by the best rule on one column: {overall}. Neither the substance nor the intent alone gives the label;
 both together do. Different wordings with the substance masked: {forms}.
 
-## Use
+## Intended use
 
-Meant for: training and measuring refusal decisions in chemistry (SFT, DPO, over-refusal and safety evaluation); research on
-shortcuts and on dual-use policy. Not meant for: advice on real substances, law or medicine (facts carry their source and date,
-check them there); decisions about people; training a model to comply. Statuses are public legal facts as of the date in each
-reference, mostly of one jurisdiction, and change. Texts are short and in English; the offline teacher's come from a grammar.
+{intended}
+
+## Out of scope
+
+{out_of_scope}
+
+## Known gaps
+
+{gaps}
 
 ## Made from
 
-SHA-256 of the tables this release was made from:
+The tables this release was made from. `dvc.lock` at the release's tag has the same MD5, and from there the whole lineage: code,
+params and catalog files of every stage.
 
 {hashes}
+
+## Files
+
+`train.parquet`, `validation.parquet`, `test.parquet`; `croissant.json` is Croissant 1.1 metadata, `probes.json` the figures under
+Shortcuts; `sha256sum -c SHA256SUMS` checks them all.
 
 ## Licence and citation
 
 CC-BY-4.0. Please cite the paper whose system this dataset implements:
 
 ```bibtex
-@article{{zhang2025dual,
-  title   = {{The Dual-use Dilemma in LLMs: Do Empowering Ethical Capacities Make a Degraded Utility?}},
-  author  = {{Zhang, Yiyi and Chen, Xingyu and Chen, Kexin and Du, Yuyang and Dang, Xilin and Heng, Pheng-Ann}},
-  journal = {{arXiv preprint arXiv:2501.13952}},
-  year    = {{2025}}
-}}
+{citation}
 ```
 """
 
 
-def card(triplets: pl.DataFrame, seeds: pl.DataFrame, measured: dict, sources: list[Path]) -> str:
-    """README.md as text: `triplets` counted, `measured` of stages.release.probes, and the SHA-256 of each file in `sources`."""
+def card(triplets: pl.DataFrame, seeds: pl.DataFrame, measured: dict, sources: list[tuple[str, str, str]]) -> str:
+    """README.md as text: `triplets` counted, `measured` of stages.release.probes, and `sources` as (name, MD5, SHA-256)."""
     rows = triplets.join(seeds.select("seed_id", "status"), on="seed_id")
     each = rows.unique("seed_id")
     return _TEXT.format(
-        size="10K<n<100K" if triplets.height >= 10_000 else "1K<n<10K" if triplets.height >= 1000 else "n<1K",
+        size=next(size for least, size in _SIZES if triplets.height >= least),
         files="\n".join(f"  - split: {split}\n    path: {split}.parquet" for split in SPLITS),
         labels=_table(["status", *(f"{kind} ({', '.join(intents)})" for kind, intents in INTENTS.items())], _labels()),
         composition=_table(
@@ -143,7 +130,7 @@ def card(triplets: pl.DataFrame, seeds: pl.DataFrame, measured: dict, sources: l
         rejected=_counts(rows, "expected", "rejected_kind"),
         teachers=", ".join(f"`{teacher}`" for teacher in triplets["teacher"].unique().sort()),
         lengths=_table(["expected", "prompt", "chosen", "rejected"], _lengths(triplets)),
-        columns=_table(["column", "meaning"], [(f"`{name}`".replace(", ", "`, `"), text) for name, text in _COLUMNS.items()]),
+        columns=_table(["column", "meaning"], [(f"`{name}`", text) for name, text in COLUMNS.items()]),
         limit=measured["limit"],
         judged="" if measured["judged"] else " (not judged here: too few seeds)",
         dual=_table(
@@ -154,9 +141,11 @@ def card(triplets: pl.DataFrame, seeds: pl.DataFrame, measured: dict, sources: l
         forms="; ".join(
             f"{name} {count['prompts']:,} prompts and {count['refusals']:,} refusals" for name, count in measured["forms"].items()
         ),
-        hashes=_table(
-            ["table", "SHA-256"], [(f"`{path.name}`", f"`{hashlib.sha256(path.read_bytes()).hexdigest()}`") for path in sources]
-        ),
+        intended=_list(INTENDED),
+        out_of_scope=_list(OUT_OF_SCOPE),
+        gaps=_list(GAPS),
+        hashes=_table(["table", "MD5", "SHA-256"], [(f"`{name}`", f"`{md5}`", f"`{sha}`") for name, md5, sha in sources]),
+        citation=CITATION,
     )
 
 
@@ -212,6 +201,10 @@ def _lengths(triplets: pl.DataFrame) -> list[tuple]:
 
 def _counts(rows: pl.DataFrame, *columns: str) -> str:
     return _table([*columns, "count"], rows.group_by(columns).len().sort(columns).rows())
+
+
+def _list(lines: tuple[str, ...]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _table(header: list[str], lines: list[tuple]) -> str:

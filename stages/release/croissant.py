@@ -1,0 +1,176 @@
+"""Croissant 1.1 metadata of the dataset, with its responsible-AI fields: croissant.json, as mlcroissant reads it.
+
+    import mlcroissant
+    next(iter(mlcroissant.Dataset("data/librachemqa/croissant.json").records("train")))
+
+`validate` writes it into data/librachemqa, beside the files it describes. A version, its date and where its objects lie are known
+once it is released: `make release` writes data/released/croissant.json with them, which loads from a clone without DVC.
+"""
+
+from pathlib import Path
+
+from stages.chem.splits import SPLITS
+from stages.release.sums import digest
+
+COLUMNS = {
+    "triplet_id": "id of the row: seed, prompt, chosen, rejected",
+    "seed_id": "the request it was made from",
+    "substance_id": "the substance asked about",
+    "split": "train, validation or test; no parent structure, scaffold or near-duplicate name is in two of them",
+    "expected": "`comply` or `refuse`: what a good model does",
+    "intent": "what is asked",
+    "intent_kind": "`neutral`, `dual` or `harmful`",
+    "representation": "`text`: the prompt holds the name; `smiles`: it holds the SMILES",
+    "prompt": "the request",
+    "chosen": "the better answer: a refusal where `expected` is refuse, else help",
+    "rejected": "the worse answer; on refuse rows an opener that ends in `[details withheld]`, or a bare refusal",
+    "prompt_id": "the prompt's rephrasing; equal ids are equal texts",
+    "chosen_id": "the chosen answer's rephrasing; equal ids are equal texts",
+    "rejected_id": "the rejected answer's rephrasing; equal ids are equal texts",
+    "rejected_kind": "`over_refusal`, `wrong_fact`, `unsafe_compliance` or `bare_refusal`",
+    "teacher": "the model or grammar that wrote the texts",
+    "fact": "JSON {name, value, unit, tolerance, method, source} of the grounded answer, or null",
+}
+DESCRIPTION = (
+    "Preference triplets (prompt, chosen, rejected) about chemical substances that teach a model to refuse illegitimate requests and to "
+    "stay useful for legitimate ones. The label depends on the substance and on what is asked; splits are separated by structure."
+)
+INTENDED = (
+    "Training refusal decisions in chemistry: SFT on chosen answers, preference optimisation on pairs.",
+    "Measuring safety, utility and over-refusal of models on substances held out by structure.",
+    "Research on shortcuts (what gives a label away) and on policies for dual use.",
+)
+OUT_OF_SCOPE = (
+    "Advice on real substances, law or medicine: facts carry their source and date and are to be checked there.",
+    "Decisions about people.",
+    "Training a model to comply with what is to be refused: the rejected answers hold no detail that would help.",
+)
+GAPS = (
+    "Statuses are public legal facts as of the date in each reference, mostly of one jurisdiction, and change.",
+    "English only; one request and one answer; short texts. A grammar wrote those of the offline teacher.",
+    "Few requests ask for a number or a formula: rates over all requests don't tell what a model knows of chemistry.",
+    "Precursors are asked about in neutral ways alone; controlled substances have structures only where they are medicines or drugs.",
+    "Legal status alone, or intent alone, guesses the label better than chance; only both together give it.",
+)
+CITATION = """\
+@article{zhang2025dual,
+  title   = {The Dual-use Dilemma in LLMs: Do Empowering Ethical Capacities Make a Degraded Utility?},
+  author  = {Zhang, Yiyi and Chen, Xingyu and Chen, Kexin and Du, Yuyang and Dang, Xilin and Heng, Pheng-Ann},
+  journal = {arXiv preprint arXiv:2501.13952},
+  year    = {2025}
+}"""
+_SPLIT_URLS = {"train": "cr:TrainingSplit", "validation": "cr:ValidationSplit", "test": "cr:TestSplit"}
+# The @context that the specification of Croissant 1.1 gives, with its vocabularies of responsible AI and provenance.
+_CONTEXT = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    **{
+        term: f"cr:{term}"
+        for term in (
+            "arrayShape", "citeAs", "column", "containedIn", "equivalentProperty", "extract", "field", "fileProperty", "fileObject",
+            "fileSet", "format", "includes", "isArray", "isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet",
+            "references", "regex", "repeated", "replace", "samplingRate", "separator", "source", "subField", "transform",
+        )
+    },
+    "conformsTo": "dct:conformsTo",
+    "cr": "http://mlcommons.org/croissant/",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "dct": "http://purl.org/dc/terms/",
+    "description": {"@container": "@language"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    "name": {"@container": "@language"},
+    "prov": "http://www.w3.org/ns/prov#",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "sc": "https://schema.org/",
+}  # fmt: skip
+
+
+def croissant(folder: Path, sources: list[tuple[str, str, str]], teachers: list[str]) -> dict:
+    """The metadata of `folder`, which holds the parquet file of every split.
+
+    `sources` are the tables it was made from, (name, MD5, SHA-256); `teachers` the models that wrote the texts.
+    """
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"],
+        "name": "LibraChemQA",
+        "description": DESCRIPTION,
+        "license": "https://creativecommons.org/licenses/by/4.0/",
+        "creator": {"@type": "sc:Organization", "name": "The Libra developers"},
+        "citeAs": CITATION,
+        "inLanguage": "en",
+        "isLiveDataset": False,
+        "keywords": ["chemistry", "safety", "over-refusal", "preference data", "dual use"],
+        "prov:wasDerivedFrom": [{"@id": name, "sha256": sha} for name, _, sha in sources],
+        **_responsible(teachers),
+        "distribution": [_file(folder, split) for split in SPLITS],
+        "recordSet": [_splits(), *map(_rows, SPLITS)],
+    }
+
+
+def _responsible(teachers: list[str]) -> dict:
+    return {
+        "rai:dataCollection": "Substances and their legal status come from public law and open registers, written down by hand with "
+        "instrument, schedule and date; measured properties from open chemical databases with source and method.",
+        "rai:dataCollectionType": ["Others: public legal texts and chemical registers", "Synthetic text"],
+        "rai:dataPreprocessingProtocol": [
+            "Requests are drawn so that refuse and comply are 1 : 1 in every split, and matched on molar mass and name length.",
+            "Splits keep whole groups of related structures together.",
+        ],
+        "rai:dataManipulationProtocol": "A gate in code reads every text and fails closed: nothing that helps to make, obtain or hide "
+        "a controlled substance passes.",
+        "rai:dataAnnotationProtocol": ["The label follows by rule from legal status and intent; nobody labels a row by hand."],
+        "rai:annotationsPerItem": "1",
+        "rai:machineAnnotationTools": teachers,
+        "rai:dataUseCases": [*INTENDED, *(f"Out of scope: {text[0].lower()}{text[1:]}" for text in OUT_OF_SCOPE)],
+        "rai:dataBiases": [
+            "Statuses follow the law of few jurisdictions, mostly one.",
+            "The card tells how well the label can be guessed without the substance: molar mass, length of name and prompt, wording.",
+        ],
+        "rai:dataLimitations": list(GAPS),
+        "rai:dataSocialImpact": "Meant to make models safer and less prone to refuse harmless questions. Rejected answers to illegitimate "
+        "requests stop before any detail, so that a model trained on them the wrong way round learns to agree, not what to do.",
+        "rai:personalSensitiveInformation": ["None: no text is by or about a person."],
+        "rai:dataReleaseMaintenancePlan": "Versions are immutable Git tags; CHANGELOG.md tells the rows added, removed and changed by each.",
+    }
+
+
+def _file(folder: Path, split: str) -> dict:
+    path = folder / f"{split}.parquet"
+    return {
+        "@type": "cr:FileObject",
+        "@id": path.name,
+        "name": path.name,
+        "description": f"Triplets of the {split} split.",
+        "contentUrl": path.name,
+        "contentSize": f"{path.stat().st_size} B",
+        "encodingFormat": "application/x-parquet",
+        "sha256": digest(path),
+    }
+
+
+def _splits() -> dict:
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "splits",
+        "name": "splits",
+        "dataType": "cr:Split",
+        "key": {"@id": "splits/name"},
+        "field": [
+            {"@type": "cr:Field", "@id": "splits/name", "name": "name", "dataType": "sc:Text"},
+            {"@type": "cr:Field", "@id": "splits/url", "name": "url", "dataType": "sc:URL"},
+        ],
+        "data": [{"splits/name": split, "splits/url": _SPLIT_URLS[split]} for split in SPLITS],
+    }
+
+
+def _rows(split: str) -> dict:
+    """The record set of one split: a field for every column."""
+    fields = []
+    for name, meaning in COLUMNS.items():
+        source = {"fileObject": {"@id": f"{split}.parquet"}, "extract": {"column": name}}
+        field = {"@type": "cr:Field", "@id": f"{split}/{name}", "name": name, "description": meaning, "dataType": "sc:Text"}
+        fields.append(field | {"source": source} | ({"references": {"field": {"@id": "splits/name"}}} if name == "split" else {}))
+    return {"@type": "cr:RecordSet", "@id": split, "name": split, "key": {"@id": f"{split}/triplet_id"}, "field": fields}
