@@ -326,7 +326,8 @@ def test_the_release_is_whole_and_the_same_every_time(tmp_path, monkeypatch, cap
         stage.main()
         found.append(digests(stage.RELEASE))
     assert found[0] == found[1]
-    assert list(found[0]) == ["README.md", "probes.json", "test.parquet", "train.parquet", "validation.parquet"]
+    files = ["README.md", "SHA256SUMS", "croissant.json", "probes.json", "test.parquet", "train.parquet", "validation.parquet"]
+    assert list(found[0]) == files
     assert sorted(path.name for path in Path("data").iterdir()) == [
         "librachemqa",
         "seeds.parquet",

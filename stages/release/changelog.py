@@ -3,9 +3,9 @@
 import re
 
 from stages.release.changes import CLASS, COUNTS, Changes
+from stages.release.objects import DATASET
 
 TITLE = "# Versions of LibraChemQA\n\nWritten by `make release`, newest first.\n"
-MADE_BY = ("seed", "craft", "rephrase", "combine", "validate")
 
 
 def entry(version: str, date: str, rows: dict[str, int], md5: str, before: str | None, found: Changes, lock: dict, revision: str) -> str:
@@ -36,15 +36,20 @@ def with_entry(text: str, version: str, new: str) -> str:
 
 
 def _lineage(lock: dict) -> list[str]:
-    """A line for every stage that made the data: its params, and the MD5 of the files it read that no stage wrote."""
-    lines, made = [], {out["path"] for stage in lock.values() for out in stage.get("outs", [])}
-    for name in MADE_BY:
-        stage = lock[name]
-        read = [f"`{dep['path']}` {dep['md5']}" for dep in stage["deps"] if dep["path"] not in made and not dep["path"].startswith("stages/")]
-        code = len([dep for dep in stage["deps"] if dep["path"].startswith("stages/")])
-        params = [f"`{key}: {value}`" for key, value in sorted(stage.get("params", {}).get("params.yaml", {}).items())]
-        wrote = [f"`{out['path']}` {out['md5']}" for out in stage["outs"]]
-        lines.append(f"- {name}: {', '.join(params)}; {'; '.join([*read, f'{code} files of code'])}; wrote {', '.join(wrote)}")
+    """A line for every stage the dataset comes from: its params, and the MD5 of what it wrote and of the files no stage wrote."""
+    maker = {out["path"]: name for name, stage in lock.items() for out in stage["outs"]}
+    made, waiting = set(), [maker[DATASET]]
+    while waiting:
+        made.add(name := waiting.pop())
+        waiting += [maker[dep["path"]] for dep in lock[name]["deps"] if maker.get(dep["path"], name) not in made]
+    lines = []
+    for name in (name for name in lock if name in made):
+        deps = [dep for dep in lock[name]["deps"] if dep["path"] not in maker]
+        code = [dep for dep in deps if dep["path"].startswith("stages/")]
+        told = [f"`{key}: {value}`" for key, value in sorted(lock[name].get("params", {}).get("params.yaml", {}).items())]
+        told += [f"read `{dep['path']}` {dep['md5']}" for dep in deps if dep not in code]
+        told += [f"{len(code)} files of code"] + [f"wrote `{out['path']}` {out['md5']}" for out in lock[name]["outs"]]
+        lines.append(f"- {name}: {'; '.join(told)}")
     return lines
 
 

@@ -133,6 +133,8 @@ def _archive(version: str) -> bool:
 
 def _described(version: str, today: str, before: str | None) -> tuple[dict[str, int], str]:
     """({split: rows}, CHANGELOG.md with the entry of `version`)."""
+    import polars as pl
+
     from stages.release.changelog import entry, with_entry
     from stages.release.changes import changes
 
@@ -140,7 +142,7 @@ def _described(version: str, today: str, before: str | None) -> tuple[dict[str, 
         if before:
             fetch(f"{ARTIFACT}@{before}", Path(folder))
         found = changes(Path(folder) if before else None, Path(DATASET))
-    rows = dict(found.classes.group_by("split", maintain_order=True).sum().select("split", "after").iter_rows())
+    rows = dict(found.classes.group_by("split", maintain_order=True).agg(pl.col("after").sum()).iter_rows())
     new = entry(version, today, rows, folder_hash(None), before, found, locked(None), git("rev-parse", "HEAD"))
     return rows, with_entry(CHANGELOG.read_text(encoding="utf-8") if CHANGELOG.exists() else "", version, new)
 
