@@ -16,10 +16,9 @@ from pathlib import Path
 from stages.common.errors import LibraError
 from stages.common.params import read_params
 from stages.common.tables import write_json, write_text
-from stages.release.objects import DATASET, REMOTE, fetch, folder_hash, git, locked
+from stages.release.objects import BUNDLE, DATASET, REMOTE, fetch, folder_hash, git, locked
 
 ARTIFACT = "librachemqa"
-BUNDLE = Path("data/released")
 CHANGELOG = Path("CHANGELOG.md")
 REPLIES = Path("data/replies")
 _VERSION = re.compile(r"v(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)$")
@@ -140,7 +139,7 @@ def _described(version: str, today: str, before: str | None) -> tuple[dict[str, 
 
     with tempfile.TemporaryDirectory() as folder:
         if before:
-            fetch(f"{ARTIFACT}@{before}", Path(folder))
+            fetch(f"{ARTIFACT}@{before}", Path(folder), nearby=True)
         found = changes(Path(folder) if before else None, Path(DATASET))
     rows = dict(found.classes.group_by("split", maintain_order=True).agg(pl.col("after").sum()).iter_rows())
     new = entry(version, today, rows, folder_hash(None), before, found, locked(None), git("rev-parse", "HEAD"))

@@ -9,7 +9,7 @@ Reads dvc.lock of a Git revision and the remote that data/librachemqa has in dvc
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from stages.common.errors import LibraError
 
 DATASET = "data/librachemqa"
 REMOTE = "release"
+BUNDLE = Path("data/released")  # the remote in Git
 
 
 def git(*words: str) -> str:
@@ -47,27 +48,32 @@ def folder_hash(revision: str | None) -> str:
 
 
 @contextmanager
-def _remote() -> Iterator:
-    """The remote's store of objects. Raises LibraError when it can't be reached."""
+def _remote(nearby: bool) -> Iterator[Callable[[str], bytes | None]]:
+    """A function that reads the object of an MD5: None where it is missing. Raises LibraError when the remote can't be reached.
+
+    `nearby`: what lies undamaged in this checkout's cache or bundle isn't asked for.
+    """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    try:
-        with Repo(".") as repo:
-            yield repo.cloud.get_remote_odb(name=REMOTE)
-    except (LibraError, FileNotFoundError):
-        raise
-    except (DvcException, OSError) as error:
-        raise LibraError(f"remote `{REMOTE}` can't be read: {' '.join(str(error).split())}") from None
+    with Repo(".") as repo:
+        folders = [Path(repo.cache.local.path), BUNDLE / "files/md5"] if nearby else []
 
+        def read(md5: str) -> bytes | None:
+            for folder in folders:
+                path = folder / md5[:2] / md5[2:]
+                if path.exists() and _fault(content := path.read_bytes(), md5) is None:
+                    return content
+            try:
+                store = repo.cloud.get_remote_odb(name=REMOTE)
+                with store.fs.open(store.oid_to_path(md5), "rb") as file:
+                    return file.read()
+            except FileNotFoundError:
+                return None
+            except (DvcException, OSError) as error:
+                raise LibraError(f"remote `{REMOTE}` can't be read: {' '.join(str(error).split())}") from None
 
-def _read(store, md5: str) -> bytes | None:
-    """The object `md5` as it lies in the remote; None where it is missing."""
-    try:
-        with store.fs.open(store.oid_to_path(md5), "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
+        yield read
 
 
 def _fault(content: bytes | None, md5: str) -> str | None:
@@ -77,31 +83,32 @@ def _fault(content: bytes | None, md5: str) -> str | None:
     return None if found == md5.removesuffix(".dir") else f"damaged ({len(content):,} bytes, MD5 {found})"
 
 
-def fetch(revision: str | None, folder: Path | None = None) -> dict[str, str]:
+def fetch(revision: str | None, folder: Path | None = None, nearby: bool = False) -> dict[str, str]:
     """Read every object of `revision` from the remote, check it, and write it to `folder` (None: check only).
 
-    Returns {name: MD5}. Raises LibraError that names every damaged or missing file and its object.
+    `nearby`: take what this checkout has, the rest from the remote. Returns {name: MD5}. Raises LibraError that names every damaged
+    or missing file and its object.
     """
-    with _remote() as store:
+    called = f"{DATASET} of {revision or 'dvc.lock'}"
+    mend = f"`dvc push {DATASET}` from a machine that has the version sends it again"
 
-        def place(md5: str) -> str:
-            return f"object {md5[:2]}/{md5[2:]} of remote `{REMOTE}`"
+    def place(md5: str) -> str:
+        return f"object {md5[:2]}/{md5[2:]} of remote `{REMOTE}`"
 
+    with _remote(nearby) as read:
         whole = folder_hash(revision)
-        content = _read(store, whole)
+        content = read(whole)
         if fault := _fault(content, whole):
-            raise LibraError(f"{DATASET} of {revision or 'dvc.lock'}: its list of files, {place(whole)}, is {fault}; push it again")
+            raise LibraError(f"{called}: its list of files, {place(whole)}, is {fault}. {mend}")
         listing = {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
         faults = []
         for name, md5 in listing.items():
-            content = _read(store, md5)
+            content = read(md5)
             if fault := _fault(content, md5):
                 faults.append(f"{name}: {place(md5)} is {fault}")
             elif folder is not None:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
     if faults:
-        raise LibraError(
-            f"{DATASET} of {revision or 'dvc.lock'}: {'; '.join(faults)}. `dvc push {DATASET}` from a machine that has the version sends it again"
-        )
+        raise LibraError(f"{called}: {'; '.join(faults)}. {mend}")
     return listing
