@@ -91,7 +91,6 @@ def _push(version: str) -> str:
 
     Returns where the dataset's objects lie now: a path within BUNDLE, or an address.
     """
-    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     archived = _archive(version)
@@ -107,7 +106,7 @@ def _push(version: str) -> str:
                 print(f"{repo.push(remote=elsewhere)} objects of models, tables and replies pushed to remote `{elsewhere}`")
             else:
                 print(f"models, tables and replies stay here: the only remote is {BUNDLE}; `dvc remote add -d NAME s3://...` gives them one")
-    except (DvcException, OSError) as error:
+    except Exception as error:  # DVC's own, and those of each kind of remote (botocore, aiohttp)
         raise LibraError(f"nothing is released, the push failed: {' '.join(str(error).split())}; mend the remote and run it again") from None
     return "files/md5" if bundled else f"{url.rstrip('/')}/files/md5"
 

@@ -53,7 +53,6 @@ def _remote(nearby: bool) -> Iterator[Callable[[str], bytes | None]]:
 
     `nearby`: what lies undamaged in this checkout's cache or bundle isn't asked for.
     """
-    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     with Repo(".") as repo:
@@ -70,7 +69,7 @@ def _remote(nearby: bool) -> Iterator[Callable[[str], bytes | None]]:
                     return file.read()
             except FileNotFoundError:
                 return None
-            except (DvcException, OSError) as error:
+            except Exception as error:  # DVC's own, and those of each kind of remote (botocore, aiohttp)
                 raise LibraError(f"remote `{REMOTE}` can't be read: {' '.join(str(error).split())}") from None
 
         yield read
