@@ -41,11 +41,11 @@ def main() -> None:
     import polars as pl
 
     from stages.common.progress import counter
-    from stages.common.tables import write_json, write_table, write_text
+    from stages.common.tables import write_json, write_text
     from stages.release import contract
     from stages.release.card import card
     from stages.release.croissant import croissant
-    from stages.release.publish import publish
+    from stages.release.publish import publish, write_split
     from stages.release.sums import NAME, digest, sums
 
     limit = read_params("validate").section("validate", ValidateParams).probe_limit
@@ -53,12 +53,11 @@ def main() -> None:
     triplets, seeds, measured = checked(limit, bar.update)
     sources = [(path.name, digest(path, "md5"), digest(path)) for path in SOURCES]
     text = card(triplets, seeds, measured, sources)
-    teachers = triplets["teacher"].unique().sort().to_list()
+    teachers = triplets.select(pl.col("teacher").unique().sort()).collect(engine="streaming")["teacher"].to_list()
 
     def write(folder: Path) -> None:
         for split in contract.SPLITS:
-            part = triplets.filter(pl.col("split") == split).select(contract.COLUMNS)
-            write_table(part, folder / f"{split}.parquet", "triplet_id")
+            write_split(triplets.filter(pl.col("split") == split).select(contract.COLUMNS), folder / f"{split}.parquet")
         write_json(measured, folder / "probes.json")
         write_json(croissant(folder, sources, teachers), folder / "croissant.json")
         write_text(text, folder / "README.md")
@@ -67,23 +66,24 @@ def main() -> None:
     publish(write, RELEASE)
     bar.update()
     bar.close()
-    sizes = ", ".join(f"{split} {triplets.filter(pl.col('split') == split).height:,}" for split in contract.SPLITS)
-    print(f"validate: {triplets.height:,} triplets hold the contract ({sizes}); {RELEASE} is written")
+    rows = {split: pl.scan_parquet(RELEASE / f"{split}.parquet").select(pl.len()).collect().item() for split in contract.SPLITS}
+    sizes = ", ".join(f"{split} {count:,}" for split, count in rows.items())
+    print(f"validate: {sum(rows.values()):,} triplets hold the contract ({sizes}); {RELEASE} is written")
     print("validate: label probes inside dual:", ", ".join(f"{name} {value}" for name, value in measured["dual"].items()))
     print("validate: label probes overall:", ", ".join(f"{name} {value}" for name, value in measured["overall"].items()))
 
 
-def checked(limit: float, done: Callable[[], object] = lambda: None) -> tuple["pl.DataFrame", "pl.DataFrame", dict]:
+def checked(limit: float, done: Callable[[], object] = lambda: None) -> tuple["pl.LazyFrame", "pl.DataFrame", dict]:
     """(triplets, seeds, what the probes measured) of SOURCES, which hold the contract. Raises LibraError that lists what doesn't.
 
     `limit` is the balanced accuracy that a probe may reach; `done` is called after the contract and after the probes.
     """
-    from stages.common.tables import read_table
+    from stages.common.tables import read_table, scan_table
     from stages.release import contract, probes
     from stages.release.faults import stop_on
 
-    columns = (("triplet_id",), contract.SEED_COLUMNS, contract.SUBSTANCE_COLUMNS)
-    triplets, seeds, substances = (read_table(path, names) for path, names in zip(SOURCES, columns, strict=True))
+    triplets = scan_table(SOURCES[0], ("triplet_id", "seed_id"))
+    seeds, substances = read_table(SOURCES[1], contract.SEED_COLUMNS), read_table(SOURCES[2], contract.SUBSTANCE_COLUMNS)
     stop_on(contract.faults(triplets, seeds, substances), str(SOURCES[0]), MEND)
     done()
     measured = probes.measure(triplets, seeds, substances)

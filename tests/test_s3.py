@@ -169,7 +169,7 @@ def test_a_push_that_is_killed_is_repeated(s3, clone):
     call(clone, "dvc", "push", "many.dvc", **KEYS)
     assert len(objects(s3, "killed/")) == 201 and set(arrived) < set(objects(s3, "killed/"))
     call(clone, "git", "add", "-A")
-    call(clone, "git", "commit", "-qm", "many", GIT_AUTHOR_NAME="t", GIT_AUTHOR_EMAIL="t@t", GIT_COMMITTER_NAME="t", GIT_COMMITTER_EMAIL="t@t")
+    call(clone, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "many")
     call(clone.parent, "git", "clone", "-q", str(clone), "other")
     call(clone.parent / "other", "dvc", "pull", "-q", "many.dvc", **KEYS)
     assert [(clone.parent / f"other/many/{i}").read_text() == (clone / f"many/{i}").read_text() for i in range(200)] == [True] * 200

@@ -1,6 +1,6 @@
 """Released versions of the dataset: make one, list them, check one.
 
-    python -m stages.release make v1.0.0     # check, push, describe, commit and register data/librachemqa (also: make release VERSION=v1.0.0)
+    python -m stages.release make v1.0.0     # check, push, describe, commit, register (also: make release VERSION=v1.0.0)
     python -m stages.release list            # versions with date, rows and hash
     python -m stages.release verify v1.0.0   # every object of a version in its remote: present and undamaged
     python -m stages.release verify FOLDER   # every file of a pulled folder (data/librachemqa unless named), by its SHA256SUMS
@@ -46,8 +46,9 @@ def _command(options: argparse.Namespace) -> None:
         if not found:
             print("no version is released here; `git fetch --tags` gets those of the origin, `make release VERSION=v1.0.0` makes one")
         for version in reversed(found):
-            form = "%(creatordate:short)  %(contents:subject)"
-            print(f"{version:<10} {git('tag', '--list', f'{ARTIFACT}@{version}', f'--format={form}')}  {folder_hash(f'{ARTIFACT}@{version}')}")
+            tag = f"{ARTIFACT}@{version}"
+            told = git("tag", "--list", tag, "--format=%(creatordate:short)  %(contents:subject)")
+            print(f"{version:<10} {told}  {folder_hash(tag)}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from stages.chem.splits import SPLITS
 from stages.release.croissant import CITATION, COLUMNS, GAPS, INTENDED, OUT_OF_SCOPE
 
 _SIZES = ((1_000_000, "1M<n<10M"), (100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1000, "1K<n<10K"), (0, "n<1K"))
+_SEED = ("seed_id", "substance_id", "split", "expected", "intent", "intent_kind", "representation")
+_CELL = ("status", "intent_kind", "expected")
 _TEXT = """\
 ---
 pretty_name: LibraChemQA
@@ -112,24 +114,30 @@ CC-BY-4.0. Please cite the paper whose system this dataset implements:
 """
 
 
-def card(triplets: pl.DataFrame, seeds: pl.DataFrame, measured: dict, sources: list[tuple[str, str, str]]) -> str:
+def card(triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, measured: dict, sources: list[tuple[str, str, str]]) -> str:
     """README.md as text: `triplets` counted, `measured` of stages.release.probes, and `sources` as (name, MD5, SHA-256)."""
-    rows = triplets.join(seeds.select("seed_id", "status"), on="seed_id")
-    each = rows.unique("seed_id")
+    lazy = triplets.lazy()
+    of_seed = seeds.select("seed_id", "status", "group")
+    each = lazy.group_by(_SEED).agg(rows=pl.len()).collect(engine="streaming").join(of_seed, on="seed_id")
+    median = (pl.col(role).str.len_chars().median().cast(pl.Int64) for role in ("prompt", "chosen", "rejected"))
+    lengths = lazy.group_by("expected").agg(median)
+    kinds = lazy.group_by("expected", "rejected_kind").agg(count=pl.len())
+    teachers = lazy.select(pl.col("teacher").unique().sort()).collect(engine="streaming")["teacher"]
+    total = each["rows"].sum()
     return _TEXT.format(
-        size=next(size for least, size in _SIZES if triplets.height >= least),
+        size=next(size for least, size in _SIZES if total >= least),
         files="\n".join(f"  - split: {split}\n    path: {split}.parquet" for split in SPLITS),
         labels=_table(["status", *(f"{kind} ({', '.join(intents)})" for kind, intents in INTENTS.items())], _labels()),
         composition=_table(
             ["split", "triplets", "seeds", "refuse", "comply", "text", "smiles", "substances", "groups"],
-            _composition(triplets, seeds),
+            _composition(each),
         ),
-        cells=_counts(rows, "status", "intent_kind", "expected"),
+        cells=_counts(each.group_by(_CELL).agg(count=pl.col("rows").sum()), *_CELL),
         intents=_table(["intent_kind", "intent", "expected", *SPLITS, "all"], _intents(each)),
         properties=_properties(each),
-        rejected=_counts(rows, "expected", "rejected_kind"),
-        teachers=", ".join(f"`{teacher}`" for teacher in triplets["teacher"].unique().sort()),
-        lengths=_table(["expected", "prompt", "chosen", "rejected"], _lengths(triplets)),
+        rejected=_counts(kinds.collect(engine="streaming"), "expected", "rejected_kind"),
+        teachers=", ".join(f"`{teacher}`" for teacher in teachers),
+        lengths=_table(["expected", "prompt", "chosen", "rejected"], lengths.collect(engine="streaming").sort("expected").rows()),
         columns=_table(["column", "meaning"], [(f"`{name}`", text) for name, text in COLUMNS.items()]),
         limit=measured["limit"],
         judged="" if measured["judged"] else " (not judged here: too few seeds)",
@@ -156,16 +164,14 @@ def _labels() -> list[tuple[str, ...]]:
     return [(status, *(cell(status, kind) for kind in INTENTS)) for status in STATUSES]
 
 
-def _composition(triplets: pl.DataFrame, seeds: pl.DataFrame) -> list[tuple]:
-    each = triplets.unique("seed_id").join(seeds.select("seed_id", "group"), on="seed_id")
+def _composition(each: pl.DataFrame) -> list[tuple]:
     lines = []
     for split in (*SPLITS, "all"):
         part = each if split == "all" else each.filter(pl.col("split") == split)
-        rows = triplets.height if split == "all" else triplets.filter(pl.col("split") == split).height
         count = [part.filter(pl.col(column) == value).height for column, value in (
             ("expected", "refuse"), ("expected", "comply"), ("representation", "text"), ("representation", "smiles")
         )]  # fmt: skip
-        lines.append((split, rows, part.height, *count, part["substance_id"].n_unique(), part["group"].n_unique()))
+        lines.append((split, part["rows"].sum(), part.height, *count, part["substance_id"].n_unique(), part["group"].n_unique()))
     return lines
 
 
@@ -192,15 +198,8 @@ def _properties(each: pl.DataFrame) -> str:
     return f"Properties ({names}) are asked for in {', '.join(told)}."
 
 
-def _lengths(triplets: pl.DataFrame) -> list[tuple]:
-    medians = triplets.group_by("expected").agg(
-        pl.col(role).str.len_chars().median().cast(pl.Int64) for role in ("prompt", "chosen", "rejected")
-    )
-    return medians.sort("expected").rows()
-
-
-def _counts(rows: pl.DataFrame, *columns: str) -> str:
-    return _table([*columns, "count"], rows.group_by(columns).len().sort(columns).rows())
+def _counts(counted: pl.DataFrame, *columns: str) -> str:
+    return _table([*columns, "count"], counted.sort(columns).select(*columns, "count").rows())
 
 
 def _list(lines: tuple[str, ...]) -> str:

@@ -133,7 +133,7 @@ def _responsible(teachers: list[str]) -> dict:
         "rai:dataSocialImpact": "Meant to make models safer and less prone to refuse harmless questions. Rejected answers to illegitimate "
         "requests stop before any detail, so that a model trained on them the wrong way round learns to agree, not what to do.",
         "rai:personalSensitiveInformation": ["None: no text is by or about a person."],
-        "rai:dataReleaseMaintenancePlan": "Versions are immutable Git tags; CHANGELOG.md tells the rows added, removed and changed by each.",
+        "rai:dataReleaseMaintenancePlan": "A version is a Git tag and never changes; CHANGELOG.md tells the rows that each changed.",
     }
 
 

@@ -28,7 +28,7 @@ def number(version: str) -> tuple[int, ...]:
     """(1, 0, 0) of `v1.0.0`. Raises LibraError for what isn't a version."""
     found = _VERSION.match(version)
     if not found:
-        raise LibraError(f"`{version}` is no version; write it as v1.0.0: major for changed or removed rows, minor for added ones, else patch")
+        raise LibraError(f"`{version}` is no version; write it as v1.0.0: rows changed or gone, rows added, the rest")
     return tuple(map(int, found.groups()))
 
 
@@ -105,9 +105,10 @@ def _push(version: str) -> str:
             if elsewhere:
                 print(f"{repo.push(remote=elsewhere)} objects of models, tables and replies pushed to remote `{elsewhere}`")
             else:
-                print(f"models, tables and replies stay here: the only remote is {BUNDLE}; `dvc remote add -d NAME s3://...` gives them one")
+                print(f"models, tables and replies stay here: {BUNDLE} is for the dataset; `dvc remote add -d NAME s3://...` adds a remote")
     except Exception as error:  # DVC's own, and those of each kind of remote (botocore, aiohttp)
-        raise LibraError(f"nothing is released, the push failed: {' '.join(str(error).split())}; mend the remote and run it again") from None
+        told = " ".join(str(error).split())
+        raise LibraError(f"nothing is released, the push failed: {told}; mend the remote and run it again") from None
     return "files/md5" if bundled else f"{url.rstrip('/')}/files/md5"
 
 
