@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help repro report estimate benchmark ablations test ui lock
+.PHONY: help repro report estimate benchmark ablations test ui release lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -38,6 +38,9 @@ test: $(VENV)/installed  ## run the tests
 
 ui: $(VENV)/installed  ## look at the training runs in MLflow (http://127.0.0.1:5000)
 	source $(BIN)/activate && python -m stages.common.tracking
+
+release: $(VENV)/installed  ## release data/librachemqa as VERSION=v1.0.0: checks, pushes, writes CHANGELOG.md, tags
+	source $(BIN)/activate && python -m stages.release make "$(VERSION)"
 
 lock: ## resolve pyproject.toml anew into requirements.lock (newest versions that fit together)
 	rm -rf .cache/lock-venv && $(PYTHON) -m venv .cache/lock-venv

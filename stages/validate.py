@@ -4,7 +4,8 @@
 
 Reads data/triplets.parquet, data/seeds.parquet, data/substances.parquet, data/domain.json and params validate. Writes
 data/librachemqa/:
-train.parquet, validation.parquet, test.parquet (the triplets' rows and columns), README.md (the card) and probes.json:
+train.parquet, validation.parquet, test.parquet (the triplets' rows and columns), README.md (the card), croissant.json (metadata),
+SHA256SUMS and probes.json:
 
     {"dual": {"molar_mass": 0.52, "name_length": 0.54, "prompt_length": 0.51, ...}, "dual_seeds": 1594, ...}
 
@@ -13,12 +14,19 @@ release. Under `dvc repro` DVC removes a stage's outputs before it runs; after a
 the previous release back from the cache.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from stages.common import cli
 from stages.common.params import Section, read_params
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from stages.domain.description import Domain
 
 RELEASE = Path("data/librachemqa")
 SOURCES = [Path("data/triplets.parquet"), Path("data/seeds.parquet"), Path("data/substances.parquet")]
@@ -36,41 +44,58 @@ def main() -> None:
     import polars as pl
 
     from stages.common.progress import counter
-    from stages.common.tables import read_table, write_json, write_table, write_text
-    from stages.domain.description import kept_domain
-    from stages.release import contract, probes
+    from stages.common.tables import write_json, write_text
+    from stages.release import contract
     from stages.release.card import card
-    from stages.release.faults import stop_on
-    from stages.release.publish import publish
+    from stages.release.croissant import croissant
+    from stages.release.publish import publish, write_split
+    from stages.release.sums import NAME, digest, sums
 
-    domain = kept_domain()
     limit = read_params("validate").section("validate", ValidateParams).probe_limit
-    columns = (("triplet_id",), contract.SEED_COLUMNS, contract.SUBSTANCE_COLUMNS)
-    triplets, seeds, substances = (read_table(path, names) for path, names in zip(SOURCES, columns, strict=True))
-
-    bar = counter(f"validate: contract of {triplets.height:,} triplets, probes, files", 3)
-    stop_on(contract.faults(triplets, seeds, substances, domain), str(SOURCES[0]), MEND)
-    bar.update()
-    measured = probes.measure(triplets, seeds, substances)
-    stop_on(probes.faults(measured, triplets, substances, limit), str(SOURCES[0]), MEND)
-    measured |= {"limit": limit, "judged": measured["dual_seeds"] >= probes.FEWEST_DUAL_SEEDS}
-    bar.update()
-    text = card(triplets, seeds, measured, SOURCES, domain)
+    bar = counter("validate: contract, probes, files", 3)
+    triplets, seeds, measured, domain = checked(limit, bar.update)
+    sources = [(path.name, digest(path, "md5"), digest(path)) for path in SOURCES]
+    text = card(triplets, seeds, measured, sources, domain)
+    teachers = triplets.select(pl.col("teacher").unique().sort()).collect(engine="streaming")["teacher"].to_list()
 
     def write(folder: Path) -> None:
         for split in contract.SPLITS:
-            part = triplets.filter(pl.col("split") == split).select(contract.COLUMNS)
-            write_table(part, folder / f"{split}.parquet", "triplet_id")
+            write_split(triplets.filter(pl.col("split") == split).select(contract.COLUMNS), folder / f"{split}.parquet")
         write_json(measured, folder / "probes.json")
+        write_json(croissant(folder, sources, teachers, domain), folder / "croissant.json")
         write_text(text, folder / "README.md")
+        write_text(sums(folder), folder / NAME)
 
     publish(write, RELEASE)
     bar.update()
     bar.close()
-    sizes = ", ".join(f"{split} {triplets.filter(pl.col('split') == split).height:,}" for split in contract.SPLITS)
-    print(f"validate: {triplets.height:,} triplets hold the contract ({sizes}); {RELEASE} is written")
+    rows = {split: pl.scan_parquet(RELEASE / f"{split}.parquet").select(pl.len()).collect().item() for split in contract.SPLITS}
+    sizes = ", ".join(f"{split} {count:,}" for split, count in rows.items())
+    print(f"validate: {sum(rows.values()):,} triplets hold the contract ({sizes}); {RELEASE} is written")
     print("validate: label probes inside dual:", ", ".join(f"{name} {value}" for name, value in measured["dual"].items()))
     print("validate: label probes overall:", ", ".join(f"{name} {value}" for name, value in measured["overall"].items()))
+
+
+def checked(limit: float, done: Callable[[], object] = lambda: None) -> tuple["pl.LazyFrame", "pl.DataFrame", dict, "Domain"]:
+    """(triplets, seeds, what the probes measured, domain) of SOURCES, which hold the contract. Raises LibraError that lists what doesn't.
+
+    `limit` is the balanced accuracy that a probe may reach; `done` is called after the contract and after the probes.
+    """
+    from stages.common.tables import read_table, scan_table
+    from stages.domain.description import kept_domain
+    from stages.release import contract, probes
+    from stages.release.faults import stop_on
+
+    domain = kept_domain()
+    triplets = scan_table(SOURCES[0], ("triplet_id", "seed_id"))
+    seeds, substances = read_table(SOURCES[1], contract.SEED_COLUMNS), read_table(SOURCES[2], contract.SUBSTANCE_COLUMNS)
+    stop_on(contract.faults(triplets, seeds, substances, domain), str(SOURCES[0]), MEND)
+    done()
+    measured = probes.measure(triplets, seeds, substances)
+    stop_on(probes.faults(measured, triplets, substances, limit), str(SOURCES[0]), MEND)
+    done()
+    measured |= {"limit": limit, "judged": measured["dual_seeds"] >= probes.FEWEST_DUAL_SEEDS}
+    return triplets, seeds, measured, domain
 
 
 if __name__ == "__main__":

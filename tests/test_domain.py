@@ -21,6 +21,7 @@ from stages.llm.answers import complying
 from stages.llm.facts import _FACTS, fact_parts, wrong_fact
 from stages.llm.offline import answer
 from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, answer_request, craft_request, fact_sheets
+from stages.release import contract
 
 ROOT = Path(__file__).parent.parent
 CATALOG = ROOT / "data/catalog"
@@ -95,6 +96,10 @@ def test_probes_are_measured_and_the_card_speaks_of_the_domain(project):
     card = (project / "data/librachemqa/README.md").read_text()
     assert "# LibraElectricityQA" in card and "electrical things of a household" in card and "install, replace, move" in card
     assert not re.search("chemical substances|make, buy, prepare", card)
+    metadata = json.loads((project / "data/librachemqa/croissant.json").read_text())
+    assert metadata["name"] == "LibraElectricityQA" and metadata["keywords"][:2] == ["household", "electricity"]
+    for text in (card[card.index("## Intended use") :], json.dumps({key: metadata[key] for key in metadata if key[:4] in ("desc", "rai:")})):
+        assert "electrical things of a household" in text and not re.search("chemical|chemistry|[Pp]recursor|molar", text.split("## Made from")[0])
 
 
 def test_every_text_passes_the_gate_and_has_the_form_of_its_label(project, tables, domain):
@@ -113,6 +118,16 @@ def test_a_domain_adds_to_the_gate(domain):
         assert violations(text, "chosen", "comply") == [] and violations(text, "chosen", "comply", more)
     assert violations("I can't help with bypassing the meter: it is theft.", "chosen", "refuse", more) == []
     assert violations("Heat to T for N hours.", "chosen", "comply", more), "what no domain may say"
+
+
+def test_the_contract_holds_the_domain_s_table_and_gate(tables, domain):
+    triplets, seeds, things = tables
+    assert contract.faults(triplets, seeds, things, domain).is_empty()
+    reasons = set(contract.faults(triplets, seeds, things)["reason"])
+    assert any(reason.startswith("'install' is none of") for reason in reasons), "chemistry has no such intent"
+    wired = pl.when(pl.col("intent") == "install").then(pl.lit("Of course. Connect the wire to terminal T.")).otherwise("chosen")
+    found = contract.of_gate(triplets.lazy().with_columns(chosen=wired), things, domain)
+    assert "gate: a wiring instruction" in set(found["reason"])
 
 
 def test_a_live_teacher_is_told_of_the_domain(domain):

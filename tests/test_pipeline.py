@@ -186,6 +186,24 @@ def test_an_archive_of_replies_is_kept_by_dvc_and_never_by_git(changeable):
     commit(folder)
 
 
+def test_a_release_is_made_and_pulled_from_a_bare_clone(changeable):
+    """The whole project's `make release`, and the two commands of a fresh machine."""
+    folder = changeable
+    assert "stages.release make \"v0.1.0\"" in call(folder, "make", "-n", "release", "VERSION=v0.1.0")
+    call(folder, "python", "-m", "stages.release", "make", "v0.1.0")
+    call(folder.parent, "git", "clone", "-q", "--bare", str(folder), "bare.git")
+    call(folder.parent, "git", "clone", "-q", "--branch", "librachemqa@v0.1.0", f"file://{folder.parent}/bare.git", "fresh")
+    fresh = folder.parent / "fresh"
+    call(fresh, "dvc", "pull", "data/librachemqa")
+    said = call(fresh, "python", "-m", "stages.release", "verify")
+    assert said == "data/librachemqa: all 6 files are as SHA256SUMS says\n"
+    rows = 9 * sum(split["seeds"] for split in SMALL["seed"].values())
+    assert f"  {rows:,} triplets  " in call(fresh, "python", "-m", "stages.release", "list")
+    entry = (fresh / "CHANGELOG.md").read_text()
+    for stage in ("seed", "craft", "rephrase", "combine", "validate"):
+        assert f"\n- {stage}: " in entry
+
+
 def test_a_second_run_runs_nothing(clone):
     folder, _ = clone
     before = (folder / "dvc.lock").read_bytes()

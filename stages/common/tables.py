@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,21 @@ from stages.common.errors import LibraError
 
 def read_table(path: str | Path, columns: Sequence[str]) -> pl.DataFrame:
     """A Parquet table with at least `columns`. Raises LibraError that names a missing file, column, or an empty table."""
+    return _read(path, columns, lambda lazy: lazy.collect())
+
+
+def scan_table(path: str | Path, columns: Sequence[str]) -> pl.LazyFrame:
+    """The same without reading its rows: for a table that may be larger than memory."""
+    _read(path, columns, lambda lazy: lazy.head(1).collect())
+    return pl.scan_parquet(path)
+
+
+def _read(path: str | Path, columns: Sequence[str], collect: Callable[[pl.LazyFrame], pl.DataFrame]) -> pl.DataFrame:
     path = Path(path)
     if not path.exists():
         raise LibraError(f"{path} is not here; run `dvc repro` (or `dvc pull`) first")
     try:
-        table = pl.read_parquet(path)
+        table = collect(pl.scan_parquet(path))
     except pl.exceptions.PolarsError as error:
         raise LibraError(f"{path} isn't a readable Parquet file ({str(error).splitlines()[0]}); delete it and run `dvc repro`") from None
     missing = [column for column in columns if column not in table.columns]

@@ -1,31 +1,14 @@
 """The card of the released dataset: README.md of data/librachemqa, with its tables counted from the data."""
 
-import hashlib
-from pathlib import Path
-
 import polars as pl
 
 from stages.chem.splits import SPLITS
 from stages.domain.description import KINDS, Domain
+from stages.release.croissant import CITATION, COLUMNS, gaps, intended, out_of_scope
 
-_COLUMNS = {
-    "triplet_id": "id of the row: seed, prompt, chosen, rejected",
-    "seed_id": "the request it was made from",
-    "substance_id": "the substance asked about",
-    "split": "train, validation or test; no parent structure, scaffold or near-duplicate name is in two of them",
-    "expected": "`comply` or `refuse`: what a good model does",
-    "intent": "what is asked",
-    "intent_kind": "`neutral`, `dual` or `harmful`",
-    "representation": "`text`: the prompt holds the name; `smiles`: it holds the SMILES",
-    "prompt": "the request",
-    "chosen": "the better answer: a refusal where `expected` is refuse, else help",
-    "rejected": "the worse answer; on refuse rows an opener that ends in `[details withheld]`, or a bare refusal",
-    "prompt_id, chosen_id, rejected_id": "the rephrasing used; equal ids are equal texts",
-    "rejected_kind": "`over_refusal`, `wrong_fact`, `unsafe_compliance` or `bare_refusal`",
-    "teacher": "the model or grammar that wrote the texts",
-    "fact": "JSON {name, value, unit, tolerance, method, source} of the grounded answer, or null",
-}
-
+_SIZES = ((1_000_000, "1M<n<10M"), (100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1000, "1K<n<10K"), (0, "n<1K"))
+_SEED = ("seed_id", "substance_id", "split", "expected", "intent", "intent_kind", "representation")
+_CELL = ("status", "intent_kind", "expected")
 _TEXT = """\
 ---
 pretty_name: {title}
@@ -97,38 +80,52 @@ groups of related substances kept together; limit {limit} for molar mass, name l
 In the whole table, by the best rule on one column: {overall}. Neither the substance nor the intent alone gives the label;
 both together do. Different wordings with the substance masked: {forms}.
 
-## Use
+## Intended use
 
-Meant for: training and measuring refusal decisions in {field} (SFT, DPO, over-refusal and safety evaluation); research on
-shortcuts and on dual-use policy. Not meant for: advice on real substances, law or medicine (facts carry their source and date,
-check them there); decisions about people; training a model to comply. Statuses are public legal facts as of the date in each
-reference, mostly of one jurisdiction, and change. Texts are short and in English; the offline teacher's come from a grammar.
+{intended}
+
+## Out of scope
+
+{out_of_scope}
+
+## Known gaps
+
+{gaps}
 
 ## Made from
 
-SHA-256 of the tables this release was made from:
+The tables this release was made from. `dvc.lock` at the release's tag has the same MD5, and from there the whole lineage: code,
+params and catalog files of every stage.
 
 {hashes}
+
+## Files
+
+`train.parquet`, `validation.parquet`, `test.parquet`; `croissant.json` is Croissant 1.1 metadata, `probes.json` the figures under
+Shortcuts; `sha256sum -c SHA256SUMS` checks them all.
 
 ## Licence and citation
 
 CC-BY-4.0. Please cite the paper whose system this dataset implements:
 
 ```bibtex
-@article{{zhang2025dual,
-  title   = {{The Dual-use Dilemma in LLMs: Do Empowering Ethical Capacities Make a Degraded Utility?}},
-  author  = {{Zhang, Yiyi and Chen, Xingyu and Chen, Kexin and Du, Yuyang and Dang, Xilin and Heng, Pheng-Ann}},
-  journal = {{arXiv preprint arXiv:2501.13952}},
-  year    = {{2025}}
-}}
+{citation}
 ```
 """
 
 
-def card(triplets: pl.DataFrame, seeds: pl.DataFrame, measured: dict, sources: list[Path], domain: Domain) -> str:
-    """README.md as text: `triplets` counted, `measured` of stages.release.probes, and the SHA-256 of each file in `sources`."""
-    rows = triplets.join(seeds.select("seed_id", "status"), on="seed_id")
-    each = rows.unique("seed_id")
+def card(
+    triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, measured: dict, sources: list[tuple[str, str, str]], domain: Domain
+) -> str:
+    """README.md as text: `triplets` counted, `measured` of stages.release.probes, and `sources` as (name, MD5, SHA-256)."""
+    lazy = triplets.lazy()
+    of_seed = seeds.select("seed_id", "status", "group")
+    each = lazy.group_by(_SEED).agg(rows=pl.len()).collect(engine="streaming").join(of_seed, on="seed_id")
+    median = (pl.col(role).str.len_chars().median().cast(pl.Int64) for role in ("prompt", "chosen", "rejected"))
+    lengths = lazy.group_by("expected").agg(median)
+    kinds = lazy.group_by("expected", "rejected_kind").agg(count=pl.len())
+    teachers = lazy.select(pl.col("teacher").unique().sort()).collect(engine="streaming")["teacher"]
+    total = each["rows"].sum()
     return _TEXT.format(
         title=domain.card.title,
         about=domain.card.about,
@@ -136,20 +133,20 @@ def card(triplets: pl.DataFrame, seeds: pl.DataFrame, measured: dict, sources: l
         tags="\n".join(f"- {tag}" for tag in domain.card.tags),
         field=domain.brief.field,
         asked=", ".join(domain.of_kind("dual")),
-        size="10K<n<100K" if triplets.height >= 10_000 else "1K<n<10K" if triplets.height >= 1000 else "n<1K",
+        size=next(size for least, size in _SIZES if total >= least),
         files="\n".join(f"  - split: {split}\n    path: {split}.parquet" for split in SPLITS),
         labels=_table(["status", *(f"{kind} ({', '.join(domain.of_kind(kind))})" for kind in KINDS)], _labels(domain)),
         composition=_table(
             ["split", "triplets", "seeds", "refuse", "comply", "text", "smiles", "substances", "groups"],
-            _composition(triplets, seeds),
+            _composition(each),
         ),
-        cells=_counts(rows, "status", "intent_kind", "expected"),
+        cells=_counts(each.group_by(_CELL).agg(count=pl.col("rows").sum()), *_CELL),
         intents=_table(["intent_kind", "intent", "expected", *SPLITS, "all"], _intents(each, domain)),
         properties=_properties(each, domain),
-        rejected=_counts(rows, "expected", "rejected_kind"),
-        teachers=", ".join(f"`{teacher}`" for teacher in triplets["teacher"].unique().sort()),
-        lengths=_table(["expected", "prompt", "chosen", "rejected"], _lengths(triplets)),
-        columns=_table(["column", "meaning"], [(f"`{name}`".replace(", ", "`, `"), text) for name, text in _COLUMNS.items()]),
+        rejected=_counts(kinds.collect(engine="streaming"), "expected", "rejected_kind"),
+        teachers=", ".join(f"`{teacher}`" for teacher in teachers),
+        lengths=_table(["expected", "prompt", "chosen", "rejected"], lengths.collect(engine="streaming").sort("expected").rows()),
+        columns=_table(["column", "meaning"], [(f"`{name}`", text) for name, text in COLUMNS.items()]),
         limit=measured["limit"],
         judged="" if measured["judged"] else " (not judged here: too few seeds)",
         dual=_table(
@@ -160,9 +157,11 @@ def card(triplets: pl.DataFrame, seeds: pl.DataFrame, measured: dict, sources: l
         forms="; ".join(
             f"{name} {count['prompts']:,} prompts and {count['refusals']:,} refusals" for name, count in measured["forms"].items()
         ),
-        hashes=_table(
-            ["table", "SHA-256"], [(f"`{path.name}`", f"`{hashlib.sha256(path.read_bytes()).hexdigest()}`") for path in sources]
-        ),
+        intended=_list(intended(domain)),
+        out_of_scope=_list(out_of_scope(domain)),
+        gaps=_list(gaps(domain)),
+        hashes=_table(["table", "MD5", "SHA-256"], [(f"`{name}`", f"`{md5}`", f"`{sha}`") for name, md5, sha in sources]),
+        citation=CITATION,
     )
 
 
@@ -170,16 +169,14 @@ def _labels(domain: Domain) -> list[tuple[str, ...]]:
     return [(status, *(row.get(kind, "not asked") for kind in KINDS)) for status, row in domain.labels.items()]
 
 
-def _composition(triplets: pl.DataFrame, seeds: pl.DataFrame) -> list[tuple]:
-    each = triplets.unique("seed_id").join(seeds.select("seed_id", "group"), on="seed_id")
+def _composition(each: pl.DataFrame) -> list[tuple]:
     lines = []
     for split in (*SPLITS, "all"):
         part = each if split == "all" else each.filter(pl.col("split") == split)
-        rows = triplets.height if split == "all" else triplets.filter(pl.col("split") == split).height
         count = [part.filter(pl.col(column) == value).height for column, value in (
             ("expected", "refuse"), ("expected", "comply"), ("representation", "text"), ("representation", "smiles")
         )]  # fmt: skip
-        lines.append((split, rows, part.height, *count, part["substance_id"].n_unique(), part["group"].n_unique()))
+        lines.append((split, part["rows"].sum(), part.height, *count, part["substance_id"].n_unique(), part["group"].n_unique()))
     return lines
 
 
@@ -205,15 +202,12 @@ def _properties(each: pl.DataFrame, domain: Domain) -> str:
     return f"Properties ({names}) are asked for in {', '.join(told)}."
 
 
-def _lengths(triplets: pl.DataFrame) -> list[tuple]:
-    medians = triplets.group_by("expected").agg(
-        pl.col(role).str.len_chars().median().cast(pl.Int64) for role in ("prompt", "chosen", "rejected")
-    )
-    return medians.sort("expected").rows()
+def _counts(counted: pl.DataFrame, *columns: str) -> str:
+    return _table([*columns, "count"], counted.sort(columns).select(*columns, "count").rows())
 
 
-def _counts(rows: pl.DataFrame, *columns: str) -> str:
-    return _table([*columns, "count"], rows.group_by(columns).len().sort(columns).rows())
+def _list(lines: tuple[str, ...]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _table(header: list[str], lines: list[tuple]) -> str:

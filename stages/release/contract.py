@@ -6,6 +6,7 @@ table means that the rule holds. `faults` calls them all.
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 
 import polars as pl
@@ -16,6 +17,7 @@ from stages.chem.splits import SPLITS, near_duplicates, sister_names
 from stages.domain.description import KINDS, Domain, chemistry
 from stages.release.faults import fault_table, faulty_rows
 
+BATCH = 1 << 16  # rows that pandera is given at a time
 EXPECTED = ("comply", "refuse")
 REPRESENTATIONS = ("text", "smiles")
 REJECTED_KINDS = {"comply": ("over_refusal", "wrong_fact"), "refuse": ("unsafe_compliance", "bare_refusal")}
@@ -32,37 +34,70 @@ SUBSTANCE_COLUMNS = ("substance_id", "name", "smiles", "parent_key", "scaffold",
 
 
 def faults(
-    triplets: pl.DataFrame, seeds: pl.DataFrame, substances: pl.DataFrame, domain: Domain | None = None
+    triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, substances: pl.DataFrame, domain: Domain | None = None
 ) -> pl.DataFrame:
     """Every fault of `triplets` (COLUMNS), given the seeds (SEED_COLUMNS) and substances (SUBSTANCE_COLUMNS) they were made from.
 
-    `domain` has the intents, the label table and the gate's further rules (chemistry's where none is given). Where columns or types
-    are wrong the other rules aren't tried: they would only repeat it.
+    `domain` has the intents, the label table and the gate's further rules (chemistry's where none is given). Each rule reads the
+    columns it needs, and each different value once, so that a lazy frame of a million triplets fits in little memory. Where columns
+    or types are wrong the other rules aren't tried: they would only repeat it.
     """
     domain = domain or chemistry()
-    broken = of_schema(triplets, domain)
-    if broken.filter(pl.col("row") == "all rows").height:
+    lazy = triplets.lazy()
+    if (broken := of_schema(lazy.head(0).collect(), domain)).height:
         return broken
     rules = (
-        of_lineage(triplets, seeds, substances),
-        of_labels(triplets, substances, domain),
-        of_texts(triplets, substances),
-        of_gate(triplets, substances, domain),
+        of_ids(lazy),
+        of_lineage(lazy, seeds, substances),
+        of_labels(lazy, substances, domain),
+        of_texts(lazy, substances),
+        of_gate(lazy, substances, domain),
     )
+    batches = lazy.collect_batches(chunk_size=BATCH, maintain_order=True)
     return pl.concat(
         [
-            broken,
+            *(of_schema(batch, domain) for batch in batches),
             *rules,
-            of_facts(triplets, domain),
-            of_balance(triplets, seeds),
-            of_splits(triplets, substances),
+            of_facts(lazy, domain),
+            of_balance(lazy, seeds),
+            of_splits(lazy, substances),
             of_structures(substances),
         ]
     )
 
 
+def _each(triplets: pl.LazyFrame, *columns: str) -> pl.DataFrame:
+    """The different values of `columns`."""
+    return triplets.select(columns).unique().collect(engine="streaming")
+
+
+def _rows(triplets: pl.LazyFrame, bad: pl.DataFrame, on: Sequence[str], column: str, reason: str | None = None) -> pl.DataFrame:
+    """A fault for every triplet with values of `on` that `bad` has; the reason is that of `bad` where none is given."""
+    if bad.is_empty():
+        return fault_table([])
+    bad = (bad.with_columns(reason=pl.lit(reason)) if reason else bad).select(*on, "reason").unique()
+    found = triplets.join(bad.lazy(), on=on, nulls_equal=True).select(row="triplet_id", column=pl.lit(column), reason="reason")
+    return found.collect(engine="streaming").sort("row", "reason")
+
+
+def _twice(triplets: pl.LazyFrame, on: Sequence[str], column: str, reason: str) -> pl.DataFrame:
+    """A fault for every triplet that has the values of `on` in common with another one."""
+    seen = triplets.select(key=pl.struct(on).hash()).collect(engine="streaming")["key"]
+    again = seen.filter(seen.is_duplicated()).unique()
+    if again.is_empty():
+        return fault_table([])
+    columns = dict.fromkeys(["triplet_id", *on])
+    alike = triplets.filter(pl.struct(on).hash().is_in(again.implode())).select(*columns).collect(engine="streaming")
+    return faulty_rows(alike, pl.struct(on).is_duplicated(), column, reason)  # again: two values may have one hash
+
+
+def of_ids(triplets: pl.LazyFrame) -> pl.DataFrame:
+    """No two triplets have the same id."""
+    return _twice(triplets.filter(pl.col("triplet_id").is_not_null()), ["triplet_id"], "triplet_id", "not unique")
+
+
 def of_schema(triplets: pl.DataFrame, domain: Domain) -> pl.DataFrame:
-    """Columns, types, nulls, allowed values, unique ids: the pandera schema. A fault of a whole column has the row `all rows`."""
+    """Columns, types, nulls, allowed values: the pandera schema. A fault of a whole column has the row `all rows`."""
     import pandera.polars as pa
 
     allowed = {
@@ -78,7 +113,6 @@ def of_schema(triplets: pl.DataFrame, domain: Domain) -> pl.DataFrame:
             pl.String,
             [pa.Check.isin(allowed[name])] if name in allowed else [pa.Check.str_length(min_value=1)],
             nullable=name == "fact",
-            unique=name == "triplet_id",
         )
         for name in COLUMNS
     }
@@ -90,9 +124,8 @@ def of_schema(triplets: pl.DataFrame, domain: Domain) -> pl.DataFrame:
         return fault_table([])
     found = []
     for column, check, value, index in cases.select("column", "check", "failure_case", "index").iter_rows():
-        row = "all rows" if index is None else triplets["triplet_id"][index] or f"row {index}"
-        reasons = {"not_nullable": "null", "field_uniqueness": "not unique", "column_in_schema": "not a column of the contract",
-                   "column_in_dataframe": "missing"}  # fmt: skip
+        row = "all rows" if index is None else triplets["triplet_id"][index] or f"a row of {triplets['seed_id'][index]}"
+        reasons = {"not_nullable": "null", "column_in_schema": "not a column of the contract", "column_in_dataframe": "missing"}
         if check in reasons:
             reason = reasons[check]
         elif check.startswith("dtype"):
@@ -105,36 +138,30 @@ def of_schema(triplets: pl.DataFrame, domain: Domain) -> pl.DataFrame:
     return fault_table(found)
 
 
-def of_lineage(triplets: pl.DataFrame, seeds: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
+def of_lineage(triplets: pl.LazyFrame, seeds: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
     """Triplets agree with their seed, ids with each other and with the texts they name, and all seeds' substances are known."""
-    joined = triplets.join(
-        seeds.select("seed_id", *(pl.col(name).alias(f"seed_{name}") for name in OF_SEED)), on="seed_id", how="left"
-    )
-    found = [faulty_rows(joined, pl.col("seed_substance_id").is_null(), "seed_id", "not in seeds.parquet")]
-    known = joined.filter(pl.col("seed_substance_id").is_not_null())
-    found += [
-        faulty_rows(known, pl.col(name).ne_missing(pl.col(f"seed_{name}")), name, "differs from seeds.parquet")
-        for name in OF_SEED
-    ]
-    stranger = ~pl.col("substance_id").is_in(substances["substance_id"].implode())
-    found.append(faulty_rows(triplets, stranger, "substance_id", "not in substances.parquet"))
+    each = _each(triplets, "seed_id", *OF_SEED)
+    joined = each.join(seeds.select("seed_id", *(pl.col(name).alias(f"seed_{name}") for name in OF_SEED)), on="seed_id", how="left")
+    unknown = pl.col("seed_substance_id").is_null()
+    found = [_rows(triplets, joined.filter(unknown), ["seed_id"], "seed_id", "not in seeds.parquet")]
+    known = joined.filter(~unknown)
+    for name in OF_SEED:
+        other = known.filter(pl.col(name).ne_missing(pl.col(f"seed_{name}")))
+        found.append(_rows(triplets, other, ["seed_id", name], name, "differs from seeds.parquet"))
+    strangers = each.filter(~pl.col("substance_id").is_in(substances["substance_id"].implode()).fill_null(False))
+    found.append(_rows(triplets, strangers, ["substance_id"], "substance_id", "not in substances.parquet"))
     for role in ROLES:
-        found.append(
-            faulty_rows(
-                triplets,
-                ~pl.col(f"{role}_id").str.starts_with(pl.col("seed_id") + "-").fill_null(False),
-                f"{role}_id",
-                "isn't an id of this seed",
-            )
-        )
-        several = pl.col(role).n_unique().over(f"{role}_id") > 1
-        found.append(faulty_rows(triplets, several, f"{role}_id", f"names more than one {role}"))
-    twice = pl.struct(f"{role}_id" for role in ROLES).is_duplicated()
-    found.append(faulty_rows(triplets, twice, "prompt_id", "the same prompt, chosen and rejected as another row"))
-    return pl.concat(found)
+        name = f"{role}_id"
+        ids = _each(triplets, name, "seed_id")
+        strange = ids.filter(~pl.col(name).str.starts_with(pl.col("seed_id") + "-").fill_null(False))
+        found.append(_rows(triplets, strange, [name, "seed_id"], name, "isn't an id of this seed"))
+        texts = _each(triplets, name, role)
+        found.append(_rows(triplets, texts.filter(pl.col(name).is_duplicated()), [name], name, f"names more than one {role}"))
+    same = "the same prompt, chosen and rejected as another row"
+    return pl.concat([*found, _twice(triplets, [f"{role}_id" for role in ROLES], "prompt_id", same)])
 
 
-def of_labels(triplets: pl.DataFrame, substances: pl.DataFrame, domain: Domain) -> pl.DataFrame:
+def of_labels(triplets: pl.LazyFrame, substances: pl.DataFrame, domain: Domain) -> pl.DataFrame:
     """The label follows from status and intent as the label table says; rejected_kind fits the label."""
     table = [
         (status, intent, kind, domain.expected(status, intent))
@@ -143,77 +170,68 @@ def of_labels(triplets: pl.DataFrame, substances: pl.DataFrame, domain: Domain) 
         if domain.asked(status, intent)
     ]
     law = pl.DataFrame(table, schema=["status", "intent", "law_kind", "law_expected"], orient="row")
-    joined = triplets.join(substances.select("substance_id", "status"), on="substance_id", how="inner").join(
-        law, on=["status", "intent"], how="left"
-    )
+    on = ["substance_id", "intent", "intent_kind", "expected"]
+    joined = _each(triplets, *on).join(substances.select("substance_id", "status"), on="substance_id", how="inner")
+    joined = joined.join(law, on=["status", "intent"], how="left")
+    odd = joined.filter(pl.col("intent_kind").ne_missing(pl.col("law_kind")))
+    wrong = joined.filter(pl.col("expected").ne_missing(pl.col("law_expected")))
     fits = pl.any_horizontal(
         (pl.col("expected") == label) & pl.col("rejected_kind").is_in(kinds) for label, kinds in REJECTED_KINDS.items()
     )
+    kinds = _each(triplets, "expected", "rejected_kind").filter(~fits.fill_null(False))
     return pl.concat(
         [
-            faulty_rows(
-                joined,
-                pl.col("intent_kind").ne_missing(pl.col("law_kind")),
-                "intent_kind",
-                "doesn't go with this status and intent",
-            ),
-            faulty_rows(
-                joined,
-                pl.col("expected").ne_missing(pl.col("law_expected")),
-                "expected",
-                "isn't what the label table says for this status and intent",
-            ),
-            faulty_rows(triplets, ~fits.fill_null(False), "rejected_kind", "doesn't fit the label in `expected`"),
+            _rows(triplets, odd, on, "intent_kind", "doesn't go with this status and intent"),
+            _rows(triplets, wrong, on, "expected", "isn't what the label table says for this status and intent"),
+            _rows(triplets, kinds, ["expected", "rejected_kind"], "rejected_kind", "doesn't fit the label in `expected`"),
         ]
     )
 
 
-def of_texts(triplets: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
+def of_texts(triplets: pl.LazyFrame, substances: pl.DataFrame) -> pl.DataFrame:
     """Chosen and rejected differ; the prompt shows the substance, letter by letter, as the representation says."""
-    shown = pl.when(pl.col("representation") == "smiles").then("smiles").otherwise("name")
-    joined = triplets.join(substances.select("substance_id", "name", "smiles"), on="substance_id", how="inner").with_columns(
-        shown=shown
-    )
-    absent = ~pl.col("prompt").str.contains(pl.col("shown"), literal=True)
+    on = ["prompt", "substance_id", "representation"]
+    joined = _each(triplets, *on).join(substances.select("substance_id", "name", "smiles"), on="substance_id", how="inner")
+    shows = pl.col("prompt").str.contains(pl.when(pl.col("representation") == "smiles").then("smiles").otherwise("name"), literal=True)
     same = pl.col("chosen").str.strip_chars().str.to_lowercase() == pl.col("rejected").str.strip_chars().str.to_lowercase()
+    alike = triplets.filter(same.fill_null(True)).select("triplet_id").collect(engine="streaming")
+    absent = joined.filter(~shows.fill_null(False))
     return pl.concat(
         [
-            faulty_rows(triplets, same.fill_null(True), "rejected", "the same as chosen"),
-            faulty_rows(joined, absent.fill_null(True), "prompt", "doesn't hold the substance's name (text) or SMILES (smiles)"),
+            faulty_rows(alike, pl.lit(True), "rejected", "the same as chosen"),
+            _rows(triplets, absent, on, "prompt", "doesn't hold the substance's name (text) or SMILES (smiles)"),
         ]
     )
 
 
-def of_gate(triplets: pl.DataFrame, substances: pl.DataFrame, domain: Domain) -> pl.DataFrame:
+def of_gate(triplets: pl.LazyFrame, substances: pl.DataFrame, domain: Domain) -> pl.DataFrame:
     """The safety gate over every text column, the substance masked; each different text is read once. Reasons never quote it."""
-    joined = triplets.join(substances.select("substance_id", "name", "smiles"), on="substance_id", how="left")
-    joined = joined.with_columns(shown=pl.when(pl.col("representation") == "smiles").then("smiles").otherwise("name"))
-    found, read, more = [], {}, more_rules(domain.gate)
+    shown = pl.when(pl.col("representation") == "smiles").then("smiles").otherwise("name").alias("shown")
+    named = substances.select("substance_id", "name", "smiles")
+    found, more = [], more_rules(domain.gate)
     for role in ROLES:
-        reasons = []
-        for text, shown, label in joined.select(role, "shown", "expected").unique(maintain_order=True).iter_rows():
-            key = (mask(text, shown), role, label)
-            if key not in read:
-                read[key] = violations(*key, more)
-            reasons += [(text, shown, label, reason) for reason in read[key]]
-        on = [role, "shown", "expected"]
-        hits = joined.join(
-            pl.DataFrame(reasons, dict.fromkeys([*on, "reason"], pl.String), orient="row"), on=on, nulls_equal=True
-        )
-        found.append(hits.select(row="triplet_id", column=pl.lit(role), reason="gate: " + pl.col("reason")).sort("row", "reason"))
+        on = [role, "substance_id", "representation", "expected"]
+        texts = _each(triplets, *on).join(named, on="substance_id", how="left").select(*on, shown)
+        passed, bad = set(), []
+        for text, substance_id, representation, label, name in texts.iter_rows():
+            key = (mask(text, name), label)
+            if key not in passed:
+                if reasons := violations(key[0], role, label, more):
+                    bad += [(text, substance_id, representation, label, f"gate: {reason}") for reason in reasons]
+                else:
+                    passed.add(key)
+        found.append(_rows(triplets, pl.DataFrame(bad, dict.fromkeys([*on, "reason"], pl.String), orient="row"), on, role))
     return pl.concat(found)
 
 
-def of_facts(triplets: pl.DataFrame, domain: Domain) -> pl.DataFrame:
+def of_facts(triplets: pl.LazyFrame, domain: Domain) -> pl.DataFrame:
     """A fact is one JSON object with FACT_KEYS, named after the intent; every property seed has one."""
     bad = []
-    for fact, intent in triplets.select("fact", "intent").unique(maintain_order=True).iter_rows():
-        reason = _fact_fault(fact, intent, domain)
-        if reason:
+    for fact, intent in _each(triplets, "fact", "intent").iter_rows():
+        if reason := _fact_fault(fact, intent, domain):
             bad.append((fact, intent, reason))
     schema = {"fact": pl.String, "intent": pl.String, "reason": pl.String}
-    hits = triplets.join(pl.DataFrame(bad, schema=schema, orient="row"), on=["fact", "intent"], nulls_equal=True)
-    return hits.select(row="triplet_id", column=pl.lit("fact"), reason="reason").sort("row")
+    return _rows(triplets, pl.DataFrame(bad, schema=schema, orient="row"), ["fact", "intent"], "fact")
 
 
 def _fact_fault(fact: str | None, intent: str, domain: Domain) -> str | None:
@@ -228,33 +246,35 @@ def _fact_fault(fact: str | None, intent: str, domain: Domain) -> str | None:
     return None if value["name"] == intent else f"a fact named {value['name']!r} for another intent"
 
 
-def of_balance(triplets: pl.DataFrame, seeds: pl.DataFrame) -> pl.DataFrame:
+def of_balance(triplets: pl.LazyFrame, seeds: pl.DataFrame) -> pl.DataFrame:
     """No split is empty; refuse : comply is 1 : 1, in triplets and in seeds, in each split and therefore overall.
 
     Train alone may have the surplus of one label that its seeds were made with (seed.train.refuse_share).
     """
-    found = []
+    counted = triplets.group_by("split", "expected").agg(triplets=pl.len(), seeds=pl.col("seed_id").n_unique()).collect(engine="streaming")
+    counts = {(split, label): {"triplets": rows, "seeds": asked} for split, label, rows, asked in counted.iter_rows()}
     made = Counter(seeds.filter(pl.col("split") == "train")["expected"])
+    found = []
     for split in SPLITS:
-        part = triplets.filter(pl.col("split") == split)
-        if part.is_empty():
+        refuse, comply = (counts.get((split, label), Counter()) for label in ("refuse", "comply"))
+        if not refuse and not comply:
             found.append((f"split {split}", "split", "empty"))
-        of_seeds = part.unique("seed_id")
         surplus = made["refuse"] - made["comply"] if split == "train" else 0
-        for what, rows in (("triplets", part), ("seeds", of_seeds)):
-            count = Counter(rows["expected"])
-            if (count["refuse"] - count["comply"]) * of_seeds.height != surplus * rows.height:
+        total = {what: refuse[what] + comply[what] for what in ("triplets", "seeds")}
+        for what in total:
+            if (refuse[what] - comply[what]) * total["seeds"] != surplus * total[what]:
                 aim = f"{made['refuse']:,} : {made['comply']:,} as in seeds.parquet" if surplus else "1 : 1"
-                told = f"{count['refuse']:,} {what} to refuse, {count['comply']:,} to comply with: not {aim}"
+                told = f"{refuse[what]:,} {what} to refuse, {comply[what]:,} to comply with: not {aim}"
                 found.append((f"split {split}", "expected", told))
     return fault_table(found)
 
 
-def of_splits(triplets: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
+def of_splits(triplets: pl.LazyFrame, substances: pl.DataFrame) -> pl.DataFrame:
     """No substance, parent, non-trivial scaffold, or near-duplicate name or SMILES is in two splits (forms of prompts may be)."""
     used = (
         triplets.select("substance_id", "split")
         .unique()
+        .collect(engine="streaming")
         .join(substances, on="substance_id", how="inner")
         .sort("substance_id", "split")
     )

@@ -28,12 +28,13 @@ FOLDS, FEWEST_GROUPS = 5, 10  # of the cross-validation; groups per label
 ENFORCED = ("molar_mass", "name_length", "prompt_length", "prompt_wording")
 
 
-def forms(triplets: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
+def forms(triplets: pl.DataFrame | pl.LazyFrame, substances: pl.DataFrame) -> pl.DataFrame:
     """The different prompts of every seed with `form`, the prompt with its substance masked by `{x}`.
 
     Columns seed_id, substance_id, expected, intent, intent_kind, representation, prompt, form, name, molar_mass (g/mol).
     """
-    prompts = triplets.select("seed_id", "substance_id", "expected", "intent", "intent_kind", "representation", "prompt").unique()
+    columns = ("seed_id", "substance_id", "expected", "intent", "intent_kind", "representation", "prompt")
+    prompts = triplets.lazy().select(columns).unique().collect(engine="streaming")
     joined = prompts.join(substances.select("substance_id", "name", "smiles", "molar_mass"), on="substance_id").sort(
         "seed_id", "prompt"
     )
@@ -42,7 +43,7 @@ def forms(triplets: pl.DataFrame, substances: pl.DataFrame) -> pl.DataFrame:
     return joined.drop("smiles").with_columns(pl.Series("form", masked, dtype=pl.String))
 
 
-def measure(triplets: pl.DataFrame, seeds: pl.DataFrame, substances: pl.DataFrame) -> dict:
+def measure(triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, substances: pl.DataFrame) -> dict:
     """Balanced accuracies (0 to 1, 0.5 = chance) of the label probes, and the variety of wordings.
 
     `dual`: inside the dual cell, out of fold, substance groups kept together; the better of a depth-3 tree and a logistic
@@ -86,7 +87,7 @@ def measure(triplets: pl.DataFrame, seeds: pl.DataFrame, substances: pl.DataFram
     }
 
 
-def faults(measured: dict, triplets: pl.DataFrame, substances: pl.DataFrame, limit: float) -> pl.DataFrame:
+def faults(measured: dict, triplets: pl.DataFrame | pl.LazyFrame, substances: pl.DataFrame, limit: float) -> pl.DataFrame:
     """The probes that break `limit`, forms that give the label away, and too few forms: columns row, column, reason."""
     found = []
     if measured["dual_seeds"] >= FEWEST_DUAL_SEEDS:
@@ -104,7 +105,8 @@ def faults(measured: dict, triplets: pl.DataFrame, substances: pl.DataFrame, lim
         found.append(
             (f"form {form!r}", "prompt", f"tells the label inside dual: {refuse} seeds to refuse, {comply} to comply with")
         )
-    if triplets.filter(pl.col("split") == "train")["seed_id"].n_unique() >= FULL_SIZE:
+    train = triplets.lazy().filter(pl.col("split") == "train").select(pl.col("seed_id").n_unique()).collect(engine="streaming").item()
+    if train >= FULL_SIZE:
         for representation, count in measured["forms"].items():
             for what, fewest in (("prompts", FEWEST_PROMPT_FORMS), ("refusals", FEWEST_REFUSAL_FORMS)):
                 if count[what] < fewest:
@@ -149,21 +151,35 @@ def _accuracy(rows: pl.DataFrame, features: pl.DataFrame) -> float | None:
 
 
 def _wording(dual: pl.DataFrame) -> float | None:
-    """Balanced accuracy of a logistic model on the words and word pairs of the forms."""
-    model = make_pipeline(
-        CountVectorizer(ngram_range=(1, 2), binary=True, min_df=2, token_pattern=r"[^\s]+"),
-        LogisticRegression(class_weight="balanced", max_iter=300),
-    )
-    return _out_of_fold(model, dual["form"].to_numpy(), dual)
+    """Balanced accuracy of a logistic model on the words and word pairs of the forms, those that two forms to learn from have."""
+    folds = _folds(dual)
+    if folds is None:
+        return None
+    labels = dual["expected"].to_numpy()
+    words = CountVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"[^\s]+").fit_transform(dual["form"])
+    guesses = np.empty_like(labels)
+    for fold in range(FOLDS):  # each form is taken apart once, not once a fold
+        learn = folds != fold
+        seen = np.flatnonzero(words[learn].getnnz(axis=0) >= 2)
+        model = LogisticRegression(class_weight="balanced", max_iter=300).fit(words[learn][:, seen], labels[learn])
+        guesses[~learn] = model.predict(words[~learn][:, seen])
+    return round(float(balanced_accuracy_score(labels, guesses)), 3)
 
 
-def _out_of_fold(model, features: np.ndarray, rows: pl.DataFrame) -> float | None:
+def _folds(rows: pl.DataFrame) -> np.ndarray | None:
+    """The fold of every row, groups kept together; null with too few groups of a label."""
     if min(rows.filter(pl.col("expected") == label)["group"].n_unique() for label in ("comply", "refuse")) < FEWEST_GROUPS:
         return None
     # Largest groups first, dealt out in turn: sklearn's GroupKFold breaks ties as the processor's sort does.
     sizes = rows.group_by("group").len().sort("len", "group", descending=[True, False])
     turn = sizes.select("group", fold=pl.int_range(pl.len()) % FOLDS)
-    folds = rows.select("group").join(turn, on="group", how="left", maintain_order="left")["fold"].to_numpy()
+    return rows.select("group").join(turn, on="group", how="left", maintain_order="left")["fold"].to_numpy()
+
+
+def _out_of_fold(model, features: np.ndarray, rows: pl.DataFrame) -> float | None:
+    folds = _folds(rows)
+    if folds is None:
+        return None
     labels = rows["expected"].to_numpy()
     guesses = cross_val_predict(model, features, labels, cv=PredefinedSplit(folds))
     return round(float(balanced_accuracy_score(labels, guesses)), 3)
@@ -180,7 +196,8 @@ def _best_guess(seeds: pl.DataFrame, columns: list[str]) -> float:
     return round(math.fsum(best) / 2, 3)  # fsum: group_by has no order, and a plain sum's last bit would follow it
 
 
-def _refusal_forms(triplets: pl.DataFrame, representation: str) -> int:
+def _refusal_forms(triplets: pl.DataFrame | pl.LazyFrame, representation: str) -> int:
     """Different refusals, schedules and years masked."""
-    part = triplets.filter((pl.col("expected") == "refuse") & (pl.col("representation") == representation))
-    return part["chosen"].unique().str.replace_all(r"\d+|Schedule \w+|\([^)]*\)", "#").n_unique()
+    part = triplets.lazy().filter((pl.col("expected") == "refuse") & (pl.col("representation") == representation))
+    chosen = part.select(pl.col("chosen").unique()).collect(engine="streaming")["chosen"]
+    return chosen.str.replace_all(r"\d+|Schedule \w+|\([^)]*\)", "#").n_unique()
