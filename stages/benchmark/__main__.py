@@ -152,7 +152,7 @@ def named(options: argparse.Namespace) -> tuple[str, Endpoint | LocalModel]:
 def stored_verdicts(name: str, asked) -> list:
     """[the pipeline's verdicts on the prompts of `asked`], or [] where they aren't here. Raises LibraError for a name that is taken."""
     from stages.common.tables import read_table
-    from stages.judge import COLUMNS as OF_VERDICTS
+    from stages.judging.verdicts import COLUMNS as OF_VERDICTS
 
     if not VERDICTS.exists():
         return []
