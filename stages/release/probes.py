@@ -153,7 +153,7 @@ def _wording(dual: pl.DataFrame) -> float | None:
     folds = _folds(dual)
     if folds is None:
         return None
-    labels = dual["expected"].to_numpy()
+    labels = _labels(dual)
     words = CountVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"[^\s]+").fit_transform(dual["form"])
     guesses = np.empty_like(labels)
     for fold in range(FOLDS):  # each form is taken apart once, not once a fold
@@ -174,11 +174,16 @@ def _folds(rows: pl.DataFrame) -> np.ndarray | None:
     return rows.select("group").join(turn, on="group", how="left", maintain_order="left")["fold"].to_numpy()
 
 
+def _labels(rows: pl.DataFrame) -> np.ndarray:
+    """1 for refuse, 0 for comply: sklearn sorts labels many times over, and texts take it long."""
+    return (rows["expected"] == "refuse").cast(pl.Int8).to_numpy()
+
+
 def _out_of_fold(model, features: np.ndarray, rows: pl.DataFrame) -> float | None:
     folds = _folds(rows)
     if folds is None:
         return None
-    labels = rows["expected"].to_numpy()
+    labels = _labels(rows)
     guesses = cross_val_predict(model, features, labels, cv=PredefinedSplit(folds))
     return round(float(balanced_accuracy_score(labels, guesses)), 3)
 

@@ -36,6 +36,7 @@ def build(folder: Path) -> None:
     import polars as pl
 
     from stages.combine import combine
+    from stages.common.tables import ROW_GROUP
 
     folder.mkdir(parents=True, exist_ok=True)
     texts, seeds = pl.read_parquet("data/rephrasings.parquet"), pl.read_parquet("data/seeds.parquet")
@@ -48,7 +49,8 @@ def build(folder: Path) -> None:
         combine(marked, all_seeds[-1], 25).sort("triplet_id").write_parquet(parts[-1])
     pl.concat(all_seeds).write_parquet(folder / "seeds.parquet")
     shutil.copy("data/substances.parquet", folder / "substances.parquet")
-    pl.scan_parquet(parts).sink_parquet(folder / "triplets.parquet", row_group_size=1 << 16, maintain_order=True)
+    write = {"compression": "zstd", "compression_level": 9, "row_group_size": ROW_GROUP, "maintain_order": True}  # as write_table does
+    pl.scan_parquet(parts).sink_parquet(folder / "triplets.parquet", **write)
     for part in parts:
         part.unlink()
     # The version before: every thousandth row gone, another chosen answer in every five-hundredth.
@@ -56,7 +58,7 @@ def build(folder: Path) -> None:
     old = old.with_columns(chosen=pl.when(pl.col("index") % 500 == 0).then(pl.lit("Earlier.")).otherwise("chosen")).drop("index")
     (folder / "before").mkdir()
     for split in ("train", "validation", "test"):
-        old.filter(pl.col("split") == split).sink_parquet(folder / f"before/{split}.parquet", row_group_size=1 << 16, maintain_order=True)
+        old.filter(pl.col("split") == split).sink_parquet(folder / f"before/{split}.parquet", **write)
 
 
 def ours(folder: Path, out: Path) -> dict:
