@@ -11,7 +11,7 @@ import polars as pl
 from stages.common.errors import LibraError
 
 
-ROW_GROUP = 1 << 17  # rows that a reader of a part of a table has to take in at least
+ROW_GROUP = 1 << 15  # rows that a reader of a part of a table has to take in at least
 
 
 def read_table(path: str | Path, columns: Sequence[str]) -> pl.DataFrame:

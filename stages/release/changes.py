@@ -15,6 +15,7 @@ import polars as pl
 
 from stages.chem.labels import INTENTS
 from stages.chem.splits import SPLITS
+from stages.common.tables import ROW_GROUP
 from stages.release.contract import COLUMNS, EXPECTED
 
 CLASS = ("split", "expected", "intent_kind")
@@ -49,6 +50,7 @@ def changes(before: Path | None, after: Path) -> Changes:
         counted = joined.group_by(**of_class).agg(**{name: rows.sum().cast(pl.Int64) for name, rows in counts.items()})
         classes.append(counted.select(pl.lit(split).alias("split"), *(pl.col(name).cast(pl.String) for name in CLASS[1:]), *COUNTS))
         keys = joined.filter(changed)["key"]
+        del joined
         for names in (_CONTENT[i : i + 5] for i in range(0, len(_CONTENT) if len(keys) else 0, 5)):
             for name, count in _changed(old, new, keys, names).items():
                 columns[name] += count
@@ -57,10 +59,11 @@ def changes(before: Path | None, after: Path) -> Changes:
 
 
 def _rows(split: pl.LazyFrame) -> pl.DataFrame:
-    """`key`, the hash of triplet_id; `content`, that of all other cells; expected and intent_kind."""
-    names = {"expected": pl.Enum(EXPECTED), "intent_kind": pl.Enum(list(INTENTS))}
-    row = split.select(_KEY, pl.struct(_CONTENT).hash().alias("content"), *(pl.col(name).cast(kind) for name, kind in names.items()))
-    return row.collect(engine="streaming")
+    """`key`, the hash of triplet_id; `content`, that of all other cells; expected and intent_kind. A part of the file at a time."""
+    kinds = {"expected": pl.Enum(EXPECTED), "intent_kind": pl.Enum(list(INTENTS))}
+    row = split.select(_KEY, pl.struct(_CONTENT).hash().alias("content"), *(pl.col(name).cast(kind) for name, kind in kinds.items()))
+    count = split.select(pl.len()).collect().item()
+    return pl.concat([row.slice(start, ROW_GROUP).collect() for start in range(0, max(count, 1), ROW_GROUP)])
 
 
 def _changed(old: pl.LazyFrame, new: pl.LazyFrame, keys: pl.Series, names: Sequence[str]) -> dict[str, int]:
