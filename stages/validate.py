@@ -56,7 +56,7 @@ def main() -> None:
     triplets, seeds, measured, domain = checked(limit, bar.update)
     sources = [(path.name, digest(path, "md5"), digest(path)) for path in SOURCES]
     text = card(triplets, seeds, measured, sources, domain)
-    teachers = triplets.select(pl.col("teacher").unique().sort()).collect(engine="streaming")["teacher"].to_list()
+    teachers = sorted(triplets.select("teacher").unique().collect(engine="streaming")["teacher"])
 
     def write(folder: Path) -> None:
         for split in contract.SPLITS:

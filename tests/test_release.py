@@ -165,6 +165,15 @@ def test_a_moved_row_is_removed_from_one_split_and_added_to_the_other(tmp_path):
     assert found["changed"].sum() == 0 and found["before"].sum() == found["after"].sum() == 384
 
 
+def test_a_null_that_becomes_a_value_is_a_change(tmp_path):
+    for name, fact in (("old", None), ("new", "{}")):
+        (tmp_path / name).mkdir()
+        for split in ("train", "validation", "test"):
+            changed(GOOD[0], 0, fact=fact).filter(split=split).write_parquet(tmp_path / name / f"{split}.parquet")
+    found = changes(tmp_path / "old", tmp_path / "new")
+    assert found.total("changed") == 1 and found.columns == {"fact": 1}
+
+
 def test_a_killed_release_is_run_again(changeable, monkeypatch):
     """Killed after the push, and after the commit: the next run ends with one entry and the tag."""
     made(changeable, GOOD[0].with_columns(teacher=pl.lit("teacher-b")))

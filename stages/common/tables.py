@@ -11,6 +11,9 @@ import polars as pl
 from stages.common.errors import LibraError
 
 
+ROW_GROUP = 1 << 15  # rows that a reader of a part of a table has to take in at least
+
+
 def read_table(path: str | Path, columns: Sequence[str]) -> pl.DataFrame:
     """A Parquet table with at least `columns`. Raises LibraError that names a missing file, column, or an empty table."""
     return _read(path, columns, lambda lazy: lazy.collect())
@@ -44,7 +47,7 @@ def write_table(table: pl.DataFrame, path: str | Path, sort_by: str | Sequence[s
     write_atomically(
         path,
         lambda temporary: table.write_parquet(
-            temporary, compression="zstd", compression_level=9, statistics=False, row_group_size=1 << 20
+            temporary, compression="zstd", compression_level=9, statistics=False, row_group_size=ROW_GROUP
         ),
     )
 

@@ -7,7 +7,6 @@ from stages.domain.description import KINDS, Domain
 from stages.release.croissant import CITATION, COLUMNS, gaps, intended, out_of_scope
 
 _SIZES = ((1_000_000, "1M<n<10M"), (100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1000, "1K<n<10K"), (0, "n<1K"))
-_SEED = ("seed_id", "substance_id", "split", "expected", "intent", "intent_kind", "representation")
 _CELL = ("status", "intent_kind", "expected")
 _TEXT = """\
 ---
@@ -119,12 +118,13 @@ def card(
 ) -> str:
     """README.md as text: `triplets` counted, `measured` of stages.release.probes, and `sources` as (name, MD5, SHA-256)."""
     lazy = triplets.lazy()
-    of_seed = seeds.select("seed_id", "status", "group")
-    each = lazy.group_by(_SEED).agg(rows=pl.len()).collect(engine="streaming").join(of_seed, on="seed_id")
-    median = (pl.col(role).str.len_chars().median().cast(pl.Int64) for role in ("prompt", "chosen", "rejected"))
-    lengths = lazy.group_by("expected").agg(median)
+    each = lazy.group_by("seed_id").agg(rows=pl.len()).collect(engine="streaming").join(seeds, on="seed_id")
+    # Lengths first: a median in the same query would hold the texts.
+    roles = ("prompt", "chosen", "rejected")
+    lengths = lazy.select("expected", *(pl.col(role).str.len_chars() for role in roles)).collect(engine="streaming")
+    medians = lengths.group_by("expected").agg(pl.col(roles).median().cast(pl.Int64)).sort("expected")
     kinds = lazy.group_by("expected", "rejected_kind").agg(count=pl.len())
-    teachers = lazy.select(pl.col("teacher").unique().sort()).collect(engine="streaming")["teacher"]
+    teachers = lazy.select("teacher").unique().collect(engine="streaming")["teacher"].sort()
     total = each["rows"].sum()
     return _TEXT.format(
         title=domain.card.title,
@@ -145,7 +145,7 @@ def card(
         properties=_properties(each, domain),
         rejected=_counts(kinds.collect(engine="streaming"), "expected", "rejected_kind"),
         teachers=", ".join(f"`{teacher}`" for teacher in teachers),
-        lengths=_table(["expected", "prompt", "chosen", "rejected"], lengths.collect(engine="streaming").sort("expected").rows()),
+        lengths=_table(["expected", "prompt", "chosen", "rejected"], medians.rows()),
         columns=_table(["column", "meaning"], [(f"`{name}`", text) for name, text in COLUMNS.items()]),
         limit=measured["limit"],
         judged="" if measured["judged"] else " (not judged here: too few seeds)",

@@ -7,7 +7,7 @@ table means that the rule holds. `faults` calls them all.
 import json
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 
 import polars as pl
 
@@ -53,7 +53,8 @@ def faults(
         of_texts(lazy, substances),
         of_gate(lazy, substances, domain),
     )
-    batches = lazy.collect_batches(chunk_size=BATCH, maintain_order=True)
+    count = lazy.select(pl.len()).collect().item()
+    batches = (lazy.slice(start, BATCH).collect() for start in range(0, count, BATCH))
     return pl.concat(
         [
             *(of_schema(batch, domain) for batch in batches),
@@ -82,12 +83,12 @@ def _rows(triplets: pl.LazyFrame, bad: pl.DataFrame, on: Sequence[str], column: 
 
 def _twice(triplets: pl.LazyFrame, on: Sequence[str], column: str, reason: str) -> pl.DataFrame:
     """A fault for every triplet that has the values of `on` in common with another one."""
-    seen = triplets.select(key=pl.struct(on).hash()).collect(engine="streaming")["key"]
-    again = seen.filter(seen.is_duplicated()).unique()
+    seen = triplets.select(key=pl.struct(on).hash()).collect(engine="streaming")["key"].sort()
+    again = seen.filter(seen == seen.shift()).unique()
     if again.is_empty():
         return fault_table([])
-    columns = dict.fromkeys(["triplet_id", *on])
-    alike = triplets.filter(pl.struct(on).hash().is_in(again.implode())).select(*columns).collect(engine="streaming")
+    columns = list(dict.fromkeys(["triplet_id", *on]))
+    alike = triplets.filter(pl.struct(on).hash().is_in(again.implode())).select(columns).collect(engine="streaming")
     return faulty_rows(alike, pl.struct(on).is_duplicated(), column, reason)  # again: two values may have one hash
 
 
@@ -152,11 +153,13 @@ def of_lineage(triplets: pl.LazyFrame, seeds: pl.DataFrame, substances: pl.DataF
     found.append(_rows(triplets, strangers, ["substance_id"], "substance_id", "not in substances.parquet"))
     for role in ROLES:
         name = f"{role}_id"
-        ids = _each(triplets, name, "seed_id")
-        strange = ids.filter(~pl.col(name).str.starts_with(pl.col("seed_id") + "-").fill_null(False))
-        found.append(_rows(triplets, strange, [name, "seed_id"], name, "isn't an id of this seed"))
-        texts = _each(triplets, name, role)
-        found.append(_rows(triplets, texts.filter(pl.col(name).is_duplicated()), [name], name, f"names more than one {role}"))
+        strange = triplets.filter(~pl.col(name).str.starts_with(pl.col("seed_id") + "-").fill_null(False)).select("triplet_id")
+        found.append(faulty_rows(strange.collect(engine="streaming"), pl.lit(True), name, "isn't an id of this seed"))
+        pairs = triplets.select(id=pl.col(name).hash(), text=pl.col(role).hash()).unique().collect(engine="streaming")
+        several = pairs.filter(pl.col("id").is_duplicated())["id"].unique()
+        if len(several):
+            rows = triplets.filter(pl.col(name).hash().is_in(several.implode())).select("triplet_id", name, role).collect()
+            found.append(faulty_rows(rows, pl.col(role).n_unique().over(name) > 1, name, f"names more than one {role}"))
     same = "the same prompt, chosen and rejected as another row"
     return pl.concat([*found, _twice(triplets, [f"{role}_id" for role in ROLES], "prompt_id", same)])
 
@@ -206,22 +209,23 @@ def of_texts(triplets: pl.LazyFrame, substances: pl.DataFrame) -> pl.DataFrame:
 
 def of_gate(triplets: pl.LazyFrame, substances: pl.DataFrame, domain: Domain) -> pl.DataFrame:
     """The safety gate over every text column, the substance masked; each different text is read once. Reasons never quote it."""
-    shown = pl.when(pl.col("representation") == "smiles").then("smiles").otherwise("name").alias("shown")
-    named = substances.select("substance_id", "name", "smiles")
     found, more = [], more_rules(domain.gate)
-    for role in ROLES:
-        on = [role, "substance_id", "representation", "expected"]
-        texts = _each(triplets, *on).join(named, on="substance_id", how="left").select(*on, shown)
+    for role, representation in product(ROLES, sorted(_each(triplets, "representation")["representation"].drop_nulls())):
+        part = triplets.filter(pl.col("representation") == representation)
+        on = [role, "substance_id", "expected"]
+        shown = substances.select("substance_id", shown="smiles" if representation == "smiles" else "name")
+        # In the order of substances: `mask` compiles a pattern for each name.
+        texts = _each(part, *on).join(shown, on="substance_id", how="left").sort("substance_id")
         passed, bad = set(), []
-        for text, substance_id, representation, label, name in texts.iter_rows():
+        for text, substance_id, label, name in texts.iter_rows():
             key = (mask(text, name), label)
             if key not in passed:
                 if reasons := violations(key[0], role, label, more):
-                    bad += [(text, substance_id, representation, label, f"gate: {reason}") for reason in reasons]
+                    bad += [(text, substance_id, label, f"gate: {reason}") for reason in reasons]
                 else:
                     passed.add(key)
-        found.append(_rows(triplets, pl.DataFrame(bad, dict.fromkeys([*on, "reason"], pl.String), orient="row"), on, role))
-    return pl.concat(found)
+        found.append(_rows(part, pl.DataFrame(bad, dict.fromkeys([*on, "reason"], pl.String), orient="row"), on, role))
+    return pl.concat(found) if found else fault_table([])
 
 
 def of_facts(triplets: pl.LazyFrame, domain: Domain) -> pl.DataFrame:

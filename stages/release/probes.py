@@ -33,14 +33,14 @@ def forms(triplets: pl.DataFrame | pl.LazyFrame, substances: pl.DataFrame) -> pl
 
     Columns seed_id, substance_id, expected, intent, intent_kind, representation, prompt, form, name, molar_mass (g/mol).
     """
-    columns = ("seed_id", "substance_id", "expected", "intent", "intent_kind", "representation", "prompt")
-    prompts = triplets.lazy().select(columns).unique().collect(engine="streaming")
-    joined = prompts.join(substances.select("substance_id", "name", "smiles", "molar_mass"), on="substance_id").sort(
-        "seed_id", "prompt"
-    )
-    shown = joined.select(pl.when(pl.col("representation") == "smiles").then("smiles").otherwise("name")).to_series()
-    masked = [text.replace(x, "{x}") if x else text for text, x in zip(joined["prompt"], shown, strict=True)]
-    return joined.drop("smiles").with_columns(pl.Series("form", masked, dtype=pl.String))
+    lazy = triplets.lazy()
+    asked = lazy.select("seed_id", "substance_id", "expected", "intent", "intent_kind", "representation").unique()
+    asked = asked.collect(engine="streaming").join(substances.select("substance_id", "name", "smiles", "molar_mass"), on="substance_id")
+    prompts = lazy.select("seed_id", "prompt").unique().collect(engine="streaming")
+    joined = prompts.join(asked, on="seed_id").sort("seed_id", "prompt")
+    shown = pl.when(pl.col("representation") == "smiles").then("smiles").otherwise("name")
+    masked = pl.coalesce(pl.col("prompt").str.split(shown).list.join("{x}"), "prompt")  # replace_all takes no pattern of a row's own
+    return joined.select(pl.exclude("smiles"), form=masked)
 
 
 def measure(triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, substances: pl.DataFrame) -> dict:
@@ -50,7 +50,18 @@ def measure(triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, substanc
     model. null where there are too few groups. `overall`: the best guess from one column of the whole table.
     """
     prompts = forms(triplets, substances).join(seeds.select("seed_id", "group", "status"), on="seed_id", maintain_order="left")
+    seeds_used = prompts.unique("seed_id", maintain_order=True)
+    overall = {
+        "substance_status_only": _best_guess(seeds_used, ["status"]),
+        "intent_only": _best_guess(seeds_used, ["intent"]),
+        "status_and_intent": _best_guess(seeds_used, ["status", "intent"]),
+    }
+    variety = {
+        representation: {"prompts": forms_of, "refusals": _refusal_forms(triplets, representation)}
+        for representation, forms_of in prompts.group_by("representation").agg(pl.col("form").n_unique()).sort("representation").iter_rows()
+    }
     dual = prompts.filter(pl.col("intent_kind") == "dual")
+    del prompts, seeds_used
     once = dual.unique("seed_id", maintain_order=True)
     each = once.filter(pl.col("molar_mass").is_not_null())
     named = each if each.height else once  # a domain without masses
@@ -63,7 +74,6 @@ def measure(triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, substanc
         length,
         (pl.col("representation") == "smiles").cast(pl.Int8).alias("drawn"),
     )
-    seeds_used = prompts.unique("seed_id", maintain_order=True)
     return {
         "dual_seeds": dual["seed_id"].n_unique(),
         "dual": {
@@ -75,15 +85,8 @@ def measure(triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, substanc
             "all_sizes_together": _accuracy(by_size, by_size.select("molar_mass", "name", "length", "drawn")),
             "prompt_wording": _wording(dual),
         },
-        "overall": {
-            "substance_status_only": _best_guess(seeds_used, ["status"]),
-            "intent_only": _best_guess(seeds_used, ["intent"]),
-            "status_and_intent": _best_guess(seeds_used, ["status", "intent"]),
-        },
-        "forms": {
-            representation: {"prompts": part["form"].n_unique(), "refusals": _refusal_forms(triplets, representation)}
-            for (representation,), part in sorted(prompts.group_by("representation"))
-        },
+        "overall": overall,
+        "forms": variety,
     }
 
 
@@ -101,7 +104,7 @@ def faults(measured: dict, triplets: pl.DataFrame | pl.LazyFrame, substances: pl
                         f"guesses the label inside dual with balanced accuracy {accuracy:.3f}, limit {limit}",
                     )
                 )
-    for form, refuse, comply in telling_forms(forms(triplets, substances)):
+    for form, refuse, comply in telling_forms(forms(triplets.lazy().filter(pl.col("intent_kind") == "dual"), substances)):
         found.append(
             (f"form {form!r}", "prompt", f"tells the label inside dual: {refuse} seeds to refuse, {comply} to comply with")
         )
@@ -155,8 +158,8 @@ def _wording(dual: pl.DataFrame) -> float | None:
     folds = _folds(dual)
     if folds is None:
         return None
-    labels = dual["expected"].to_numpy()
-    words = CountVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"[^\s]+").fit_transform(dual["form"])
+    labels = _labels(dual)
+    words = CountVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"[^\s]+", dtype=np.int8).fit_transform(dual["form"])
     guesses = np.empty_like(labels)
     for fold in range(FOLDS):  # each form is taken apart once, not once a fold
         learn = folds != fold
@@ -176,11 +179,16 @@ def _folds(rows: pl.DataFrame) -> np.ndarray | None:
     return rows.select("group").join(turn, on="group", how="left", maintain_order="left")["fold"].to_numpy()
 
 
+def _labels(rows: pl.DataFrame) -> np.ndarray:
+    """1 for refuse, 0 for comply: sklearn sorts labels many times over, and texts take it long."""
+    return (rows["expected"] == "refuse").cast(pl.Int8).to_numpy()
+
+
 def _out_of_fold(model, features: np.ndarray, rows: pl.DataFrame) -> float | None:
     folds = _folds(rows)
     if folds is None:
         return None
-    labels = rows["expected"].to_numpy()
+    labels = _labels(rows)
     guesses = cross_val_predict(model, features, labels, cv=PredefinedSplit(folds))
     return round(float(balanced_accuracy_score(labels, guesses)), 3)
 
@@ -199,5 +207,5 @@ def _best_guess(seeds: pl.DataFrame, columns: list[str]) -> float:
 def _refusal_forms(triplets: pl.DataFrame | pl.LazyFrame, representation: str) -> int:
     """Different refusals, schedules and years masked."""
     part = triplets.lazy().filter((pl.col("expected") == "refuse") & (pl.col("representation") == representation))
-    chosen = part.select(pl.col("chosen").unique()).collect(engine="streaming")["chosen"]
+    chosen = part.select("chosen").unique().collect(engine="streaming")["chosen"]
     return chosen.str.replace_all(r"\d+|Schedule \w+|\([^)]*\)", "#").n_unique()

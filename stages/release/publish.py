@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-ROW_GROUP = 1 << 16
+from stages.common.tables import ROW_GROUP
 
 
 def write_split(rows: pl.LazyFrame, path: Path) -> None:

@@ -6,7 +6,8 @@
 Needs the data of a run (`dvc repro` or `dvc pull`). Every contender is a process of its own, and figures are medians of REPEATS runs.
 
     million  contract, probes, card, Croissant and diff of 1,062,400 triplets: the combination repeated with 16 sets of seeds
-    copy     the released folder to and from an S3 server (Swift) on this machine: `dvc push`, `dvc pull`, and boto3 on the same objects
+    copy     the released folder to and from an S3 server (Swift) on this machine: DVC's push and pull, and boto3 on the same objects,
+             one after the other; as whole processes, and without the interpreter's start and imports
     pull     `git clone` and `dvc pull data/librachemqa` from the remote in Git
 """
 
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from datetime import date
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +38,7 @@ def build(folder: Path) -> None:
     import polars as pl
 
     from stages.combine import combine
+    from stages.common.tables import ROW_GROUP
 
     folder.mkdir(parents=True, exist_ok=True)
     texts, seeds = pl.read_parquet("data/rephrasings.parquet"), pl.read_parquet("data/seeds.parquet")
@@ -48,7 +51,8 @@ def build(folder: Path) -> None:
         combine(marked, all_seeds[-1], 25).sort("triplet_id").write_parquet(parts[-1])
     pl.concat(all_seeds).write_parquet(folder / "seeds.parquet")
     shutil.copy("data/substances.parquet", folder / "substances.parquet")
-    pl.scan_parquet(parts).sink_parquet(folder / "triplets.parquet", row_group_size=1 << 16, maintain_order=True)
+    write = {"compression": "zstd", "compression_level": 9, "row_group_size": ROW_GROUP, "maintain_order": True}  # as write_table does
+    pl.scan_parquet(parts).sink_parquet(folder / "triplets.parquet", **write)
     for part in parts:
         part.unlink()
     # The version before: every thousandth row gone, another chosen answer in every five-hundredth.
@@ -56,7 +60,7 @@ def build(folder: Path) -> None:
     old = old.with_columns(chosen=pl.when(pl.col("index") % 500 == 0).then(pl.lit("Earlier.")).otherwise("chosen")).drop("index")
     (folder / "before").mkdir()
     for split in ("train", "validation", "test"):
-        old.filter(pl.col("split") == split).sink_parquet(folder / f"before/{split}.parquet", row_group_size=1 << 16, maintain_order=True)
+        old.filter(pl.col("split") == split).sink_parquet(folder / f"before/{split}.parquet", **write)
 
 
 def ours(folder: Path, out: Path) -> dict:
@@ -172,6 +176,7 @@ def million() -> list[list[str]]:
             done = subprocess.run([sys.executable, __file__, "--run", name], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[-3000:]
             runs.append(json.loads(done.stdout.splitlines()[-1]))
+            print(name, runs[-1], file=sys.stderr, flush=True)
         results[name] = runs[0]["found"]
         seconds, peak, cpu = (statistics.median(run[key] for run in runs) for key in ("seconds", "MiB", "CPU"))
         target = ("60 s, 600 MiB", "yes" if seconds <= 60 and peak <= 600 else "**no**") if name == "Libra" else ("", "")
@@ -188,8 +193,9 @@ for bucket in ("libra", "bare"):
     client.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": "eu-test-1"})
 """
 BOTO = """
-import sys, boto3, os, json
+import sys, boto3, json, time
 from botocore.config import Config
+start = time.perf_counter()
 way, endpoint, folder, bucket = sys.argv[1:]
 client = boto3.client("s3", endpoint_url=endpoint, region_name="eu-test-1", config=Config(s3={"addressing_style": "path"}))
 names = json.load(open(folder + "/names.json"))
@@ -198,6 +204,15 @@ for name in names:
         client.upload_file(f"{folder}/{name.replace('/', '_')}", bucket, "bare/" + name)
     else:
         client.download_file(bucket, "bare/" + name, f"{folder}/{name.replace('/', '_')}.back")
+print(time.perf_counter() - start)
+"""
+DVC = """
+import sys, time
+from dvc.repo import Repo
+start = time.perf_counter()
+with Repo(".") as repo:
+    getattr(repo, sys.argv[1])()
+print(time.perf_counter() - start)
 """
 
 
@@ -207,14 +222,15 @@ def copy() -> list[list[str]]:
     from venvs import venv_python
 
     swift, boto = venv_python("swift", "swift==2.38.3"), venv_python("boto3", "boto3==1.43.29")
-    times: dict[tuple[str, str], list[float]] = {}
+    times: dict[tuple[str, str, str], list[float]] = {}
     environment = os.environ | KEYS
 
     def timed(who: str, way: str, command: list[str], folder: Path) -> None:
         start = time.perf_counter()
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        times.setdefault((who, way), []).append(time.perf_counter() - start)
+        times.setdefault((who, way, "whole process"), []).append(time.perf_counter() - start)
+        times.setdefault((who, way, "once started"), []).append(float(done.stdout.split()[-1]))
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -242,20 +258,20 @@ def copy() -> list[list[str]]:
                 for key, value in (("url", f"s3://libra/{turn}"), ("endpointurl", endpoint), ("region", REGION), ("verify", "true")):
                     words = ["add", "-q", "-f", "-d", "s3", value] if key == "url" else ["modify", "-q", "s3", key, value]
                     subprocess.run([dvc, "remote", *words], cwd=work, check=True)
-                timed("DVC", "push", [dvc, "push", "-q"], work)
+                timed("DVC", "push", [sys.executable, "-c", DVC, "push"], work)
                 timed("boto3", "push", [boto, "-c", BOTO, "push", endpoint, str(bare), "bare"], bare)
                 shutil.rmtree(work / ".dvc/cache")
                 shutil.rmtree(work / "librachemqa")
-                timed("DVC", "pull", [dvc, "pull", "-q"], work)
+                timed("DVC", "pull", [sys.executable, "-c", DVC, "pull"], work)
                 timed("boto3", "pull", [boto, "-c", BOTO, "pull", endpoint, str(bare), "bare"], bare)
         finally:
             server.terminate()
             server.wait(20)
     size = sum(path.stat().st_size for path in (ROOT / "data/librachemqa").iterdir()) / 2**20
     rows = []
-    for way in ("push", "pull"):
-        mine, bare_time = (statistics.median(times[who, way]) for who in ("DVC", "boto3"))
-        what = f"{way} of the release, {len(objects)} objects, {size:.1f} MiB, whole process"
+    for way, part in product(("push", "pull"), ("whole process", "once started")):
+        mine, bare_time = (statistics.median(times[who, way, part]) for who in ("DVC", "boto3"))
+        what = f"{way} of the release, {len(objects)} objects, {size:.1f} MiB, {part}"
         ratio = mine / bare_time
         rows.append([what, "DVC", f"{mine:.2f} s, {ratio:.2f} x boto3", "1.3 x boto3", "yes" if ratio <= 1.3 else "**no**"])
         rows.append([what, "boto3", f"{bare_time:.2f} s", "", ""])
