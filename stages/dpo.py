@@ -1,6 +1,6 @@
 """Direct preference optimisation (Rafailov et al. 2023): moves the policy from the rejected answers to the chosen ones.
 
-Reads data/librachemqa/train.parquet, validation.parquet and models/sft/ (policy to start from, and the frozen reference);
+Reads data/librachemqa/{train,validation}.parquet and models/sft/ (policy to start from, and the frozen reference);
 writes models/dpo/ (safetensors, tokenizer, training.csv). Params: random_seed, train, model, dpo. A row of training.csv (in part):
 
     step,loss,rewards/chosen,rewards/rejected,rewards/accuracies,rewards/margins,eval_loss,eval_rewards/accuracies

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: teaches the policy to answer as the chosen answers do; the reference of the DPO stage.
 
-Reads data/librachemqa/train.parquet and validation.parquet; writes models/sft/ (safetensors, tokenizer, training.csv).
+Reads data/librachemqa/{train,validation}.parquet; writes models/sft/ (safetensors, tokenizer, training.csv).
 Params: random_seed, train, model, sft. One row of training.csv:
 
     step,loss,grad_norm,learning_rate,entropy,mean_token_accuracy,eval_loss
