@@ -6,12 +6,14 @@
 Needs the data of a run (`dvc repro` or `dvc pull`). Every contender is a process of its own, and figures are medians of REPEATS runs.
 
     million  contract, probes, card, Croissant and diff of 1,062,400 triplets: the combination repeated with 16 sets of seeds
-    copy     the released folder to and from an S3 server (Swift) on this machine: DVC's push and pull, and boto3 on the same objects,
-             one after the other; as whole processes, and without the interpreter's start and imports
+    copy     the released folder to and from an S3 server (Swift): DVC's push and pull, and boto3 on the same objects, one after the
+             other, as whole processes; 50 ms away (each packet waits for 25 ms, as on the way to another region), and on this machine,
+             there also without the interpreter's start and imports
     pull     `git clone` and `dvc pull data/librachemqa` from the remote in Git
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -30,6 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))  # the tests' helpers
 RESULTS = ROOT / "tests/benchmarks/RELEASE.md"
 MILLION = ROOT / ".cache/benchmarks/million"
 COPIES, REPEATS = 16, 3
+ROUND_TRIP = 0.05  # seconds
 HEAD = ["what", "who", "figure", "target", "met", "date"]
 
 
@@ -206,6 +209,28 @@ for name in names:
         client.download_file(bucket, "bare/" + name, f"{folder}/{name.replace('/', '_')}.back")
 print(time.perf_counter() - start)
 """
+LINK = """
+import asyncio, sys
+port, to, delay = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+
+async def carry(reader, writer):
+    loop = asyncio.get_running_loop()
+    while data := await reader.read(65536):
+        loop.call_later(delay, writer.write, data)
+    loop.call_later(delay, writer.close)
+
+async def accept(reader, writer):
+    await asyncio.sleep(2 * delay)  # the handshake
+    there, back = await asyncio.open_connection("127.0.0.1", to)
+    await asyncio.gather(carry(reader, back), carry(there, writer))
+
+async def main():
+    server = await asyncio.start_server(accept, "127.0.0.1", port)
+    print("ready", flush=True)
+    await server.serve_forever()
+
+asyncio.run(main())
+"""
 DVC = """
 import sys, time
 from dvc.repo import Repo
@@ -217,61 +242,64 @@ print(time.perf_counter() - start)
 
 
 def copy() -> list[list[str]]:
-    """Medians of whole processes, started anew, in turn; nothing is there before a push, and no cache before a pull."""
+    """Medians of processes started anew, in turn; nothing is there before a push, and no cache before a pull."""
     from test_s3 import KEYS, REGION, free_ports
     from venvs import venv_python
 
     swift, boto = venv_python("swift", "swift==2.38.3"), venv_python("boto3", "boto3==1.43.29")
-    times: dict[tuple[str, str, str], list[float]] = {}
+    times: dict[tuple[str, str, str, str], list[float]] = {}
     environment = os.environ | KEYS
 
-    def timed(who: str, way: str, command: list[str], folder: Path) -> None:
+    def timed(who: str, way: str, where: str, command: list[str], folder: Path) -> None:
         start = time.perf_counter()
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        times.setdefault((who, way, "whole process"), []).append(time.perf_counter() - start)
-        times.setdefault((who, way, "once started"), []).append(float(done.stdout.split()[-1]))
+        times.setdefault((who, way, where, "whole process"), []).append(time.perf_counter() - start)
+        times.setdefault((who, way, where, "once started"), []).append(float(done.stdout.split()[-1]))
 
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as running:
         folder = Path(name)
-        port = free_ports(4)
-        command = [swift, str(ROOT / "tests/swift_server.py"), str(folder / "swift"), str(port)]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
+
+        def serve(*command: str) -> None:
+            server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            running.callback(lambda: (server.terminate(), server.wait(20)))
             assert server.stdout.readline() == "ready\n"
-            endpoint = f"http://127.0.0.1:{port}"
-            subprocess.run([boto, "-c", BUCKETS, endpoint], check=True, env=environment)
-            dvc = str(Path(sys.executable).with_name("dvc"))
-            work = folder / "work"
-            subprocess.run(["git", "init", "-q", str(work)], check=True)
-            subprocess.run([dvc, "init", "-q"], cwd=work, check=True)
-            shutil.copytree(ROOT / "data/librachemqa", work / "librachemqa")
-            subprocess.run([dvc, "add", "-q", "librachemqa"], cwd=work, check=True)
-            bare = folder / "bare"
-            bare.mkdir()
-            cache = work / ".dvc/cache/files/md5"
-            objects = [path for path in cache.rglob("*") if path.is_file()]
-            for path in objects:
-                shutil.copy(path, bare / str(path.relative_to(cache)).replace("/", "_"))
-            (bare / "names.json").write_text(json.dumps([str(path.relative_to(cache)) for path in objects]))
-            for turn in range(REPEATS + 2):
-                for key, value in (("url", f"s3://libra/{turn}"), ("endpointurl", endpoint), ("region", REGION), ("verify", "true")):
-                    words = ["add", "-q", "-f", "-d", "s3", value] if key == "url" else ["modify", "-q", "s3", key, value]
-                    subprocess.run([dvc, "remote", *words], cwd=work, check=True)
-                timed("DVC", "push", [sys.executable, "-c", DVC, "push"], work)
-                timed("boto3", "push", [boto, "-c", BOTO, "push", endpoint, str(bare), "bare"], bare)
-                shutil.rmtree(work / ".dvc/cache")
-                shutil.rmtree(work / "librachemqa")
-                timed("DVC", "pull", [sys.executable, "-c", DVC, "pull"], work)
-                timed("boto3", "pull", [boto, "-c", BOTO, "pull", endpoint, str(bare), "bare"], bare)
-        finally:
-            server.terminate()
-            server.wait(20)
+
+        port = free_ports(4)
+        serve(swift, str(ROOT / "tests/swift_server.py"), str(folder / "swift"), str(port))
+        far = free_ports(1)
+        serve(sys.executable, "-c", LINK, str(far), str(port), str(ROUND_TRIP / 2))
+        places = {f"{ROUND_TRIP * 1000:.0f} ms away": f"http://127.0.0.1:{far}", "on this machine": f"http://127.0.0.1:{port}"}
+        subprocess.run([boto, "-c", BUCKETS, places["on this machine"]], check=True, env=environment)
+        dvc = str(Path(sys.executable).with_name("dvc"))
+        work = folder / "work"
+        subprocess.run(["git", "init", "-q", str(work)], check=True)
+        subprocess.run([dvc, "init", "-q"], cwd=work, check=True)
+        shutil.copytree(ROOT / "data/librachemqa", work / "librachemqa")
+        subprocess.run([dvc, "add", "-q", "librachemqa"], cwd=work, check=True)
+        bare = folder / "bare"
+        bare.mkdir()
+        cache = work / ".dvc/cache/files/md5"
+        objects = [path for path in cache.rglob("*") if path.is_file()]
+        for path in objects:
+            shutil.copy(path, bare / str(path.relative_to(cache)).replace("/", "_"))
+        (bare / "names.json").write_text(json.dumps([str(path.relative_to(cache)) for path in objects]))
+        for turn, (where, endpoint) in product(range(REPEATS + 2), places.items()):
+            url = f"s3://libra/{turn}/{where[:2]}"
+            for key, value in (("url", url), ("endpointurl", endpoint), ("region", REGION), ("verify", "true")):
+                words = ["add", "-q", "-f", "-d", "s3", value] if key == "url" else ["modify", "-q", "s3", key, value]
+                subprocess.run([dvc, "remote", *words], cwd=work, check=True)
+            timed("DVC", "push", where, [sys.executable, "-c", DVC, "push"], work)
+            timed("boto3", "push", where, [boto, "-c", BOTO, "push", endpoint, str(bare), "bare"], bare)
+            shutil.rmtree(work / ".dvc/cache")
+            shutil.rmtree(work / "librachemqa")
+            timed("DVC", "pull", where, [sys.executable, "-c", DVC, "pull"], work)
+            timed("boto3", "pull", where, [boto, "-c", BOTO, "pull", endpoint, str(bare), "bare"], bare)
     size = sum(path.stat().st_size for path in (ROOT / "data/librachemqa").iterdir()) / 2**20
     rows = []
-    for way, part in product(("push", "pull"), ("whole process", "once started")):
-        mine, bare_time = (statistics.median(times[who, way, part]) for who in ("DVC", "boto3"))
-        what = f"{way} of the release, {len(objects)} objects, {size:.1f} MiB, {part}"
+    for way, (where, part) in product(("push", "pull"), [*((where, "whole process") for where in places), ("on this machine", "once started")]):
+        mine, bare_time = (statistics.median(times[who, way, where, part]) for who in ("DVC", "boto3"))
+        what = f"{way} of the release, {len(objects)} objects, {size:.1f} MiB, server {where}, {part}"
         ratio = mine / bare_time
         rows.append([what, "DVC", f"{mine:.2f} s, {ratio:.2f} x boto3", "1.3 x boto3", "yes" if ratio <= 1.3 else "**no**"])
         rows.append([what, "boto3", f"{bare_time:.2f} s", "", ""])
