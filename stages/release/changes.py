@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import polars as pl
 
-from stages.chem.labels import INTENTS
 from stages.chem.splits import SPLITS
 from stages.common.tables import ROW_GROUP
+from stages.domain.description import KINDS
 from stages.release.contract import COLUMNS, EXPECTED
 
 CLASS = ("split", "expected", "intent_kind")
@@ -60,7 +60,7 @@ def changes(before: Path | None, after: Path) -> Changes:
 
 def _rows(split: pl.LazyFrame) -> pl.DataFrame:
     """`key`, the hash of triplet_id; `content`, that of all other cells; expected and intent_kind. A part of the file at a time."""
-    kinds = {"expected": pl.Enum(EXPECTED), "intent_kind": pl.Enum(list(INTENTS))}
+    kinds = {"expected": pl.Enum(EXPECTED), "intent_kind": pl.Enum(KINDS)}
     row = split.select(_KEY, pl.struct(_CONTENT).hash().alias("content"), *(pl.col(name).cast(kind) for name, kind in kinds.items()))
     count = split.select(pl.len()).collect().item()
     return pl.concat([row.slice(start, ROW_GROUP).collect() for start in range(0, max(count, 1), ROW_GROUP)])
