@@ -2,17 +2,22 @@
 
     bash tests/benchmarks/peers/make_venvs.sh inspect     # once: its own virtual environment, under .cache/peers/inspect
     python tests/benchmarks/judging.py                    # needs data/eval/responses.parquet and the released test set
+    python tests/benchmarks/judging.py --only stage       # the second half alone, which needs no peer
     python tests/benchmarks/judging.py --rows 500         # to try it out: prints, writes nothing
 
 The answers are those of one candidate to all test prompts. Libra: the whole judge, offline (rules, facts, leaks, panel, the paper's judge),
 nothing kept from before. inspect_ai: `eval` of a task whose answers are in hand and whose scorer looks for a few words, once through
 its mock model and once through a solver that puts them in place; the faster one counts. Seconds without imports, in turn, medians of
-three, each in a process of its own. Writes its part of RESULTS.md.
+three, each in a process of its own.
+
+Then the stage `judge` as `dvc repro` runs it, the whole process, on these answers and on as many of which no two are alike: nothing kept,
+and again with nothing changed. Writes its part of RESULTS.md.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,8 +30,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / "RESULTS.md"
 PYTHON = ROOT / ".cache/peers/inspect/bin/python"
-MARK, END = "<!-- judging.py -->", "<!-- end of judging.py -->"
+MARKS = {"peer": ("<!-- judging.py -->", "<!-- end of judging.py -->"), "stage": ("<!-- judging.py stage -->", "<!-- end of stage -->")}
 CANDIDATE, REPEATS, TARGET = "dpo", 3, 20.0
+COLD_S, WARM_S = 10.0, 2.0
 QUIET = os.environ | {"INSPECT_LOG_LEVEL": "error", "NO_COLOR": "1", "DO_NOT_TRACK": "1"}
 
 
@@ -75,18 +81,58 @@ def inspect(folder: Path, rows: list, how: str) -> float:
     return json.loads(out.read_text())["seconds"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, help="so many answers; all unless given")
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    os.chdir(ROOT)
-    if options.alone:
-        print(judge_alone(options.rows))
-        return
+def stage(folder: Path, responses, test) -> tuple[float, float]:
+    """Seconds of the stage on `responses`, the whole process: with nothing kept, and again; what it writes is the same bytes."""
+    for name in ("data/eval", "data/librachemqa"):
+        (folder / name).mkdir(parents=True)
+    for name in ("stages", "params.yaml", "dvc.yaml", "data/domain.json"):
+        (folder / name).symlink_to(ROOT / name)
+    responses.write_parquet(folder / "data/eval/responses.parquet")
+    test.write_parquet(folder / "data/librachemqa/test.parquet")
+    seconds, written = [], set()
+    for _ in range(2):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "stages.judge"], cwd=folder, env=QUIET, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        seconds.append(time.perf_counter() - began)
+        written.add((folder / "data/eval/verdicts.parquet").read_bytes())
+    assert len(written) == 1
+    return seconds[0], seconds[1]
+
+
+def of_stage(responses, test) -> str:
+    """The part of RESULTS.md on the stage."""
+    import polars as pl
+
+    number = pl.int_range(pl.len()).cast(pl.String)
+    sets = {
+        f"{responses.height:,} answers, {responses['answer'].n_unique():,} of them different": responses,
+        f"{responses.height:,} answers, no two alike": responses.with_columns(answer=pl.col("answer") + " That was answer " + number + "."),
+    }
+    runs: dict[str, list[tuple[float, float]]] = {what: [] for what in sets}
+    for _ in range(REPEATS):
+        for what, rows in sets.items():
+            with tempfile.TemporaryDirectory() as folder:
+                runs[what].append(stage(Path(folder), rows, test))
+            print(f"stage, {what}: {runs[what][-1]}", file=sys.stderr, flush=True)
+    lines = [
+        f"The stage `judge`, start of Python and imports included; the same bytes both times. Medians of {REPEATS} "
+        f"({date.today()}, {os.cpu_count()} cores); wanted: {COLD_S:.0f} s with nothing kept, {WARM_S:.0f} s with nothing changed.",
+        "",
+        "| what | nothing kept, s | nothing changed, s | met |",
+        "|---|---|---|---|",
+    ]
+    for what, pairs in runs.items():
+        cold, warm = ([pair[i] for pair in pairs] for i in (0, 1))
+        met = statistics.median(cold) <= COLD_S and statistics.median(warm) <= WARM_S
+        lines.append(f"| {what} | {_span(cold)} | {_span(warm)} | {'yes' if met else '**no**'} |")
+    return "\n".join(lines)
+
+
+def next_to_inspect(responses, test, count: int | None) -> str:
+    """The part of RESULTS.md on inspect_ai."""
     if not PYTHON.exists():
-        sys.exit("inspect_ai has no environment yet: bash tests/benchmarks/peers/make_venvs.sh inspect")
-    responses, test = rows_of(options.rows)
+        sys.exit("inspect_ai has no environment yet: bash tests/benchmarks/peers/make_venvs.sh inspect (or --only stage)")
     labels = dict(test.select("prompt_id", "expected").unique().iter_rows())
     columns = responses.select("prompt_id", "prompt", "answer")
     rows = [[prompt, answer, labels[prompt_id]] for prompt_id, prompt, answer in columns.iter_rows()]
@@ -94,14 +140,14 @@ def main() -> None:
     for _ in range(REPEATS):
         for who, seconds in runs.items():
             with tempfile.TemporaryDirectory() as folder:
-                seconds.append(libra(Path(folder), options.rows) if who == "Libra" else inspect(Path(folder), rows, who))
+                seconds.append(libra(Path(folder), count) if who == "Libra" else inspect(Path(folder), rows, who))
             print(f"{who}: {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
     middle = {who: statistics.median(seconds) for who, seconds in runs.items()}
     theirs = min(middle["model"], middle["solver"])
     version = subprocess.run([PYTHON, "-c", "import inspect_ai; print(inspect_ai.__version__)"], capture_output=True, text=True, check=True)
     ratio = theirs / middle["Libra"]
     met = "yes" if ratio >= TARGET else "**no**"
-    text = (
+    return (
         f"{len(rows):,} stored answers, nothing kept from before, medians of {REPEATS}, imports aside "
         f"({date.today()}, {os.cpu_count()} cores):\n\n"
         "| who | what | seconds |\n|---|---|---|\n"
@@ -110,12 +156,32 @@ def main() -> None:
         f"| inspect_ai {version.stdout.strip()} | a solver in the model's place, the same scorer | {_span(runs['solver'])} |\n\n"
         f"{ratio:.1f} x the faster of the two (target: {TARGET:.0f} x; met: {met})."
     )
-    print(text)
-    if options.rows is None:
-        head, _, rest = RESULTS.read_text(encoding="utf-8").partition(MARK)
-        tail = rest.partition(END)[2].strip()
-        title = "" if rest else "## Judging\n\n`judging.py` beside this file says what is measured.\n\n"
-        RESULTS.write_text(f"{head.rstrip()}\n\n{title}{MARK}\n{text}\n{END}\n{tail}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, help="so many answers; all unless given")
+    parser.add_argument("--only", choices=MARKS, help="the half next to inspect_ai, or the stage's")
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    if options.alone:
+        print(judge_alone(options.rows))
+        return
+    responses, test = rows_of(options.rows)
+    parts = {"peer": lambda: next_to_inspect(responses, test, options.rows), "stage": lambda: of_stage(responses, test)}
+    for part in [options.only] if options.only else parts:
+        text = parts[part]()
+        print(text)
+        if options.rows is None:
+            _write_down(text, *MARKS[part])
+
+
+def _write_down(text: str, mark: str, end: str) -> None:
+    """Put `text` between `mark` and `end` of RESULTS.md, in place of what stood there."""
+    found = RESULTS.read_text(encoding="utf-8")
+    head, rest = found.split(mark)
+    RESULTS.write_text(f"{head}{mark}\n{text}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
 def _span(seconds: list[float]) -> str:
