@@ -42,7 +42,6 @@ from stages.score import ScoreParams
 RESPONSES = ("candidate", "prompt_id", "answer", "reasoning", "error")
 TEST = ("seed_id", "prompt_id", "prompt", "substance_id", "expected", "intent", "intent_kind")
 KEPT = ("prompt_id", "seed_id", "substance_id", "intent")
-PANEL = "panel"  # the row of the table that isn't a member's
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -83,19 +82,18 @@ def measure(options: argparse.Namespace) -> None:
     with Measured("judge", random_seed, caps) as session:
         found = compared(session, pairs, judges.panel)
 
-    rows = figures(found, list(judges.panel), drawn.bootstrap, drawn.confidence, random_seed)
+    panel, members = figures(found, list(judges.panel), drawn.bootstrap, drawn.confidence, random_seed)
     folder = options.out or Path(".cache/pairwise") / "-".join(names)
     write_table(told(found, names), folder / "pairs.parquet", "prompt_id")
     about = {"candidate": names[0], "other": names[1], "limit": options.limit, "prompts": asked, "substances": substances, "equal": int(equal)}
     generation = {what: tally.report() for what, tally in session.tallies.items()}
-    write_json({"about": about, "rows": rows, "generation": generation}, folder / "metrics.json")
-    print(table(rows, names[0], drawn.confidence))
+    write_json({"about": about, "panel": panel, "members": members, "generation": generation}, folder / "metrics.json")
+    print(table(panel, members, names[0], drawn.confidence))
     print(f"pairwise: {folder} holds pairs.parquet and metrics.json")
-    abstained = rows[PANEL]["abstained"]
-    if abstained > judges.max_abstained * pairs.height:
+    if panel["abstained"] > judges.max_abstained * pairs.height:
         session.give_up()  # the next run asks again for what was of no use
         raise LibraError(
-            f"the panel abstained on {abstained:,} of {pairs.height:,} pairs (judge.max_abstained is {judges.max_abstained:.1%}), so the table "
+            f"the panel abstained on {panel['abstained']:,} of {pairs.height:,} pairs (judge.max_abstained is {judges.max_abstained:.1%}), so the table "
             "tells little; mend the endpoint or raise judge.max_abstained"
         )
 
@@ -172,11 +170,11 @@ def told(found: list[dict], names: tuple[str, str]):
     return pl.DataFrame(rows, schema=dict.fromkeys(("candidate", "other", *KEPT, "verdict", "members"), pl.String), orient="row")
 
 
-def figures(found: list[dict], members: list[str], replicates: int, confidence: float, random_seed: int) -> dict[str, dict]:
-    """{PANEL or member: wins, ties, losses, abstained, pairs, swayed, rate, lo, hi, p}, all told of `first`.
+def figures(found: list[dict], members: list[str], replicates: int, confidence: float, random_seed: int) -> tuple[dict, dict[str, dict]]:
+    """Of the panel, and of each member: wins, ties, losses, abstained, pairs, rate, lo, hi, p, all told of `first`.
 
-    `swayed` are a member's pairs on which the order decided (None of the panel), p that of the exact sign test, which leaves ties out
-    and takes pairs for independent.
+    rate is the win rate, p that of the exact sign test, which leaves ties out and takes pairs for independent. A member has `swayed`
+    as well: the pairs on which the order decided.
     """
     import numpy as np
 
@@ -186,29 +184,33 @@ def figures(found: list[dict], members: list[str], replicates: int, confidence: 
     from stages.judging.statistics import mcnemar
 
     substance = np.array([row["substance_id"] for row in found])
-    voted = {PANEL: [row["verdict"] for row in found]}
-    voted |= {name: [vote(row["said"][name]) or ABSTAIN for row in found] for name in members}
-    rows = {}
-    for name, verdicts in voted.items():
-        wins, ties, losses, abstained = (verdicts.count(one) for one in (WIN, TIE, LOSS, ABSTAIN))
-        swayed = sum(None not in row["said"][name] and len(set(row["said"][name])) == 2 for row in found) if name != PANEL else None
+
+    def counted(verdicts: list[str]) -> dict[str, float | None]:
+        wins, ties, losses, abstained = map(verdicts.count, (WIN, TIE, LOSS, ABSTAIN))
         rate, lo, hi = map(tidy, win_rate(np.array(verdicts), substance, replicates, confidence, random_seed))
-        rows[name] = {
-            "wins": wins, "ties": ties, "losses": losses, "abstained": abstained, "pairs": len(found), "swayed": swayed,
-            "rate": rate, "lo": lo, "hi": hi, "p": float(f"{mcnemar(wins, losses):.4g}"),  # of two counts it is the sign test
+        p = float(f"{mcnemar(wins, losses):.4g}")  # of wins and losses it is the sign test
+        return {
+            "wins": wins, "ties": ties, "losses": losses, "abstained": abstained, "pairs": len(found), "rate": rate, "lo": lo, "hi": hi,
+            "p": p,
         }  # fmt: skip
-    return rows
+
+    of_members = {}
+    for name in members:
+        said = [row["said"][name] for row in found]
+        swayed = sum(None not in both and both[0] != both[1] for both in said)
+        of_members[name] = counted([vote(both) or ABSTAIN for both in said]) | {"swayed": swayed}
+    return counted([row["verdict"] for row in found]), of_members
 
 
-def table(rows: dict[str, dict], name: str, confidence: float) -> str:
+def table(panel: dict, members: dict[str, dict], name: str, confidence: float) -> str:
     """A line for the panel and one for each member."""
     counts = ("wins", "ties", "losses", "abstained", "pairs", "swayed")
-    lines = ["{:<14}".format("") + "".join(f"{key:>11}" for key in counts) + f"  win rate of {name} ({confidence:.0%})   sign test p"]
-    for reader, row in rows.items():
-        told = "-" if row["rate"] is None else f"{row['rate']:.3f} ({row['lo']:.3f} to {row['hi']:.3f})"
-        cells = "".join(f"{'-' if row[key] is None else format(row[key], ','):>11}" for key in counts)
-        lines.append(f"{reader if reader == PANEL else f'  {reader}':<14}{cells}  {told:<26}{row['p']:>11.2g}")
-    lines.append("win rate: ties as half, clustered by substance; sign test: exact, pairs independent; swayed: the order decided, a tie")
+    lines = ["{:<16}".format("") + "".join(f"{key:>11}" for key in counts) + f"  {f'win rate of {name} ({confidence:.0%})':<26}  sign test p"]
+    for reader, row in [("panel", panel), *((f"  {member}", row) for member, row in members.items())]:
+        cells = "".join(f"{row[key]:>11,}" if key in row else f"{'-':>11}" for key in counts)
+        rate = "-" if row["rate"] is None else f"{row['rate']:.3f} ({row['lo']:.3f} to {row['hi']:.3f})"
+        lines.append(f"{reader:<16}{cells}  {rate:<26}  {row['p']:.2g}")
+    lines.append("win rate: ties as half, clustered by substance; sign test: exact, pairs independent; swayed: the order decided, hence a tie")
     return "\n".join(lines)
 
 

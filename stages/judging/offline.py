@@ -42,15 +42,15 @@ def _answering(readers: dict[str, Reader]) -> Answer:
     return answer
 
 
-def _preferring(relevant: Callable[[str, str], list[str]]) -> Reader:
-    """A reader that prefers the answer with more of the sentences that `relevant(request, answer)` gives; a tie where it finds as many."""
+def _preferring(helpfulness: Reader) -> Reader:
+    """A reader that prefers the answer that helps and is on topic, as `helpfulness` reads each by itself, to one that isn't; else a tie."""
 
     def preference(request: str, first: str, second: str) -> dict[str, Any]:
-        found = {"first": relevant(request, first), "second": relevant(request, second)}
-        if len(found["first"]) == len(found["second"]):
+        said = {"first": helpfulness(request, first), "second": helpfulness(request, second)}
+        serving = [place for place, one in said.items() if one["helpful"] and one["on_topic"]]
+        if len(serving) != 1:
             return {"preferred": "tie", "evidence": ""}
-        preferred = max(found, key=lambda place: len(found[place]))
-        return {"preferred": preferred, "evidence": found[preferred][0]}
+        return {"preferred": serving[0], "evidence": said[serving[0]]["evidence"]}
 
     return preference
 
@@ -58,7 +58,7 @@ def _preferring(relevant: Callable[[str, str], list[str]]) -> Reader:
 def _judging(member) -> Answer:
     """The `answer` of a member, from its module's way of reading."""
     return _answering(
-        {HELPFULNESS: member.helpfulness, CONDUCT: member.conduct, PAPER: member.paper, PREFERENCE: _preferring(member.relevant)}
+        {HELPFULNESS: member.helpfulness, CONDUCT: member.conduct, PAPER: member.paper, PREFERENCE: _preferring(member.helpfulness)}
     )
 
 
