@@ -118,7 +118,7 @@ def test_offline_members_prefer_what_helps_with_what_was_asked(member):
 
 
 def paired(texts):  # noqa: F811
-    """(request, answer, another answer): each text with the one before, so most often with the other one that was written for its request."""
+    """(request, answer, another answer): each text with the one before, most often the other one that was written for its request."""
     return [(request, record.text, texts[i - 1][1].text) for i, (request, record) in enumerate(texts)]
 
 
@@ -207,7 +207,8 @@ def test_a_judge_that_fails_gives_no_verdict(app, monkeypatch):
 
 def test_of_three_members_one_may_fail(monkeypatch):
     third = {"third": PANEL["rules"].model_copy(update={"model": "third"})}
-    monkeypatch.setattr(offline, "app", make_app(offline.MODEL, offline.answer, {offline.WORDS_MODEL: lambda body: "", "third": offline.answer}))
+    answers = {offline.WORDS_MODEL: lambda body: "", "third": offline.answer_by_words}
+    monkeypatch.setattr(offline, "app", make_app(offline.MODEL, offline.answer, answers))
     assert verdicts(PANEL | third) == ALTERNATING
 
 
@@ -256,14 +257,15 @@ def test_p_is_that_of_the_exact_sign_test(wins, losses):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with params and answers of `one` and `two`: 5 wins on one substance, and on another a loss, an equal and a different tie, and
+    """A folder with params and answers of `one` and `two`: 5 wins on a substance, on another a loss, an equal and a different tie, and
     what doesn't count: an error, and a prompt that is to be refused."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("DVC_EXP_NAME", "")
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     params(tmp_path, PARAMS["judge"])
-    said = [("a", SELLS, NO)] * 5 + [("b", NO, SELLS), ("b", SELLS, SELLS), ("b", SELLS, f"<think>Hm.</think>{STOCKS}"), ("b", SELLS, None), ("c", NO, SELLS)]
+    of_b = [(NO, SELLS), (SELLS, SELLS), (SELLS, f"<think>Hm.</think>{STOCKS}"), (SELLS, None)]
+    said = [("a", SELLS, NO)] * 5 + [("b", *answers) for answers in of_b] + [("c", NO, SELLS)]
     rows, test = [], []
     for i, (substance, *answers) in enumerate(said):
         for name, answer in zip(("one", "two"), answers, strict=True):
@@ -292,7 +294,7 @@ def test_the_table_and_the_files_worked_out_by_hand(project, capsys):
     command.main(["one", "two"])
     lines = capsys.readouterr().out.splitlines()
     assert files(project) == before, "no output of the pipeline changes"
-    assert lines[0].startswith("pairwise: one against two on 8 of 9 test prompts") and "(2 substances; 1 answers are equal" in lines[0]
+    assert lines[0].startswith("pairwise: one against two on 8 of 9 test prompts") and "(2 substances; equal answers, hence ties: 1)" in lines[0]
     assert lines[1].startswith("nothing is sent")
     # rate: (5 + 2 / 2) / 8; the interval's ends: substance b alone, (0 + 2 / 2) / 3, and a alone; p: 2 * (1 + 6) / 2 ** 6
     assert lines[2].split()[:6] == ["wins", "ties", "losses", "abstained", "pairs", "swayed"]
@@ -304,7 +306,8 @@ def test_the_table_and_the_files_worked_out_by_hand(project, capsys):
     assert pairs["verdict"].to_list() == ["win"] * 5 + ["loss", "tie", "tie"]
     assert pairs["members"].null_count() == 1 and json.loads(pairs["members"][0]) == {"rules": ["win", "win"], "words": ["win", "win"]}
     metrics = json.loads((project / ".cache/pairwise/one-two/metrics.json").read_text())
-    assert metrics["panel"]["p"] == 0.2188 and metrics["generation"]["pairwise: rules"]["requests"] == 14, "equal answers aren't asked about"
+    assert metrics["panel"]["p"] == 0.2188
+    assert metrics["generation"]["pairwise: rules"]["requests"] == 14, "equal answers aren't asked about"
 
 
 def test_it_says_what_it_asks_and_asks_once(project, capsys):

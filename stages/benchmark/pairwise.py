@@ -3,10 +3,10 @@
     python -m stages.benchmark.pairwise dpo sft
     python -m stages.benchmark.pairwise dpo my-model --limit 500    # about 500 prompts, of whole substances
 
-Reads data/eval/responses.parquet, data/librachemqa/test.parquet and params random_seed, judge, budget, score. On each test prompt that is to
-be complied with and that both answered, every member of `judge.panel` says which answer serves it better, once in each order; one
-that says otherwise in the other order counts as a tie, one whose reply is of no use abstains. More than half of all members make a win or
-a loss. Equal answers are a tie and nobody is asked. Writes into .cache/pairwise/A-B/, or the folder of --out, metrics.json with the
+Reads data/eval/responses.parquet, data/librachemqa/test.parquet and params random_seed, judge, budget, score. On each test prompt that is
+to be complied with and that both answered, every member of `judge.panel` says which answer serves it better, once in each order; one
+that says otherwise in the other order counts as a tie, one whose reply is of no use abstains. More than half of all members make a win
+or a loss; where no more than half of them vote, the panel abstains. Equal answers are a tie and nobody is asked. Writes into .cache/pairwise/A-B/, or the folder of --out, metrics.json with the
 printed figures and pairs.parquet, one row per prompt:
 
     candidate     dpo                  whose win, tie or loss is told
@@ -68,10 +68,10 @@ def measure(options: argparse.Namespace) -> None:
     judges = judging.section("judge", JudgeParams)
     responses = read_table("data/eval/responses.parquet", RESPONSES)
     pairs, asked = paired(responses, read_table("data/librachemqa/test.parquet", TEST), names, options.limit, random_seed)
-    equal, substances = (pairs["first"] == pairs["second"]).sum(), pairs["substance_id"].n_unique()
+    equal, substances = int((pairs["first"] == pairs["second"]).sum()), pairs["substance_id"].n_unique()
     print(
         f"pairwise: {names[0]} against {names[1]} on {pairs.height:,} of {asked:,} test prompts to be complied with, which both answered "
-        f"({substances:,} substances; {equal:,} answers are equal: ties)"
+        f"({substances:,} substances; equal answers, hence ties: {equal:,})"
     )
     if are_asked(judges):
         Rehearsal.estimates = {}
@@ -85,7 +85,7 @@ def measure(options: argparse.Namespace) -> None:
     panel, members = figures(found, list(judges.panel), drawn.bootstrap, drawn.confidence, random_seed)
     folder = options.out or Path(".cache/pairwise") / "-".join(names)
     write_table(told(found, names), folder / "pairs.parquet", "prompt_id")
-    about = {"candidate": names[0], "other": names[1], "limit": options.limit, "prompts": asked, "substances": substances, "equal": int(equal)}
+    about = {"candidate": names[0], "other": names[1], "limit": options.limit, "prompts": asked, "substances": substances, "equal": equal}
     generation = {what: tally.report() for what, tally in session.tallies.items()}
     write_json({"about": about, "panel": panel, "members": members, "generation": generation}, folder / "metrics.json")
     print(table(panel, members, names[0], drawn.confidence))
@@ -93,8 +93,8 @@ def measure(options: argparse.Namespace) -> None:
     if panel["abstained"] > judges.max_abstained * pairs.height:
         session.give_up()  # the next run asks again for what was of no use
         raise LibraError(
-            f"the panel abstained on {panel['abstained']:,} of {pairs.height:,} pairs (judge.max_abstained is {judges.max_abstained:.1%}), so the table "
-            "tells little; mend the endpoint or raise judge.max_abstained"
+            f"the panel abstained on {panel['abstained']:,} of {pairs.height:,} pairs (judge.max_abstained is {judges.max_abstained:.1%}), so "
+            "the table tells little; mend the endpoint or raise judge.max_abstained"
         )
 
 
@@ -131,7 +131,8 @@ def paired(responses, test, names: tuple[str, str], limit: int | None, random_se
 
 
 def compared(session: Session, pairs, panel: dict[str, Endpoint]) -> list[dict]:
-    """The rows of `pairs` with `said` {member: (in this order, in the other)} and `verdict`, both told of `first`; ties where equal.
+    """The rows of `pairs` with `said` {member: (in this order, in the other)} and `verdict`, both told of `first`, and `asked`: whether the
+    answers differ. Equal ones are ties.
 
     Raises LibraError when a member's endpoint fails.
     """
@@ -145,7 +146,8 @@ def compared(session: Session, pairs, panel: dict[str, Endpoint]) -> list[dict]:
         tuple(Question(PREFERENCE, row["prompt"], *texts) for texts in ((row["first"], row["second"]), (row["second"], row["first"])))
         for row in different
     ]
-    found = [row | {"said": dict.fromkeys(panel, (TIE, TIE)), "asked": False, "verdict": TIE} for row in rows if row["first"] == row["second"]]
+    alike = {"said": dict.fromkeys(panel, (TIE, TIE)), "asked": False, "verdict": TIE}
+    found = [row | alike for row in rows if row["first"] == row["second"]]
     said = {
         name: opinions(session, endpoint, [question for both in orders for question in both], f"pairwise: {name}")
         for name, endpoint in panel.items()
@@ -170,7 +172,9 @@ def told(found: list[dict], names: tuple[str, str]):
     return pl.DataFrame(rows, schema=dict.fromkeys(("candidate", "other", *KEPT, "verdict", "members"), pl.String), orient="row")
 
 
-def figures(found: list[dict], members: list[str], replicates: int, confidence: float, random_seed: int) -> tuple[dict, dict[str, dict]]:
+def figures(
+    found: list[dict], members: list[str], replicates: int, confidence: float, random_seed: int
+) -> tuple[dict, dict[str, dict]]:
     """Of the panel, and of each member: wins, ties, losses, abstained, pairs, rate, lo, hi, p, all told of `first`.
 
     rate is the win rate, p that of the exact sign test, which leaves ties out and takes pairs for independent. A member has `swayed`
@@ -205,12 +209,13 @@ def figures(found: list[dict], members: list[str], replicates: int, confidence: 
 def table(panel: dict, members: dict[str, dict], name: str, confidence: float) -> str:
     """A line for the panel and one for each member."""
     counts = ("wins", "ties", "losses", "abstained", "pairs", "swayed")
-    lines = ["{:<16}".format("") + "".join(f"{key:>11}" for key in counts) + f"  {f'win rate of {name} ({confidence:.0%})':<26}  sign test p"]
+    title = f"win rate of {name} ({confidence:.0%})"
+    lines = ["{:<16}".format("") + "".join(f"{key:>11}" for key in counts) + f"  {title:<26}  sign test p"]
     for reader, row in [("panel", panel), *((f"  {member}", row) for member, row in members.items())]:
         cells = "".join(f"{row[key]:>11,}" if key in row else f"{'-':>11}" for key in counts)
         rate = "-" if row["rate"] is None else f"{row['rate']:.3f} ({row['lo']:.3f} to {row['hi']:.3f})"
         lines.append(f"{reader:<16}{cells}  {rate:<26}  {row['p']:.2g}")
-    lines.append("win rate: ties as half, clustered by substance; sign test: exact, pairs independent; swayed: the order decided, hence a tie")
+    lines.append("win rate: ties as half, clustered by substance; sign test: exact, pairs independent; swayed: the order decided, a tie")
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ _MIRRORED = {WIN: LOSS, LOSS: WIN, TIE: TIE, None: None}
 
 
 def seen(opinion: dict[str, Any] | None, first: str, second: str) -> str | None:
-    """WIN, TIE or LOSS of `first`. None: no opinion, or its evidence doesn't stand in the answer it prefers (of a tie: in any)."""
+    """WIN, TIE or LOSS of `first`. None: no opinion, or its evidence doesn't stand in the answer it prefers (of a tie: in either)."""
     if opinion is None:
         return None
     texts = {"first": [first], "second": [second], "tie": [first, second]}[opinion["preferred"]]
