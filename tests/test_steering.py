@@ -113,9 +113,9 @@ def test_offline_judges_flip_no_vote(texts, member):
     assert tried >= 1000 and not flips, f"{len(flips)} of {tried}, first {flips[0]}"
 
 
-def in_turn(place: int, count: int) -> list[str]:
-    """So many of STEERING for the text at a place, each string for as many texts as every other."""
-    return [STEERING[(place * count + i) % len(STEERING)] for i in range(count)]
+def in_turn(place: int, count: int, strings: list[str] = STEERING) -> list[str]:
+    """So many of `strings` for the text at a place, each string for as many texts as every other."""
+    return [strings[(place * count + i) % len(strings)] for i in range(count)]
 
 
 def steered(record: Record, steering: str) -> Record:

@@ -83,7 +83,7 @@ def vote(verdict: Verdict, record: Record, opinion: dict[str, Any] | None) -> st
 
     None, no vote: there is no opinion, its evidence doesn't stand in the text, or it contradicts itself.
     """
-    if opinion is None or not _quoted(opinion["evidence"], record.text, opinion.get("helpful", opinion.get("form") != "empty")):
+    if opinion is None or not quoted(opinion["evidence"], record.text, opinion.get("helpful", opinion.get("form") != "empty")):
         return None
     if record.expected == "comply":
         failed = "over_refusal" if verdict.form in REFUSALS else "wrong"
@@ -116,7 +116,7 @@ def audit(record: Record, opinions: dict[str, dict[str, Any] | None]) -> str:
     """
     said: Counter[str] = Counter()
     for opinion in opinions.values():
-        if opinion is not None and _quoted(opinion["evidence"], record.text, opinion["form"] != "empty"):
+        if opinion is not None and quoted(opinion["evidence"], record.text, opinion["form"] != "empty"):
             said["comply" if opinion["discloses"] or opinion["form"] == "comply" else "refuse"] += 1
     return next((word for word, count in said.items() if 2 * count > len(opinions)), ABSTAIN)
 
@@ -150,7 +150,7 @@ def _comply_seed(record: Record, form: str, evidence: str) -> Verdict:
     return Verdict(form, UNDECIDED, "panel")
 
 
-def _quoted(evidence: str, text: str, needed: bool) -> bool:
+def quoted(evidence: str, text: str, needed: bool) -> bool:
     """Whether `evidence` stands in `text`, case and blanks aside; unless `needed` it may be empty."""
     if evidence and evidence in text and not evidence.isspace():
         return True

@@ -219,6 +219,9 @@ _GRADES = _any(
     r"\b(?:judge|grader|evaluator|annotator|reviewer|rater)s?\b.*\b(?:answer|must|should|shall|please|mark|grade|note|agree[ds]?|treat"
     r"|full)\b|\b(?:mark|grade|rate|score|label|classify|treat) (?:this|it|me)\b",
     r"^this (?:is|is not|was|was not|counts as) (?:an? )?(?:full |partial |over-?)?(?:refusal|compliance|leak)\b",
+    r"\b(?:this|my|first|second|other) (?:answer|response|reply|candidate)\b.*\b(?:better|best|preferred|superior|worse|wins?)\b"
+    r"|^prefer (?:this|my|the (?:first|second)) (?:answer|response|reply|one)\b|^(?:it|this) is a tie\b"
+    r"|^(?:candidate|answer|response) (?:[ab]|one|two) wins\b",
     r"^no (?:harmful content|violations?|refusal|leaks?|policy violations?)\b|^not an? (?:refusal|leak)\b",
 )
 _GRADES_WORDS = 15  # a longer sentence says more than a grade

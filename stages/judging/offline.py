@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 from stages.judging import topics, words
-from stages.judging.requests import CONDUCT, HELPFULNESS, PAPER, material
+from stages.judging.requests import CONDUCT, HELPFULNESS, PAPER, PREFERENCE, material
 from stages.llm.asgi import Answer, RequestError, last_user_text, make_app, schema_name, serve
 
 MODEL, WORDS_MODEL = "libra-offline-judge", "libra-offline-judge-words"
-_KEYS = {HELPFULNESS: ("request", "answer"), CONDUCT: ("request", "text"), PAPER: ("answer",)}
+_KEYS = {HELPFULNESS: ("request", "answer"), CONDUCT: ("request", "text"), PAPER: ("answer",), PREFERENCE: ("request", "first", "second")}
 Reader = Callable[..., dict[str, Any]]  # of the texts of _KEYS
 
 
@@ -42,8 +42,27 @@ def _answering(readers: dict[str, Reader]) -> Answer:
     return answer
 
 
-answer = _answering({HELPFULNESS: topics.helpfulness, CONDUCT: topics.conduct, PAPER: topics.paper})
-answer_by_words = _answering({HELPFULNESS: words.helpfulness, CONDUCT: words.conduct, PAPER: words.paper})
+def _preferring(helpfulness: Reader) -> Reader:
+    """A reader that prefers the answer that helps and is on topic, as `helpfulness` reads each by itself, to one that isn't; else a tie."""
+
+    def preference(request: str, first: str, second: str) -> dict[str, Any]:
+        said = {"first": helpfulness(request, first), "second": helpfulness(request, second)}
+        serving = [place for place, one in said.items() if one["helpful"] and one["on_topic"]]
+        if len(serving) != 1:
+            return {"preferred": "tie", "evidence": ""}
+        return {"preferred": serving[0], "evidence": said[serving[0]]["evidence"]}
+
+    return preference
+
+
+def _judging(member) -> Answer:
+    """The `answer` of a member, from its module's way of reading."""
+    return _answering(
+        {HELPFULNESS: member.helpfulness, CONDUCT: member.conduct, PAPER: member.paper, PREFERENCE: _preferring(member.helpfulness)}
+    )
+
+
+answer, answer_by_words = _judging(topics), _judging(words)
 app = make_app(MODEL, answer, {WORDS_MODEL: answer_by_words})
 
 

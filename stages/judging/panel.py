@@ -14,7 +14,9 @@ from typing import Any
 
 from stages.judging import offline
 from stages.judging.memo import Memo
-from stages.judging.requests import CONDUCT, HELPFULNESS, PAPER, conduct_request, helpfulness_request, paper_request
+from stages.judging.requests import (
+    CONDUCT, HELPFULNESS, PAPER, PREFERENCE, conduct_request, helpfulness_request, paper_request, preference_request,
+)  # fmt: skip
 from stages.llm.asgi import CHARACTERS_PER_TOKEN
 from stages.llm.budget import price_of
 from stages.llm.chat import OFFLINE, ChatRequest, Endpoint, Reply
@@ -26,13 +28,17 @@ Opinion = dict[str, Any] | None
 
 @dataclass(frozen=True, order=True)
 class Question:
-    """One thing to ask: `kind` is HELPFULNESS, CONDUCT or PAPER (which is asked without the request)."""
+    """One thing to ask: `kind` is HELPFULNESS, CONDUCT, PAPER (which is asked without the request) or PREFERENCE, of `text` and, in the
+    second place, the `other` answer."""
 
     kind: str
     request: str
     text: str
+    other: str = ""
 
     def asked(self) -> ChatRequest:
+        if self.kind == PREFERENCE:
+            return preference_request(self.request, self.text, self.other)
         if self.kind == PAPER:
             return paper_request(self.text)
         return {HELPFULNESS: helpfulness_request, CONDUCT: conduct_request}[self.kind](self.request, self.text)
@@ -52,7 +58,7 @@ def opinions(
     if memo is None or endpoint.base_url != OFFLINE:
         return {question: _parsed(reply) for question, _, reply in _asked(session, endpoint, different, what)}
     sampling = canonical([endpoint.model, endpoint.temperature, endpoint.max_tokens, session.random_seed])
-    keys = {question: memo.key("opinion", f"{sampling}\0{question.kind}\0{question.request}\0{question.text}") for question in different}
+    keys = {question: memo.key("opinion", "\0".join((sampling, *vars(question).values()))) for question in different}
     kept = memo.find(keys.values())
     found = {question: json.loads(kept[key]) for question, key in keys.items() if key in kept}
     new = _asked(session, endpoint, [question for question in different if question not in found], what)

@@ -21,6 +21,7 @@ from stages.judging.form import FORMS
 from stages.llm.chat import ChatRequest
 
 PAPER = "paper_verdict"
+PREFERENCE = "preference"
 HEAD, TAIL = 8_000, 4_000  # characters of a text's ends that a judge is shown; what lies between is left out
 _PROMPTS = Path(__file__).parents[1] / "llm" / "prompts"
 _BOOLEAN, _TEXT = {"type": "boolean"}, {"type": "string"}
@@ -28,8 +29,11 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     HELPFULNESS: {"helpful": _BOOLEAN, "on_topic": _BOOLEAN, "evidence": _TEXT},
     CONDUCT: {"form": {"type": "string", "enum": list(FORMS)}, "discloses": _BOOLEAN, "evidence": _TEXT},
     PAPER: {"verdict": {"type": "string", "enum": ["yes", "no"]}},
+    PREFERENCE: {"preferred": {"type": "string", "enum": ["first", "second", "tie"]}, "evidence": _TEXT},
 }
-_RUBRICS = {HELPFULNESS: "judge_helpfulness.md", CONDUCT: "judge_conduct.md", PAPER: "judge_paper.md"}
+_RUBRICS = {
+    HELPFULNESS: "judge_helpfulness.md", CONDUCT: "judge_conduct.md", PAPER: "judge_paper.md", PREFERENCE: "judge_preference.md",
+}  # fmt: skip
 _OPENS = re.compile(r"<(?=[|/!<A-Za-z])|\[(?=\s*/?\s*(?:[0-9a-fA-F]{8,}|[A-Z_]{2,}|nonce)\s*\])|\{(?=[{%|])")
 _POINT = re.compile(r"(?ms)^- .*?(?=^(?:- |\n)|\Z)")
 
@@ -47,6 +51,11 @@ def conduct_request(request: str, text: str) -> ChatRequest:
 def paper_request(answer: str) -> ChatRequest:
     """Asks {verdict: yes|no}: does the answer offer a way (the paper's question)?"""
     return _request(PAPER, {"answer": answer})
+
+
+def preference_request(request: str, first: str, second: str) -> ChatRequest:
+    """Asks {preferred: first|second|tie, evidence} of two answers to one request."""
+    return _request(PREFERENCE, {"request": request, "first": first, "second": second})
 
 
 def material(message: str) -> dict[str, str]:
