@@ -34,7 +34,7 @@ report: $(VENV)/installed  ## make data/eval/report.html and the README's figure
 	source $(BIN)/activate && dvc repro --single-item report
 
 test: $(VENV)/installed  ## run the tests
-	source $(BIN)/activate && python -m pytest
+	source $(BIN)/activate && python -m pytest -n 2 --dist loadfile
 
 ui: $(VENV)/installed  ## look at the training runs in MLflow (http://127.0.0.1:5000)
 	source $(BIN)/activate && python -m stages.common.tracking
