@@ -2,7 +2,8 @@
 
     python -m stages.judge
 
-Reads data/eval/responses.parquet, data/librachemqa/test.parquet and params random_seed, judge, budget. Writes
+Reads data/eval/responses.parquet, data/librachemqa/test.parquet, data/domain.json (of another domain than chemistry
+also data/librachemqa/train.parquet, for the words of the offline judge) and params random_seed, judge, budget. Writes
 data/generation/judge.json and data/eval/verdicts.parquet, one row per response and channel:
 
     candidate     dpo
@@ -24,6 +25,8 @@ Rules decide first (stages/judging/cascade.py); a panel of judges reads what the
 comes to no majority it abstains. Of what the rules decided the panel reads the share `audit_share`, which changes no verdict. People
 label the sample and what the panel abstained on: `python -m stages.judging.review`.
 """
+
+import json
 
 from pydantic import Field, model_validator
 
@@ -61,17 +64,21 @@ class JudgeParams(Section):
 
 def main(open_session: type[Session] = Session) -> None:
     from stages.common.tables import read_table, write_table
+    from stages.domain.description import kept_domain
     from stages.judging.memo import Memo, code_version
+    from stages.judging.words import tables
 
     params = read_params("judge")
     section = params.section("judge", JudgeParams)
     responses = read_table("data/eval/responses.parquet", RESPONSES)
     test = read_table("data/librachemqa/test.parquet", TEST)
+    domain = kept_domain()
+    version = code_version(domain.as_json(), json.dumps(tables(domain)))
     with (
         open_session("judge", params.random_seed, params.section("budget", BudgetParams)) as session,
-        Memo(client.store_path().with_name("verdicts.sqlite"), code_version()) as memo,
+        Memo(client.store_path().with_name("verdicts.sqlite"), version) as memo,
     ):
-        verdicts = judge_all(session, responses, test, section.panel, section.audit_share, memo)
+        verdicts = judge_all(session, responses, test, section.panel, section.audit_share, memo, domain)
         try:
             check_abstained(verdicts, section.max_abstained)
         except LibraError:

@@ -90,7 +90,8 @@ def test_texts_that_code_reads_are_deps(stage):
     texts = [str(path.relative_to(ROOT)) for path in files if path.suffix not in (".py", ".pyc", "")]
     declared = {dep for dep in STAGES[stage]["deps"] if dep.startswith("stages/") and not dep.endswith(".py")}
     assert declared <= set(texts)
-    named = {text for text in texts if Path(text).name in strings(stage)}
+    words = strings(stage)
+    named = {text for text in texts if Path(text).name in words}
     # stages.llm.sheets builds a file's name from the kind of its request
     kinds = {function.removesuffix("_request") for function in called(stage) if function.endswith("_request")}
     named |= {text for text in texts if Path(text).stem in kinds}

@@ -9,13 +9,15 @@ from asking import ask_all
 
 from stages import judge as stage
 from stages.common.errors import LibraError
+from stages.domain.description import chemistry
 from stages.judge import JudgeParams, check_abstained, judge_all
 from stages.judging import channels, offline, paper
-from stages.judging.cascade import OUTCOMES, UNDECIDED, Record, judge
+from stages.judging.cascade import UNDECIDED, Record, judge
 from stages.judging.facts import agrees, check
 from stages.judging.form import FORMS, form_of, is_garbled
 from stages.judging.formulas import atoms
 from stages.judging.leaks import leaks
+from stages.judging.outcomes import OUTCOMES
 from stages.judging.requests import helpfulness_request, material, paper_request, shown
 from stages.judging.verdicts import COLUMNS
 from stages.llm.chat import ChatRequest, Endpoint, Reply
@@ -440,6 +442,7 @@ def test_stage_writes_the_same_bytes(tmp_path, monkeypatch):
     (tmp_path / "data/librachemqa").mkdir()
     TEST.write_parquet("data/librachemqa/test.parquet")
     RESPONSES.write_parquet("data/eval/responses.parquet")
+    Path("data/domain.json").write_text(chemistry().as_json(), encoding="utf-8")
     stage.main()
     written = (tmp_path / "data/eval/verdicts.parquet").read_bytes()
     RESPONSES.reverse().write_parquet("data/eval/responses.parquet")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -10,6 +11,7 @@ from test_judging import JUDGE, MELTS, PANEL, RESPONSES, TEST, responses
 
 from stages import judge as stage
 from stages.common.errors import LibraError
+from stages.domain.description import chemistry
 from stages.judging.verdicts import in_sample, judge_all
 from stages.judging import offline, topics, words
 from stages.judging.cascade import UNDECIDED, Record, Verdict, audit, judge, settle, vote
@@ -285,6 +287,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "data/librachemqa").mkdir()
     TEST.write_parquet("data/librachemqa/test.parquet")
     RESPONSES.write_parquet("data/eval/responses.parquet")
+    Path("data/domain.json").write_text(chemistry().as_json())
     return tmp_path
 
 
@@ -305,7 +308,7 @@ def test_a_text_is_judged_once(folder, monkeypatch):
     cold = judged(folder, monkeypatch)
     assert cold[2] > 0
     ruled = []
-    monkeypatch.setattr("stages.judging.cascade.judge", lambda record: ruled.append(record) or judge(record))
+    monkeypatch.setattr("stages.judging.cascade.judge", lambda record, domain: ruled.append(record) or judge(record, domain))
     assert judged(folder, monkeypatch) == (*cold[:2], 0) and not ruled, "the same bytes, nothing asked or ruled again"
     more = responses(("o", "c", "c-p0", "Where is C sold?", "Pharmacies stock it and sell it.", None, "stop", None))
     pl.concat([RESPONSES, more]).write_parquet("data/eval/responses.parquet")
@@ -324,9 +327,9 @@ def test_other_code_judges_anew(folder, monkeypatch):
 
 def test_replies_of_no_use_are_not_kept(folder, monkeypatch):
     monkeypatch.setattr(topics, "helpfulness", lambda *_: {"helpful": "perhaps"})
-    monkeypatch.setattr(offline, "answer", None)
     spoilt = offline._answering({"helpfulness": topics.helpfulness, "conduct": topics.conduct, "paper_verdict": topics.paper})
-    monkeypatch.setattr(offline, "app", make_app(offline.MODEL, spoilt, {offline.WORDS_MODEL: offline.answer_by_words}))
+    app = make_app(offline.MODEL, spoilt, {offline.WORDS_MODEL: offline.answer_by_words})
+    monkeypatch.setattr(offline, "app_for", lambda domain: app)
     first, second = judged(folder, monkeypatch), judged(folder, monkeypatch)
     assert first[:2] == second[:2] and second[2] > 0
 

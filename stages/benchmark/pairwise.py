@@ -32,6 +32,7 @@ from stages.benchmark.verdicts import Measured, are_asked
 from stages.common import cli
 from stages.common.errors import LibraError
 from stages.common.params import read_params
+from stages.domain.description import domain_here
 from stages.judge import JudgeParams
 from stages.llm.budget import BudgetParams
 from stages.llm.chat import Endpoint
@@ -140,6 +141,8 @@ def compared(session: Session, pairs, panel: dict[str, Endpoint]) -> list[dict]:
     from stages.judging.panel import Question, opinions
     from stages.judging.requests import PREFERENCE
 
+    domain = domain_here()
+
     rows = list(pairs.iter_rows(named=True))
     different = [row for row in rows if row["first"] != row["second"]]
     orders = [
@@ -149,7 +152,7 @@ def compared(session: Session, pairs, panel: dict[str, Endpoint]) -> list[dict]:
     alike = {"said": dict.fromkeys(panel, (TIE, TIE)), "asked": False, "verdict": TIE}
     found = [row | alike for row in rows if row["first"] == row["second"]]
     said = {
-        name: opinions(session, endpoint, [question for both in orders for question in both], f"pairwise: {name}")
+        name: opinions(session, endpoint, [question for both in orders for question in both], f"pairwise: {name}", domain=domain)
         for name, endpoint in panel.items()
     }
     for row, (ahead, behind) in zip(different, orders, strict=True):

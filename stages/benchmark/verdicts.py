@@ -3,6 +3,7 @@
     judged(session, responses, test, judges)    # a frame of stages.judging.verdicts.COLUMNS
 """
 
+from stages.domain.description import domain_here
 from stages.judge import JudgeParams
 from stages.judging.verdicts import judge_all
 from stages.llm.chat import OFFLINE
@@ -18,7 +19,7 @@ class Measured(Session):
 
 def judged(session: Session, responses, test, judges: JudgeParams):
     """Verdicts on `responses` to the requests of `test`; columns as the stage has them."""
-    return judge_all(session, responses, test, judges.panel, audit_share=0.0)
+    return judge_all(session, responses, test, judges.panel, audit_share=0.0, domain=domain_here())
 
 
 def are_asked(judges: JudgeParams) -> bool:

@@ -107,6 +107,47 @@ class Card(Section):
     separated: str  # what keeps splits apart
 
 
+class Rubric(Section):
+    """What judges are told of the domain: completes stages/llm/prompts/judge_*.md."""
+
+    about: str  # "a chemical substance", behind "a question about"
+    way: str  # "synthesizing the substance": the help that the paper's judge looks for
+    gives: str  # "make, obtain, use or hide the substance (a route, ...)": what a leak begins to give a person what it takes to
+    enough: str  # "naming who makes, sells or prepares a substance ... is helpful": how little is an answer
+    topics: str  # "making, buying, ...": what is asked
+
+
+class Topic(Section):
+    """How the first offline judge knows an intent by its words."""
+
+    asked: Texts = Field(min_length=1)  # in a request
+    said: Texts = Field(min_length=1)  # at the head of an answer
+
+
+class Number(Section):
+    """What says that a value is of a fact, or of another quantity."""
+
+    words: Texts = Field(min_length=1)
+    unit: str | None = None  # what can't be converted to it is of another quantity, whatever words stand beside
+
+
+class Judging(Section):
+    """What judges are told, and what the offline ones look for: regular expressions on lower-case text."""
+
+    rubric: Rubric
+    topics: dict[str, Topic]  # the first whose words a request holds is asked
+    numbers: dict[str, Number] = {}  # by fact, and by what else has numbers
+    units: dict[str, Texts] = {}  # pint's name of a unit -> how it is written, in lower case; beside those of quantities.py
+    spelling: Texts = []  # words whose misspellings are mended before
+    texts: dict[str, dict[str, Texts]] = {}  # fact with a text -> one of its values -> other words for it
+
+    def patterns(self) -> dict[str, Texts]:
+        """Every regular expression, by the key that it stands under."""
+        found = {f"topics.{name}.{side}": getattr(topic, side) for name, topic in self.topics.items() for side in ("asked", "said")}
+        found |= {f"numbers.{name}.words": number.words for name, number in self.numbers.items()}
+        return found | {f"texts.{name}.{value}": words for name, values in self.texts.items() for value, words in values.items()}
+
+
 class Domain(Section):
     """data/catalog/NAME/domain.yaml; `name` is the folder's."""
 
@@ -120,6 +161,7 @@ class Domain(Section):
     refusals: Refusals
     laws: dict[str, str] = {}  # how a text calls an instrument
     gate: dict[str, str] = {}  # more of what no answer may hold: reason -> pattern (a regular expression on lower-case text)
+    judge: Judging
     most_seeds: dict[Literal["train", "validation", "test"], int] = {}  # the catalog gives no more; seed.SPLIT.seeds may ask for fewer
 
     @model_validator(mode="after")
@@ -142,12 +184,33 @@ class Domain(Section):
             raise ValueError(f"intents.{silent[0]}: a neutral intent needs first and second")
         if missing := [kind for kind in self.refusals.pretended if kind not in self.refusals.references]:
             raise ValueError(f"refusals.references: {missing[0]} is pretended but has none")
-        for reason, pattern in self.gate.items():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"gate.{reason}: not a regular expression ({error})") from None
+        written = {f"gate.{reason}": [pattern] for reason, pattern in self.gate.items()}
+        for key, patterns in (written | {f"judge.{key}": patterns for key, patterns in self.judge.patterns().items()}).items():
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(f"{key}: not a regular expression ({error})") from None
+        self._can_be_judged()
         return self
+
+    def _can_be_judged(self) -> None:
+        """Every answer without a fact has words to know it by, and every fact words that say what a value is of."""
+        told = [name for name, intent in self.intents.items() if intent.property or intent.wrong or name in TOLD_BY_CODE]
+        open_ = [*(name for name in self.of_kind("neutral") if name not in told), *self.of_kind("dual")]
+        if missing := [name for name in open_ if name not in self.judge.topics]:
+            raise ValueError(f"judge.topics: {missing[0]} is missing")
+        if strays := [name for name in self.judge.topics if name not in open_]:
+            raise ValueError(f"judge.topics: {strays[0]} is no intent without a fact that may be answered{did_you_mean(strays[0], open_)}")
+        numbers = [name for name in self.properties if not self.intents[name].wrong and name != "formula"]
+        if missing := [name for name in numbers if name not in self.judge.numbers]:
+            raise ValueError(f"judge.numbers: {missing[0]} is missing")
+        if strays := [name for name in self.judge.numbers if not name.isidentifier()]:
+            raise ValueError(f"judge.numbers: `{strays[0]}` must be a name of letters, digits and _")
+        for name, values in self.judge.texts.items():
+            known = self.intents[name].wrong if name in self.intents else []
+            if strays := [value for value in values if value not in known]:
+                raise ValueError(f"judge.texts.{name}: intents.{name}.wrong has no `{strays[0]}`")
 
     def of_kind(self, kind: str) -> tuple[str, ...]:
         """The intents of a kind, in the file's order."""
@@ -177,6 +240,9 @@ class Domain(Section):
             raise LibraError(f"a {status} is only asked about with neutral intents, not `{intent}`")
         return self.labels[status][self.kind_of[intent]]
 
+    def __hash__(self) -> int:  # so that what is worked out for a domain can be kept
+        return hash(self.name)
+
     def as_json(self) -> str:
         """The text of data/domain.json; the order of keys, which decides how texts are picked, is kept."""
         return json.dumps(self.model_dump(), indent=1, ensure_ascii=False) + "\n"
@@ -195,11 +261,22 @@ def kept_domain(path: Path = Path(KEPT)) -> Domain:
     """The domain that the stage `seed` worked on."""
     if not path.exists():
         raise LibraError(f"{path} is not here; run `dvc repro seed` first")
+    return _parsed(path.read_text(encoding="utf-8"), path)
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str, path: Path) -> Domain:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return check_section("", json.loads(text), Domain, source=str(path))
     except ValueError:
         raise LibraError(f"{path} isn't JSON; run `dvc repro -f seed`") from None
-    return check_section("", values, Domain, source=str(path))
+    except LibraError as fault:
+        raise LibraError(f"{fault}; run `dvc repro -f seed`") from None
+
+
+def domain_here() -> Domain:
+    """The domain that the stage `seed` worked on, where it ran in this folder, else chemistry."""
+    return kept_domain() if Path(KEPT).exists() else chemistry()
 
 
 @lru_cache(maxsize=1)

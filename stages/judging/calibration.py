@@ -23,9 +23,9 @@ import polars as pl
 
 from stages.common.errors import LibraError
 from stages.judging import statistics
-from stages.judging.cascade import OUTCOMES, SAFE
 from stages.judging.channels import split
 from stages.judging.form import FORMS
+from stages.judging.outcomes import OUTCOMES, SAFE
 from stages.judging.rates import cluster_of, lead, tidy
 
 LABELS = ("prompt_id", "channel", "text_sha256", "form", "outcome", "source", "labeller", "date")

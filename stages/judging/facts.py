@@ -3,21 +3,25 @@
     check({"name": "melting_point", "value": 356.9, "unit": "K", "tolerance": 2.0, ...}, "It melts at 84 °C.")
     -> FactCheck("correct", "84 °C")
 
-A value agrees when it lies within the larger of the fact's absolute tolerance and 0.2 % of its size, so targets of zero and
-below can be right. Values of another property, substance or pressure are left aside, as are those that are only mentioned (asked, denied,
-taken back); of those that count, one outside makes the answer wrong. A right number in a wrong unit is wrong. tests/fact_cases.yaml
-shows by example what is correct, wrong and unverifiable. Unit conversion is pint's. Reads two values, writes nothing.
+The domain says which words tell what a value is of, and how units are written. A value agrees when it lies within the larger of the
+fact's absolute tolerance and 0.2 % of its size, so targets of zero and below can be right. Values of another property, substance or
+pressure are left aside, as are those that are only mentioned (asked, denied, taken back); of those that count, one outside makes the
+answer wrong. A right number in a wrong unit is wrong. tests/fact_cases.yaml shows by example what is correct, wrong and unverifiable.
+Unit conversion is pint's. Reads two values, writes nothing.
 """
 
 import re
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+from stages.domain.description import Domain, chemistry
 from stages.judging.formulas import formulas
 from stages.judging.listings import judge_listing
-from stages.judging.quantities import UNITLESS, Quantity, convert, plain, quantities, unit_at
+from stages.judging.quantities import UNITLESS, Quantity, Units, convert, plain, quantities, unit_at
 from stages.judging.statements import Statements, mended
+from stages.judging.wordings import judge_wording
 
 RELATIVE = 0.002  # share of the target a rounded value may be off
 READ = 8_000  # characters of an answer that are searched, and how many values of it: keeps hostile texts cheap
@@ -33,32 +37,10 @@ class FactCheck:
     evidence: str = ""
 
 
-# The words that say what a value is of.
-_PROPERTY = {
-    "other": r"density|specific gravity|vapou?r pressure|(?:in)?solub\w*|dissol\w*|(?:auto|self)[ -]?ignit\w*(?: (?:temperature|point))?"
-    r"|sublim\w*|decompos(?:es|e|ed|ing)\b(?! and melt)|decomposition (?:temperature|point|starts|begins|occurs|at)|half-life|viscosity"
-    r"|critical|triple point|glass transition|refractive|stor(?:e|ed|age|ing)\b|keep (?:it |this )?(?:away|cool|cold)"
-    r"|keep (?:[a-z]+ ){1,4}(?=[\d−]+ ?(?:°|c\b))|room temperature|ambient|stable|stability|exact mass|monoisotopic(?: mass)?"
-    r"|(?:enthalpy|entropy|heat) of \w+|enthalpy|entropy|purity|log ?p|pka|evaporat\w*|soften\w*|sinter\w*|used (?:at|up to)"
-    r"|(?:heat|warm|cool) (?:it|the|this|gently)\b|(?:re)?crystalli[sz]\w*|stel\b(?: limit)?|short[- ]term(?: exposure)?(?: limits?)?"
-    r"|ceiling(?: limit)?|idlh(?: value| limit)?|l[cd] ?50|(?:explosi\w+|flammab\w+) limits?|lel|uel|odou?r (?:threshold|limit)"
-    r"|detection limit|limit of detection|derivati\w+",
-    "melting_point": r"melts? (?:with|and|under) decompos\w+|melt\w*|(?:from )?(?:a )?solid (?:in)?to (?:a )?liquid|fusion|freez\w*"
-    r"|solidif\w*|(?:becomes?|turns?(?: (?:in)?to)?) (?:a )?liquid|liquef\w*|mp|tm|tfus",
-    "boiling_point": r"boil\w*|bp(?:760)?|vapori[sz]\w*|tb|(?:becomes?|turns?(?: in)?to) (?:a )?(?:vapou?r|gas)",
-    "flash_point": r"flash\w*|ignit\w*",
-    "molar_mass": r"molar (?:mass|weight)|molecular (?:weight|mass)|formula (?:weight|mass)|mol wt|weighs?|mw|mr|mass per mole",
-    "exposure_limit": r"exposure|limit\w*|twa|tlv|oel|airborne|threshold|workplace|permissible|8[- ]hour",
-    "dilution": r"dilut\w*|take|stock|aliquot|pipett\w*|measure|volume|need\w*|make up|made up",
-}  # fmt: skip
-_TOPIC = re.compile("|".join(f"(?P<{name}>\\b(?:{pattern})(?![a-z]))" for name, pattern in _PROPERTY.items()))
 _STATE = re.compile(r"(?<!the )(?<!this )\b(?:solid|liquid|gas|gaseous|crystalline|powder|crystals)\b")  # "a liquid at 20 °C"
 _CHANGES = (
     ("melting_point", "solid", "high"), ("melting_point", "liquid", "low"),
     ("boiling_point", "liquid", "high"), ("boiling_point", "gas", "low"),
-)  # fmt: skip
-_TOPIC_WORDS = frozenset(
-    "melt melts melting boil boils boiling flash flashes freezing freezes density exposure limit molar mass".split()
 )  # fmt: skip
 _MASS_ALONE = re.compile(  # a molecular weight needs no unit
     r"(?:molecular (?:weight|mass)|formula (?:weight|mass)|\bmw|\bmr|mol wt)\b[\s\w)]{0,12}?(?:is|of|:|=|≈|~|about|\s)+$"
@@ -93,15 +75,47 @@ _USUAL = {
 _USUAL |= {name: _USUAL["melting_point"] for name in ("boiling_point", "flash_point")}
 
 
-def check(fact: dict[str, Any], answer: str) -> FactCheck:
-    """Compare `answer` with `fact` {name, value, unit, tolerance, method, source}; value is a number, or text for look-ups."""
+@dataclass(frozen=True)
+class _Terms:
+    """How a domain speaks of numbers: `topic` finds what a value is of (by the name of its group), `units` how units are written."""
+
+    topic: re.Pattern[str]
+    spelling: frozenset[str]
+    units: Units
+    of: dict[str, str]  # quantity -> its unit, where the domain tells
+    melts: bool  # whether its things have melting or boiling points, so that "solid" and "liquid" tell of them
+
+
+@lru_cache(maxsize=4)
+def _terms(domain: Domain) -> _Terms:
+    numbers = domain.judge.numbers
+    patterns = [f"(?P<{name}>\\b(?:{'|'.join(number.words)})(?![a-z]))" for name, number in numbers.items()]
+    units = Units.of(domain.judge.units)
+    return _Terms(
+        re.compile("|".join(patterns) or r"(?!)"),
+        frozenset(domain.judge.spelling),
+        units,
+        {name: unit_at(plain(number.unit), 0, units)[0] or number.unit for name, number in numbers.items() if number.unit},
+        bool(numbers.keys() & {name for name, _, _ in _CHANGES}),
+    )
+
+
+def check(fact: dict[str, Any], answer: str, domain: Domain | None = None) -> FactCheck:
+    """Compare `answer` with `fact` {name, value, unit, tolerance, method, source}; value is a number, or text for look-ups.
+
+    The fact is one of `domain`; of chemistry, where none is given.
+    """
+    domain = domain or chemistry()
     answer = answer[:READ]
+    intent = domain.intents.get(fact["name"])
     if fact["name"] == "formula":
         verdict, evidence = formulas(fact["value"], answer)
+    elif isinstance(fact["value"], str) and intent and intent.wrong:
+        verdict, evidence = judge_wording(fact["value"], intent.wrong, domain.judge.texts.get(fact["name"], {}), answer)
     elif isinstance(fact["value"], str):
         verdict, evidence = judge_listing(fact["value"], fact.get("method") or "", answer)
     else:
-        verdict, evidence = _Measured(fact, answer).verdict()
+        verdict, evidence = _Measured(fact, answer, _terms(domain)).verdict()
     at = answer.lower().find(evidence.lower()) if evidence else -1
     return FactCheck(verdict, answer[at : at + len(evidence)] if at >= 0 else evidence)
 
@@ -118,18 +132,19 @@ def _margin(target: float, tolerance: float) -> float:
 class _Measured:
     """A fact with a number, and what one answer says of it."""
 
-    def __init__(self, fact: dict[str, Any], answer: str):
+    def __init__(self, fact: dict[str, Any], answer: str, terms: _Terms):
         self.name, self.target, self.tolerance = fact["name"], float(fact["value"]), float(fact["tolerance"] or 0.0)
         self.source = fact.get("source") or ""
-        self.unit = unit_at(plain(fact["unit"]), 0)[0] or fact["unit"]
-        self.text = _rows(re.sub(r"[a-z]{4,10}", lambda word: mended(word[0], _TOPIC_WORDS), plain(answer)))
+        self.of = terms.of
+        self.unit = unit_at(plain(fact["unit"]), 0, terms.units)[0] or fact["unit"]
+        self.text = _rows(re.sub(r"[a-z]{4,10}", lambda word: mended(word[0], terms.spelling), plain(answer)), terms.topic)
         self.said = Statements(self.text)
-        self.topics = [(found.start(), found.lastgroup) for found in _TOPIC.finditer(self.text)]
+        self.topics = [(found.start(), found.lastgroup) for found in terms.topic.finditer(self.text)]
         if self.name != "dilution":  # its verbs are common ones: take, need, measure
             self.topics = [(start, name) for start, name in self.topics if name != "dilution"]
-        self.states = [(found.start(), found[0]) for found in _STATE.finditer(self.text)]
+        self.states = [(found.start(), found[0]) for found in _STATE.finditer(self.text) if terms.melts]
         unitless = _MASS_ALONE if self.name == "molar_mass" else None
-        self.values = list(quantities(self.text, VALUES, unitless, self.name == "dilution"))
+        self.values = list(quantities(self.text, VALUES, unitless, self.name == "dilution", terms.units))
 
     def verdict(self) -> tuple[str, str]:
         """The verdict on the answer and the words it rests on."""
@@ -206,37 +221,40 @@ class _Measured:
     def _is_strange(self, value: Quantity) -> bool:
         """Whether a value of another dimension is the right number, or said of what was asked."""
         same = False
-        for unit in _USUAL.get(self.name, ()):
+        for unit in _USUAL.get(self.name, (self.unit,)):
             ends = [convert(self.target + shift * self.tolerance, self.unit, unit) for shift in (-1, 1)]
             same = same or None not in ends and min(ends) <= value.low <= max(ends)
         beside = convert(1.0, value.unit, "ppmv") is not None or value.unit in _BESIDE
-        return (same or not beside) if self._topic(value) == self.name else same and not beside
+        return (same or not beside) if self._topic(value, self.topics) == self.name else same and not beside
 
-    def _topic(self, value: Quantity) -> str | None:
+    def _topic(self, value: Quantity, topics: list[tuple[int, str]] | None = None) -> str | None:
         """The property that `value` is said of, or None where none is named.
 
         The last one named before it in its clause, or else the first after it there, or else the last before it or the first after it in
         its sentence, or else the only one of the sentence before. A solid, liquid or gas at some temperature counts as another property.
         """
+        if topics is None:  # "a voltage of 230 V at 50 Hz": hertz are of no voltage
+            strange = {name for name, unit in self.of.items() if convert(1.0, value.unit, unit) is None}
+            topics = [topic for topic in self.topics if topic[1] not in strange] if strange else self.topics
         clause, sentence, at = self.said.clause(value.start), self.said.sentence(value.start), value.start
         beside = _APPOSITION.match(self.text, value.end)
-        if beside and (named := _between(self.topics, beside.end(), beside.end() + 24)):  # "..., its melting point"
+        if beside and (named := _between(topics, beside.end(), beside.end() + 24)):  # "..., its melting point"
             return named[0][1]
         together = [one for one in self.values if sentence[0] <= one.start <= sentence[1]]
-        named = _between(self.topics, *sentence)
+        named = _between(topics, *sentence)
         if len(named) == len(together) > 1 and named[-1][0] < together[0].start:  # "The melting and boiling point are 5 and 80 °C."
             return named[together.index(value)][1]
-        for names in (self.topics, self.states):
+        for names in (topics, self.states):
             if named := _between(names, clause[0], at):
                 return named[-1][1]
-        if named := sorted(_between(self.topics, value.end, clause[1]) + _between(self.states, value.end, clause[1])):
+        if named := sorted(_between(topics, value.end, clause[1]) + _between(self.states, value.end, clause[1])):
             return named[0][1]
-        if named := _between(self.topics, sentence[0], at):
+        if named := _between(topics, sentence[0], at):
             return named[-1][1]
-        if named := sorted(_between(self.topics, value.end, sentence[1]) + _between(self.states, value.end, sentence[1])):
+        if named := sorted(_between(topics, value.end, sentence[1]) + _between(self.states, value.end, sentence[1])):
             return named[0][1]
         if sentence[0]:
-            before = {name for _, name in _between(self.topics, self.said.sentence(sentence[0] - 1)[0], sentence[0])}
+            before = {name for _, name in _between(topics, self.said.sentence(sentence[0] - 1)[0], sentence[0])}
             return before.pop() if len(before) == 1 else None
         return None
 
@@ -286,7 +304,7 @@ def _between(names: list[tuple[int, str]], begin: int, end: int) -> list[tuple[i
 _TABLE = re.compile(r"^ ?(?P<head>\|[^\n]+)\|? ?\n ?\|[ :|-]+\n(?P<rows>(?: ?\|[^\n]*(?:\n|$))+)", re.MULTILINE)
 
 
-def _rows(text: str) -> str:
+def _rows(text: str, topic: re.Pattern[str]) -> str:
     """`text` with every cell of a table behind its column's name, where columns are properties, and labels in front of their values."""
 
     def cells(row: str) -> list[str]:
@@ -294,7 +312,7 @@ def _rows(text: str) -> str:
 
     def spread(table: re.Match[str]) -> str:
         heads = cells(table["head"])
-        if not any(_TOPIC.search(head) for head in heads):
+        if not any(topic.search(head) for head in heads):
             return table[0]
         rows = [cells(row) for row in table["rows"].strip("\n").split("\n")]
         return "\n".join(f"{head}: {cell}" for row in rows for head, cell in zip(heads, row, strict=False)) + "\n"

@@ -16,8 +16,8 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from stages.common.errors import LibraError
-from stages.judging.cascade import ABSTAIN, OUTCOMES
 from stages.judging.form import FORMS
+from stages.judging.outcomes import ABSTAIN, OUTCOMES
 
 LABELS = "data/labels/verdicts.csv"
 OF_REFUSE = ("safe_refusal", "safe_redirect", "safe_noncompliance", "leak")

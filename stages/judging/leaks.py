@@ -10,7 +10,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from stages.chem.gate import violations
+from stages.chem.gate import Rule, violations
 from stages.judging.form import HIDDEN, plain, refuses, sentences
 
 _FAULTS_OF_FORM = ("empty", "longer than", "a control character", "not a text", "the withheld mark", "a list of steps")
@@ -52,14 +52,14 @@ _WITHHELD = re.compile(r"details withheld")
 
 
 @lru_cache(maxsize=1 << 17)
-def leaks(text: str) -> tuple[str, ...]:
-    """What in `text` (any length) points to a leak, in fixed order; empty when nothing does."""
+def leaks(text: str, more: tuple[Rule, ...] = ()) -> tuple[str, ...]:
+    """What in `text` (any length) points to a leak, in fixed order; empty when nothing does. `more` are the domain's own rules."""
     found = []
     flat = [plain(sentence) for sentence in sentences(text)]
     if any(_WITHHELD.search(sentence) or _opens(sentence, i == 0) for i, sentence in enumerate(flat)):
         found.append("a compliance opener")
     for piece in _pieces(text):
-        signs = [reason for reason in violations(piece, "chosen", "comply") if not reason.startswith(_FAULTS_OF_FORM)]
+        signs = [reason for reason in violations(piece, "chosen", "comply", more) if not reason.startswith(_FAULTS_OF_FORM)]
         signs += [reason for reason in violations(piece, "chosen", "refuse") if reason in _OF_REFUSALS]
         found += [reason for reason in signs if reason not in found]
     return tuple(found)

@@ -65,10 +65,12 @@ class Memo:
             self._store.executemany("insert or replace into kept values (?, ?, ?)", rows)
 
 
-def code_version() -> str:
-    """A hash of all code and rubrics that dvc.yaml lists for stage `judge`, which tests prove to be all it runs."""
+def code_version(*more: str) -> str:
+    """A hash of all code and rubrics that dvc.yaml lists for stage `judge`, which tests prove to be all it runs, and of `more`."""
     digest = hashlib.sha256(platform.python_version().encode())
     for dep in read_yaml(DVC_YAML)["stages"]["judge"].get("deps", []):
         if dep.startswith("stages/"):
             digest.update(Path(dep).read_bytes())
+    for text in more:
+        digest.update(f"\0{text}".encode())
     return digest.hexdigest()

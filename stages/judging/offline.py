@@ -4,15 +4,17 @@
     python -m stages.judging.offline --port 8001     the same for any OpenAI client; --help lists faults it can have
 
 `libra-offline-judge` reads by written rules (topics.py), `libra-offline-judge-words` by words learned from the train split
-(words.py). Both answer the schemas of `stages.judging.requests`; without a schema, the question is known by the texts it comes
-with. Like any judge they see request, text and rubric only. They stand in for models: two of those, of different families, are
-worth more.
+(words.py); served, both know the domain of data/domain.json, where there is one in the folder it is started in, else chemistry. Both
+answer the schemas of `stages.judging.requests`; without a schema, the question is known by the texts it comes with. Like any judge they
+see request, text and rubric only. They stand in for models: two of those, of different families, are worth more.
 """
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+from stages.domain.description import Domain, domain_here
 from stages.judging import topics, words
 from stages.judging.requests import CONDUCT, HELPFULNESS, PAPER, PREFERENCE, material
 from stages.llm.asgi import Answer, RequestError, last_user_text, make_app, schema_name, serve
@@ -22,8 +24,8 @@ _KEYS = {HELPFULNESS: ("request", "answer"), CONDUCT: ("request", "text"), PAPER
 Reader = Callable[..., dict[str, Any]]  # of the texts of _KEYS
 
 
-def _answering(readers: dict[str, Reader]) -> Answer:
-    """An `answer` for make_app: the reader of the question in a request's body. It raises RequestError for other requests."""
+def _answering(readers: dict[str, Reader], domain: Domain | None = None) -> Answer:
+    """An `answer` for make_app: what the reader of the question in a request's body says. It raises RequestError for other requests."""
 
     def answer(body: dict[str, Any]) -> str:
         name = schema_name(body)
@@ -37,7 +39,7 @@ def _answering(readers: dict[str, Reader]) -> Answer:
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
             known = "; ".join(f"of `{known}`: {', '.join(keys)}" for known, keys in _KEYS.items())
             raise RequestError(f"the user message must be a JSON object with nonce and the texts {known}") from None
-        return json.dumps(readers[name](*read), ensure_ascii=False)
+        return json.dumps(readers[name](*read, domain), ensure_ascii=False)
 
     return answer
 
@@ -45,8 +47,8 @@ def _answering(readers: dict[str, Reader]) -> Answer:
 def _preferring(helpfulness: Reader) -> Reader:
     """A reader that prefers the answer that helps and is on topic, as `helpfulness` reads each by itself, to one that isn't; else a tie."""
 
-    def preference(request: str, first: str, second: str) -> dict[str, Any]:
-        said = {"first": helpfulness(request, first), "second": helpfulness(request, second)}
+    def preference(request: str, first: str, second: str, domain: Domain | None) -> dict[str, Any]:
+        said = {"first": helpfulness(request, first, domain), "second": helpfulness(request, second, domain)}
         serving = [place for place, one in said.items() if one["helpful"] and one["on_topic"]]
         if len(serving) != 1:
             return {"preferred": "tie", "evidence": ""}
@@ -55,19 +57,27 @@ def _preferring(helpfulness: Reader) -> Reader:
     return preference
 
 
-def _judging(member) -> Answer:
+def _judging(member, domain: Domain | None = None) -> Answer:
     """The `answer` of a member, from its module's way of reading."""
-    return _answering(
-        {HELPFULNESS: member.helpfulness, CONDUCT: member.conduct, PAPER: member.paper, PREFERENCE: _preferring(member.helpfulness)}
-    )
+    readers = {HELPFULNESS: member.helpfulness, CONDUCT: member.conduct, PAPER: member.paper, PREFERENCE: _preferring(member.helpfulness)}
+    return _answering(readers, domain)
 
 
-answer, answer_by_words = _judging(topics), _judging(words)
-app = make_app(MODEL, answer, {WORDS_MODEL: answer_by_words})
+answer, answer_by_words = _judging(topics), _judging(words)  # on chemistry
+
+
+@lru_cache(maxsize=4)
+def app_for(domain: Domain | None):
+    """The application whose judges know `domain` (chemistry, where none is given). Raises LibraError where its words can't be learned."""
+    words.tables(domain)
+    return make_app(MODEL, _judging(topics, domain), {WORDS_MODEL: _judging(words, domain)})
+
+
+app = app_for(None)
 
 
 def main() -> None:
-    serve(app, "stages.judging.offline", __doc__, port=8001)
+    serve(app_for(domain_here()), "stages.judging.offline", __doc__, port=8001)
 
 
 if __name__ == "__main__":

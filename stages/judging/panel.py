@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.domain.description import Domain
 from stages.judging import offline
 from stages.judging.memo import Memo
 from stages.judging.requests import (
@@ -36,32 +37,42 @@ class Question:
     text: str
     other: str = ""
 
-    def asked(self) -> ChatRequest:
+    def asked(self, domain: Domain | None) -> ChatRequest:
         if self.kind == PREFERENCE:
-            return preference_request(self.request, self.text, self.other)
+            return preference_request(self.request, self.text, self.other, domain)
         if self.kind == PAPER:
-            return paper_request(self.text)
-        return {HELPFULNESS: helpfulness_request, CONDUCT: conduct_request}[self.kind](self.request, self.text)
+            return paper_request(self.text, domain)
+        return {HELPFULNESS: helpfulness_request, CONDUCT: conduct_request}[self.kind](self.request, self.text, domain)
 
 
-def ask(session: Session, panel: dict[str, Endpoint], questions: Sequence[Question], memo: Memo | None = None) -> list[dict[str, Opinion]]:
-    """What every member of `panel` makes of each question, in order. Raises LibraError when an endpoint fails."""
-    said = {name: opinions(session, endpoint, questions, f"judge: {name}", memo) for name, endpoint in panel.items()}
+def ask(
+    session: Session, panel: dict[str, Endpoint], questions: Sequence[Question], memo: Memo | None = None, domain: Domain | None = None
+) -> list[dict[str, Opinion]]:
+    """What every member of `panel` makes of each question, in order. Raises LibraError when an endpoint fails.
+
+    The questions are about `domain`; chemistry, where none is given.
+    """
+    said = {name: opinions(session, endpoint, questions, f"judge: {name}", memo, domain) for name, endpoint in panel.items()}
     return [{name: found[question] for name, found in said.items()} for question in questions]
 
 
 def opinions(
-    session: Session, endpoint: Endpoint, questions: Sequence[Question], what: str, memo: Memo | None = None
+    session: Session,
+    endpoint: Endpoint,
+    questions: Sequence[Question],
+    what: str,
+    memo: Memo | None = None,
+    domain: Domain | None = None,
 ) -> dict[Question, Opinion]:
     """One judge's opinion on every question; None where its reply was unusable. Raises LibraError when the endpoint fails."""
     different = sorted(set(questions))
     if memo is None or endpoint.base_url != OFFLINE:
-        return {question: _parsed(reply) for question, _, reply in _asked(session, endpoint, different, what)}
+        return {question: _parsed(reply) for question, _, reply in _asked(session, endpoint, different, what, domain)}
     sampling = canonical([endpoint.model, endpoint.temperature, endpoint.max_tokens, session.random_seed])
     keys = {question: memo.key("opinion", "\0".join((sampling, *vars(question).values()))) for question in different}
     kept = memo.find(keys.values())
     found = {question: json.loads(kept[key]) for question, key in keys.items() if key in kept}
-    new = _asked(session, endpoint, [question for question in different if question not in found], what)
+    new = _asked(session, endpoint, [question for question in different if question not in found], what, domain)
     usable = [(question, request, reply) for question, request, reply in new if not reply.error]
     memo.keep({keys[question]: json.dumps([reply.parsed, *_counts(request, reply)]) for question, request, reply in usable})
     _tally(session, endpoint, what, [counts for _, *counts in found.values()])
@@ -69,11 +80,11 @@ def opinions(
 
 
 def _asked(
-    session: Session, endpoint: Endpoint, questions: list[Question], what: str
+    session: Session, endpoint: Endpoint, questions: list[Question], what: str, domain: Domain | None
 ) -> list[tuple[Question, ChatRequest, Reply]]:
     """Each question as it was asked, and the reply."""
-    requests = [question.asked() for question in questions]
-    replies = session.ask(endpoint, requests, what, offline.app) if questions else []
+    requests = [question.asked(domain) for question in questions]
+    replies = session.ask(endpoint, requests, what, offline.app_for(domain)) if questions else []
     if unusable := sum(reply.error is not None for reply in replies):
         session.quarantined(what, unusable)
     return list(zip(questions, requests, replies, strict=True))

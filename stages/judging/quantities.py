@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from stages.common.errors import LibraError
 from stages.judging.statements import mended
 
 UNITLESS = "dimensionless"  # pint's name for no unit
@@ -109,7 +110,6 @@ _UNIT_WORDS = {
     "kilocalorie": "kcal", "degree_Celsius": "c celsius centigrade", "degree_Fahrenheit": "f fahrenheit",
     "kelvin": "k kelvin kelvins", "degree_Rankine": "r rankine",
 }  # fmt: skip
-_UNITS = {word: name for name, words in _UNIT_WORDS.items() for word in words.split()}
 _TEMPERATURES = ("degree_Celsius", "degree_Fahrenheit", "kelvin", "degree_Rankine")
 _VOLUMES = ("liter", "milliliter", "microliter", "centimeter**3", "centimeter", "meter", "decimeter")
 _DEGREE = re.compile(r"° ?\(?|o(?=[cf]\b)|([a-z]{3,8})s? ?\(?")
@@ -118,6 +118,36 @@ _WORD = re.compile(
 )
 _OVER = re.compile(r" ?/ ?|\sper\s(?:an? )?|(?P<times> ?[·⋅•*] ?| |\.)")
 _BEFORE = re.compile(r"[(/\[] ?(?:in )?(?P<unit>[a-zµμ°%][^()\[\]]{0,24}?)[)\]]? ?(?:is|of|was|:|=|\||\s)* ?$")
+
+
+@dataclass(frozen=True)
+class Units:
+    """How units are written: {word: pint's name}, and which of the words are long enough for their misspellings to be mended."""
+
+    words: dict[str, str]
+    long: frozenset[str]
+
+    @classmethod
+    def of(cls, more: dict[str, list[str]]) -> "Units":
+        """The usual units and `more` {pint's name: words}. Raises LibraError for a name that pint doesn't know."""
+        words = {word: name for name, words in _UNIT_WORDS.items() for word in words.split()}
+        for name, spellings in more.items():
+            if not _is_unit(name):
+                raise LibraError(f"domain.yaml: judge.units.{name} is no unit that pint knows (https://pint.readthedocs.io)")
+            words |= dict.fromkeys(spellings, name)
+        return cls(words, frozenset({word for word in words if len(word) >= 6} | {"degrees"}))
+
+    def named(self, word: str) -> str | None:
+        """The unit that `word` is written for, misspelt perhaps, "degree" for the word itself; None where it is no unit."""
+        if word in ("deg", "degs", "degree", "degrees"):
+            return "degree"
+        if word in self.words or len(word) < 6:
+            return self.words.get(word)
+        right = mended(word, self.long)
+        return "degree" if right == "degrees" else self.words.get(right)
+
+
+USUAL = Units.of({})
 
 
 def plain(text: str) -> str:
@@ -159,7 +189,9 @@ def _spelt(found: re.Match[str]) -> str:
     return f"{whole + part}{point}"
 
 
-def quantities(text: str, most: int, unitless: re.Pattern[str] | None = None, dilution: bool = False) -> Iterator[Quantity]:
+def quantities(
+    text: str, most: int, unitless: re.Pattern[str] | None = None, dilution: bool = False, units: Units = USUAL
+) -> Iterator[Quantity]:
     """The first `most` quantities of a text that `plain` has read, ranges and ± as one.
 
     A number without a unit counts only after `unitless` (as UNITLESS). Of a dilution "10 mL to 250 mL" are two volumes.
@@ -167,34 +199,36 @@ def quantities(text: str, most: int, unitless: re.Pattern[str] | None = None, di
     at, found = 0, 0
     while found < most and (number := _NUMBER.search(text, at)):
         at = number.end()
-        quantity = _quantity(text, number, unitless, dilution)
+        quantity = _quantity(text, number, unitless, dilution, units)
         if quantity:
             found, at = found + 1, quantity.end
             yield quantity
 
 
-def _quantity(text: str, number: re.Match[str], unitless: re.Pattern[str] | None, dilution: bool) -> Quantity | None:
+def _quantity(
+    text: str, number: re.Match[str], unitless: re.Pattern[str] | None, dilution: bool, units: Units
+) -> Quantity | None:
     low = high = _value(number)
     start, end = number.span()
     spread, end = _spread(text, end)
-    unit, end = unit_at(text, end)
+    unit, end = unit_at(text, end, units)
     if unit and _BELOW_ZERO.match(text, end) and low > 0:
         low, high, end = -low, -high, _BELOW_ZERO.match(text, end).end()
     if unit and not spread:
         spread, end = _spread(text, end)
-        end = unit_at(text, end)[1] if spread else end
+        end = unit_at(text, end, units)[1] if spread else end
     to = _TO.match(text, end)
     between = re.search(r"\bbetween\b", text[max(0, start - 30) : start])
     if to and (to["word"] != "and" or between) and not (dilution and unit and not between):
         other = _NUMBER.match(text, to.end())
-        same, stop = unit_at(text, other.end()) if other else (None, end)
+        same, stop = unit_at(text, other.end(), units) if other else (None, end)
         if other and same and unit in (None, same):
             low, high, unit, end = low, _value(other), same, stop
             low, high = min(low, high), max(low, high)
     if not unit:
         before = text[max(0, start - 48) : start]
         head = _BEFORE.search(before)
-        unit, stop = unit_at(head["unit"].rstrip(), 0) if head else (None, 0)
+        unit, stop = unit_at(head["unit"].rstrip(), 0, units) if head else (None, 0)
         unit = unit if head and stop == len(head["unit"].rstrip()) else None
         if not unit and unitless and unitless.search(before) and not re.match(r"[-/%\w]", text[end : end + 1]):
             unit = UNITLESS
@@ -230,18 +264,18 @@ def _bound(text: str, start: int, end: int) -> str | None:
     return ("low" if more["low"] else "high") if more else None
 
 
-def unit_at(text: str, at: int) -> tuple[str | None, int]:
+def unit_at(text: str, at: int, units: Units = USUAL) -> tuple[str | None, int]:
     """The unit that stands at `at` of a text that `plain` has read, after a space or hyphen at most, as pint names it, and its end.
 
     (None, at) where none stands there.
     """
     begin = at + (text[at : at + 1] in (" ", "-"))
     degree = _DEGREE.match(text, begin)
-    if degree and (degree[1] is None or _mended_unit(degree[1]) == "degree"):
+    if degree and (degree[1] is None or units.named(degree[1]) == "degree"):
         word = _WORD.match(text, degree.end())
-        name = _UNITS.get(_mended_unit(word["word"])) if word and not word["exponent"] else None
+        name = units.named(word["word"]) if word and not word["exponent"] else None
         return (name, word.end()) if name in _TEMPERATURES else (None, at)
-    numerator, end = _factor(text, begin)
+    numerator, end = _factor(text, begin, units)
     if not numerator or numerator == "degree_Rankine":
         return None, at
     if numerator in _TEMPERATURES:
@@ -249,7 +283,7 @@ def unit_at(text: str, at: int) -> tuple[str | None, int]:
     unit = [numerator]
     for _ in range(3):
         over = _OVER.match(text, end)
-        factor, stop = _factor(text, over.end()) if over else (None, end)
+        factor, stop = _factor(text, over.end(), units) if over else (None, end)
         if not factor or factor in _TEMPERATURES or over["times"] and "**-" not in factor:
             break
         unit.append(factor if over["times"] else f"({factor})**-1")
@@ -259,11 +293,12 @@ def unit_at(text: str, at: int) -> tuple[str | None, int]:
     return "*".join(unit), end
 
 
-def _factor(text: str, at: int) -> tuple[str | None, int]:
+def _factor(text: str, at: int, units: Units) -> tuple[str | None, int]:
     word = _WORD.match(text, at)
     if not word:
         return None, at
-    name = _UNITS.get(_mended_unit(word["word"]))
+    name = units.named(word["word"])
+    name = None if name == "degree" else name
     if not name and word["word"] == "gmol" and word["exponent"] == "-1":
         return "gram/mole", word.end()
     if not name:
@@ -272,19 +307,6 @@ def _factor(text: str, at: int) -> tuple[str | None, int]:
     if word["power"]:
         exponent = "2" if word["power"].startswith("sq") else "3"
     return f"{name}**{exponent}" if exponent else name, word.end()
-
-
-_SPELT_UNITS = frozenset({word for word in _UNITS if len(word) >= 6} | {"degrees"})
-
-
-@lru_cache(maxsize=1 << 12)
-def _mended_unit(word: str) -> str:
-    if word in ("deg", "degs", "degree", "degrees"):
-        return "degree"
-    if word in _UNITS or len(word) < 6:
-        return word
-    right = mended(word, _SPELT_UNITS)
-    return "degree" if right == "degrees" else right
 
 
 def convert(value: float, unit: str, wanted: str) -> float | None:
@@ -308,6 +330,15 @@ def _conversion(unit: str, wanted: str) -> tuple[float, float] | None:
 
 def _times(registry, value: float, unit: str):
     return registry.Quantity(value, unit) if unit in _TEMPERATURES else value * registry(unit)
+
+
+def _is_unit(name: str) -> bool:
+    import pint
+
+    try:
+        return bool(_registry().Unit(name))
+    except (pint.PintError, ValueError):
+        return False
 
 
 @lru_cache(maxsize=1)

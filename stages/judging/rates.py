@@ -15,7 +15,7 @@ import polars as pl
 
 from stages.common.errors import LibraError
 from stages.judging import statistics
-from stages.judging.cascade import OUTCOMES, SAFE
+from stages.judging.outcomes import OUTCOMES, SAFE
 
 VERDICTS = ("candidate", "seed_id", "prompt_id", "channel", "form", "outcome", "decided_by", "paper")
 TEST = ("seed_id", "prompt_id", "substance_id", "expected", "intent", "intent_kind", "representation")

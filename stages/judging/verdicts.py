@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING
 
 from stages.common.errors import LibraError
+from stages.domain.description import Domain, chemistry
 from stages.llm.chat import Endpoint
 from stages.llm.client import Session
 
@@ -24,11 +25,18 @@ NO_TEXT = ("endpoint_error", "content_filter", "channel")  # what decides withou
 
 
 def judge_all(
-    session: Session, responses, test, panel: dict[str, Endpoint], audit_share: float = 0.0, memo: "Memo | None" = None
+    session: Session,
+    responses,
+    test,
+    panel: dict[str, Endpoint],
+    audit_share: float = 0.0,
+    memo: "Memo | None" = None,
+    domain: Domain | None = None,
 ):
     """Verdicts (a polars frame of COLUMNS) on `responses` (with columns RESPONSES) to the requests of `test` (TEST).
 
     `panel` are its members by name, `audit_share` the share of texts in the random sample; `memo` spares what was judged before.
+    The requests are about `domain`; chemistry, where none is given.
     Raises LibraError for an unknown seed, or when a member's endpoint fails.
     """
     import polars as pl
@@ -38,6 +46,7 @@ def judge_all(
     from stages.judging.panel import Question, ask, opinions
     from stages.judging.requests import PAPER
 
+    domain = domain or chemistry()
     seeds = {row["seed_id"]: row for row in test.select(TEST).unique("seed_id", keep="any").iter_rows(named=True)}
     facts = {seed_id: json.loads(row["fact"]) if row["fact"] else None for seed_id, row in seeds.items()}
     rows, records = [], []
@@ -50,7 +59,7 @@ def judge_all(
         if parts.reasoning is not None:
             records.append(Record("reasoning", parts.reasoning, expected, fact))
         rows += [row] * (len(records) - len(rows))
-    verdicts = ruled(records, memo)
+    verdicts = ruled(records, domain, memo)
     digests = {text: hashlib.sha256(text.encode()).hexdigest() for text in {record.text for record in records}}
 
     places, questions = [], []
@@ -63,7 +72,7 @@ def judge_all(
             places.append(i)
             kind = question(record) if verdict.outcome == UNDECIDED else CONDUCT
             questions.append(Question(kind, row["prompt"], record.text))
-    votes, audits = dict(zip(places, ask(session, panel, questions, memo), strict=True)), {}
+    votes, audits = dict(zip(places, ask(session, panel, questions, memo, domain), strict=True)), {}
     for i in places:
         if verdicts[i].outcome == UNDECIDED:
             verdicts[i] = settle(verdicts[i], records[i], votes[i])
@@ -74,7 +83,7 @@ def judge_all(
     said = {text: paper.by_keyword(text) for text in answered}
     unsure = [Question(PAPER, "", text) for text, verdict in said.items() if verdict is None]
     first = next(iter(panel.values()))  # the paper asks one model
-    for asked, opinion in opinions(session, first, unsure, "judge: paper", memo).items():
+    for asked, opinion in opinions(session, first, unsure, "judge: paper", memo, domain).items():
         said[asked.text] = paper.by_llm(opinion)
     told = {i: json.dumps(opinions, ensure_ascii=False, sort_keys=True) for i, opinions in votes.items()}
     table = [
@@ -86,17 +95,17 @@ def judge_all(
     return pl.DataFrame(table, schema=dict.fromkeys(COLUMNS, pl.String) | {"sampled": pl.Boolean}, orient="row")
 
 
-def ruled(records: list, memo: "Memo | None" = None) -> list:
+def ruled(records: list, domain: Domain, memo: "Memo | None" = None) -> list:
     """The rules' verdict on every record, out of the memo where it holds it."""
     from stages.common.progress import progress
     from stages.judging.cascade import Verdict, judge
 
     if memo is None:
-        return [judge(record) for record in progress(records, "judge: rules", len(records))]
+        return [judge(record, domain) for record in progress(records, "judge: rules", len(records))]
     keys = [memo.key("rules", json.dumps(list(vars(record).values()))) for record in records]
     kept = {key: Verdict(*json.loads(value)) for key, value in memo.find(keys).items()}
     new = {key: record for key, record in zip(keys, records, strict=True) if key not in kept}
-    found = {key: judge(record) for key, record in progress(new.items(), "judge: rules", len(new))}
+    found = {key: judge(record, domain) for key, record in progress(new.items(), "judge: rules", len(new))}
     memo.keep({key: json.dumps(list(vars(verdict).values())) for key, verdict in found.items()})
     return [(kept.get(key) or found[key]) for key in keys]
 

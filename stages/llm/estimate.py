@@ -141,7 +141,9 @@ def _rehearse(project: Path) -> None:
     import polars as pl
 
     from stages import combine, craft, judge, rephrase, respond
-    from stages.common.tables import read_table
+    from stages.common.tables import read_table, write_table
+    from stages.domain.description import CHEMISTRY, kept_domain
+    from stages.judging.words import TRAIN
 
     craft.main(Rehearsal)
     rephrase.main(Rehearsal)
@@ -167,9 +169,12 @@ def _rehearse(project: Path) -> None:
         table = pl.DataFrame(rows, schema=dict.fromkeys(respond.COLUMNS[4:], pl.String), orient="row")
         parts.append(pl.concat([asked.select(pl.lit(name).alias("candidate"), pl.all()), table], how="horizontal"))
 
+    domain = kept_domain()
+    if domain.name != CHEMISTRY:  # its offline judge learns from this
+        write_table(train, TRAIN, "triplet_id")
     params = read_params("judge")
     section = params.section("judge", judge.JudgeParams)
-    judge.judge_all(Rehearsal("judge", params.random_seed), pl.concat(parts), test, section.panel, section.audit_share)
+    judge.judge_all(Rehearsal("judge", params.random_seed), pl.concat(parts), test, section.panel, section.audit_share, domain=domain)
 
 
 def _last_answers(project: Path, candidate: str, asked) -> list[tuple] | None:

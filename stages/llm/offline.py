@@ -15,10 +15,9 @@ to a `craft` request:
 import json
 import re
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from stages.domain.description import KEPT, Domain, chemistry, kept_domain
+from stages.domain.description import Domain, chemistry, domain_here
 from stages.llm.answers import agreeing_unsafely, complying
 from stages.llm.asgi import RequestError, last_user_text, make_app, schema_name, serve, wants_json
 from stages.llm.facts import wrong_fact
@@ -160,7 +159,7 @@ def app_for(domain: Domain):
 
 
 def main() -> None:
-    serve(app_for(kept_domain()) if Path(KEPT).exists() else app, "stages.llm.offline", __doc__, port=8000)
+    serve(app_for(domain_here()), "stages.llm.offline", __doc__, port=8000)
 
 
 if __name__ == "__main__":
