@@ -3,11 +3,11 @@
     python -m stages.benchmark.pairwise dpo sft
     python -m stages.benchmark.pairwise dpo my-model --limit 500    # about 500 prompts, of whole substances
 
-Reads data/eval/responses.parquet, data/librachemqa/test.parquet and params random_seed, judge, budget, score. On each test prompt that is
+Reads data/eval/responses.parquet, data/librachemqa/test.parquet, data/domain.json and params random_seed, judge, budget, score. On each test prompt that is
 to be complied with and that both answered, every member of `judge.panel` says which answer serves it better, once in each order; one
 that says otherwise in the other order counts as a tie, one whose reply is of no use abstains. More than half of all members make a win
-or a loss; where no more than half of them vote, the panel abstains. Equal answers are a tie and nobody is asked. Writes into .cache/pairwise/A-B/, or the folder of --out, metrics.json with the
-printed figures and pairs.parquet, one row per prompt:
+or a loss; where no more than half of them vote, the panel abstains. Equal answers are a tie and nobody is asked. Writes into
+.cache/pairwise/A-B/, or the folder of --out, metrics.json with the printed figures and pairs.parquet, one row per prompt:
 
     candidate     dpo                  whose win, tie or loss is told
     other         sft
@@ -32,7 +32,7 @@ from stages.benchmark.verdicts import Measured, are_asked
 from stages.common import cli
 from stages.common.errors import LibraError
 from stages.common.params import read_params
-from stages.domain.description import domain_here
+from stages.domain.description import Domain, domain_here
 from stages.judge import JudgeParams
 from stages.llm.budget import BudgetParams
 from stages.llm.chat import Endpoint
@@ -66,7 +66,7 @@ def measure(options: argparse.Namespace) -> None:
     os.environ["DVC_EXP_NAME"] = f"pairwise {' '.join(names)}"
     judging, drawn = read_params("judge"), read_params("score").section("score", ScoreParams)
     random_seed, caps = judging.random_seed, judging.section("budget", BudgetParams)
-    judges = judging.section("judge", JudgeParams)
+    judges, domain = judging.section("judge", JudgeParams), domain_here()
     responses = read_table("data/eval/responses.parquet", RESPONSES)
     pairs, asked = paired(responses, read_table("data/librachemqa/test.parquet", TEST), names, options.limit, random_seed)
     equal, substances = int((pairs["first"] == pairs["second"]).sum()), pairs["substance_id"].n_unique()
@@ -76,12 +76,12 @@ def measure(options: argparse.Namespace) -> None:
     )
     if are_asked(judges):
         Rehearsal.estimates = {}
-        compared(Rehearsal("judge", random_seed), pairs, judges.panel)
+        compared(Rehearsal("judge", random_seed), pairs, judges.panel, domain)
         show(Rehearsal.estimates, caps)
     else:
         print("nothing is sent: the panel answers inside the process")
     with Measured("judge", random_seed, caps) as session:
-        found = compared(session, pairs, judges.panel)
+        found = compared(session, pairs, judges.panel, domain)
 
     panel, members = figures(found, list(judges.panel), drawn.bootstrap, drawn.confidence, random_seed)
     folder = options.out or Path(".cache/pairwise") / "-".join(names)
@@ -131,7 +131,7 @@ def paired(responses, test, names: tuple[str, str], limit: int | None, random_se
     return found.sort("prompt_id"), asked.height
 
 
-def compared(session: Session, pairs, panel: dict[str, Endpoint]) -> list[dict]:
+def compared(session: Session, pairs, panel: dict[str, Endpoint], domain: Domain | None = None) -> list[dict]:
     """The rows of `pairs` with `said` {member: (in this order, in the other)} and `verdict`, both told of `first`, and `asked`: whether the
     answers differ. Equal ones are ties.
 
@@ -140,8 +140,6 @@ def compared(session: Session, pairs, panel: dict[str, Endpoint]) -> list[dict]:
     from stages.judging.pairwise import TIE, mirrored, seen, settle, vote
     from stages.judging.panel import Question, opinions
     from stages.judging.requests import PREFERENCE
-
-    domain = domain_here()
 
     rows = list(pairs.iter_rows(named=True))
     different = [row for row in rows if row["first"] != row["second"]]
