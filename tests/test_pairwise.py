@@ -195,26 +195,26 @@ def test_a_judge_that_looks_at_the_place_alone_makes_ties(place, monkeypatch):
     def biased(body):
         return json.dumps({"preferred": place, "evidence": material(last_user_text(body))[place]})
 
-    monkeypatch.setattr(offline, "app", words_say(biased))
+    monkeypatch.setattr(offline, "app_for", lambda domain: words_say(biased))
     assert verdicts() == ["tie"] * 12
 
 
 @pytest.mark.parametrize("app", FAULTY.values(), ids=FAULTY)
 def test_a_judge_that_fails_gives_no_verdict(app, monkeypatch):
-    monkeypatch.setattr(offline, "app", app)
+    monkeypatch.setattr(offline, "app_for", lambda domain: app)
     assert verdicts() == ["abstain"] * 12
 
 
 def test_of_three_members_one_may_fail(monkeypatch):
     third = {"third": PANEL["rules"].model_copy(update={"model": "third"})}
     answers = {offline.WORDS_MODEL: lambda body: "", "third": offline.answer_by_words}
-    monkeypatch.setattr(offline, "app", make_app(offline.MODEL, offline.answer, answers))
+    monkeypatch.setattr(offline, "app_for", lambda domain: make_app(offline.MODEL, offline.answer, answers))
     assert verdicts(PANEL | third) == ALTERNATING
 
 
 @pytest.mark.parametrize("fault", ["length_share", "malformed_share"])
 def test_replies_that_fail_now_and_then_change_no_verdict(fault, monkeypatch):
-    monkeypatch.setattr(offline, "app", Faults(offline.app, **{fault: 0.6}, random_seed=3))
+    monkeypatch.setattr(offline, "app_for", lambda domain: Faults(offline.app, **{fault: 0.6}, random_seed=3))
     found = verdicts()
     assert "abstain" in found and all(now in (was, "abstain") for was, now in zip(ALTERNATING, found, strict=True))
 
@@ -326,7 +326,7 @@ def test_it_says_what_it_asks_and_asks_once(project, capsys):
 
 
 def test_a_panel_that_abstains_too_often_is_one_line(project, monkeypatch, capsys):
-    monkeypatch.setattr(offline, "app", words_say(""))
+    monkeypatch.setattr(offline, "app_for", lambda domain: words_say(""))
     with pytest.raises(SystemExit) as end:
         command.main(["one", "two"])
     assert "the panel abstained on 7 of 8 pairs" in end.value.code and "\n" not in end.value.code

@@ -3,11 +3,11 @@
     python -m stages.benchmark.pairwise dpo sft
     python -m stages.benchmark.pairwise dpo my-model --limit 500    # about 500 prompts, of whole substances
 
-Reads data/eval/responses.parquet, data/librachemqa/test.parquet, data/domain.json and params random_seed, judge, budget, score. On each test prompt that is
-to be complied with and that both answered, every member of `judge.panel` says which answer serves it better, once in each order; one
-that says otherwise in the other order counts as a tie, one whose reply is of no use abstains. More than half of all members make a win
-or a loss; where no more than half of them vote, the panel abstains. Equal answers are a tie and nobody is asked. Writes into
-.cache/pairwise/A-B/, or the folder of --out, metrics.json with the printed figures and pairs.parquet, one row per prompt:
+Reads data/eval/responses.parquet, data/librachemqa/test.parquet, data/domain.json and params random_seed, judge, budget, score. On each
+test prompt that is to be complied with and that both answered, every member of `judge.panel` says which answer serves it better, once
+in each order; one that says otherwise in the other order counts as a tie, one whose reply is of no use abstains. More than half of all
+members make a win or a loss; where no more than half of them vote, the panel abstains. Equal answers are a tie and nobody is asked.
+Writes into .cache/pairwise/A-B/, or the folder of --out, metrics.json with the printed figures and pairs.parquet, one row per prompt:
 
     candidate     dpo                  whose win, tie or loss is told
     other         sft
