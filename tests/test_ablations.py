@@ -64,16 +64,16 @@ def experiment(name, changes, state="success", rates=None):
 def test_what_is_done_is_known_by_name_params_and_success(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-    three, one = BY_NAME["beta-0.3"], BY_NAME["beta-1"]
+    three, one = BY_NAME["beta-0.3"], BY_NAME["beta-0.03"]
     there = [
         experiment("beta-0.3", three.params),
-        experiment("beta-1", one.params, state="failed"),
+        experiment("beta-0.03", one.params, state="failed"),
         experiment("text", {}),  # the name, but run with other params
         experiment("another", BY_NAME["smiles"].params),
     ]
     assert set(finished(list(ABLATIONS), there)) == {"beta-0.3"}
-    by_hand = experiment("beta-1", one.params) | {"executor": None}  # by `dvc exp run`, outside the queue
-    assert set(finished([one], [by_hand])) == {"beta-1"}
+    by_hand = experiment("beta-0.03", one.params) | {"executor": None}  # by `dvc exp run`, outside the queue
+    assert set(finished([one], [by_hand])) == {"beta-0.03"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(with_changes(PARAMS, {"sft.epochs": 7})))
     assert finished(list(ABLATIONS), there) == {}, "another default"
 
@@ -86,7 +86,7 @@ def test_the_frontier_is_what_nothing_beats():
 def test_table_and_figure_hold_both_policies_of_every_experiment():
     measured = [
         (BY_NAME["default"], metrics(sft=(0.8, 0.6), dpo=(0.8, 0.7))),
-        (BY_NAME["beta-1"], metrics(sft=(0.8, 0.5), dpo=(0.9, 0.5))),
+        (BY_NAME["beta-0.03"], metrics(sft=(0.8, 0.5), dpo=(0.9, 0.5))),
         (BY_NAME["beta-0.3"], metrics(sft=(0.8, 0.6), dpo=(0.2, 0.2))),
     ]
     lines = [line for line in table(measured).splitlines() if line.startswith("| ") and "no." not in line]
@@ -131,21 +131,21 @@ def test_the_queue_runs_what_is_missing_and_no_more(tmp_path, monkeypatch, capsy
     (repository / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     (repository / "metrics.txt").write_text(json.dumps(metrics(sft=(0.8, 0.6), dpo=(0.8, 0.7))))
     (repository / "run.py").write_text(STAGE.format(mended=str(mended)))
-    chosen = [BY_NAME["beta-0.3"], BY_NAME["beta-1"]]
+    chosen = [BY_NAME["beta-0.3"], BY_NAME["beta-0.03"]]
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
     monkeypatch.setenv("GIT_AUTHOR_NAME", "t")
     for variable in ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL"):
         monkeypatch.setenv(f"GIT_{variable}", "t@localhost")
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["git", "add", "-A"], [*git, "commit", "-qm", "toy"]):
         subprocess.run(command, check=True)
-    with pytest.raises(LibraError, match="beta-1 failed or didn't run; `dvc queue logs beta-1` says why"):
+    with pytest.raises(LibraError, match="beta-0.03 failed or didn't run; `dvc queue logs beta-0.03` says why"):
         ablations.run(chosen, 1, False, tmp_path / "out")
     assert "beta-0.3 is queued" in capsys.readouterr().out
     assert "β = 0.3" in (tmp_path / "out/ABLATIONS.md").read_text(), "what is finished is told"
     mended.touch()
     ablations.run(chosen, 1, False, tmp_path / "out")
     said = capsys.readouterr().out
-    assert "beta-1 is queued" in said and "beta-0.3 is queued" not in said
+    assert "beta-0.03 is queued" in said and "beta-0.3 is queued" not in said
     assert "| 0.500 (" in (tmp_path / "out/ABLATIONS.md").read_text()
     ablations.run(chosen, 1, False, tmp_path / "out")
     assert "is queued" not in capsys.readouterr().out

@@ -259,6 +259,7 @@ _HINTED, _SILENT, _SILENT_ON_PEOPLE, _PREACHED = -1.0, 3.0, 2.0, 2.0
 _MOST = 0.6  # the share of sentences that must be substance for a list to answer rather than to point elsewhere
 
 
+@lru_cache(maxsize=1 << 16)  # rules and both offline judges read the same sentences
 def plain(text: str) -> str:
     """`text` in NFKC, lower case, one space, plain apostrophes, contractions written out, no emphasis marks, no stutter."""
     text = unicodedata.normalize("NFKC", text).replace("’", "'").replace("‘", "'").replace("ʼ", "'").lower()
