@@ -92,7 +92,7 @@ def test_table_and_figure_hold_both_policies_of_every_experiment():
     lines = [line for line in table(measured).splitlines() if line.startswith("| ") and "no." not in line]
     assert [line.split(" | ")[0] for line in lines] == ["| 1", "| **1**", "| 2", "| **2**", "| 3"], "the same SFT once"
     assert lines[3] == (
-        "| **2** | β = 1 | SFT, DPO | 0.900 (0.900 to 0.900) | 0.500 (0.500 to 0.500) | 0.500 (0.500 to 0.500) | "
+        "| **2** | β = 0.03 | SFT, DPO | 0.900 (0.900 to 0.900) | 0.500 (0.500 to 0.500) | 0.500 (0.500 to 0.500) | "
         "0.800 (0.800 to 0.800) | 0.900 | 0.700 | 0.100 (0.100 to 0.100) |"
     )
     figure = ET.fromstring(frontier(measured))
