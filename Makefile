@@ -31,6 +31,7 @@ ablations: $(VENV)/installed  ## run the paper's ablations as experiments (an ho
 	source $(BIN)/activate && python -m stages.benchmark.ablations $(ARGS)
 
 report: $(VENV)/installed  ## make data/eval/report.html and the README's figures anew from the results at hand
+	@test -f data/eval/responses.parquet || { echo "error: there are no results here yet; run \`make repro\` first" >&2; exit 1; }
 	source $(BIN)/activate && dvc repro --single-item report
 
 test: $(VENV)/installed  ## run the tests

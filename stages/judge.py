@@ -98,7 +98,7 @@ def check_abstained(verdicts, limit: float) -> None:
         raise LibraError(
             f"{abstained.height:,} of {verdicts.height:,} verdicts abstain ({share:.1%}; judge.max_abstained is {limit:.1%}), "
             f"first {first['candidate']} on {first['prompt_id']} ({first['evidence']}); "
-            "mend the endpoint or raise judge.max_abstained"
+            "mend the endpoint, or, where the members of judge.panel differ, add one or raise judge.max_abstained"
         )
 
 

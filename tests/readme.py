@@ -15,7 +15,8 @@ def dag() -> str:
     """`dvc dag --md`: the stages and what feeds what."""
     dvc = Path(sys.executable).with_name("dvc")
     done = subprocess.run([dvc, "dag", "--md"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip().removeprefix("```mermaid").removesuffix("```").strip()
+    lines = done.stdout.strip().removeprefix("```mermaid").removesuffix("```").strip().splitlines()
+    return "\n".join(line for line in lines if ".dvc\"]" not in line)  # an archive of replies is no stage
 
 
 def results() -> str:

@@ -106,6 +106,30 @@ def test_a_dirty_tree_is_refused(here):
     assert "the tree is dirty: dvc.yaml, notes.txt; commit or undo" in refusal("v1.1.0")
 
 
+def test_a_folder_that_was_released_is_refused(here):
+    assert "data/librachemqa is what v1.0.0 released, to the byte" in refusal("v1.0.1")
+
+
+def test_verify_knows_a_version_that_isn_t_there_from_a_folder(here):
+    said = call(here, "python", "-m", "stages.release", "verify", "v9.9.9", fails=True)
+    assert said == "release: error: v9.9.9 is not released here (there are: v1.0.0); `git fetch --tags` gets those of the origin\n"
+
+
+def test_replies_are_archived_only_where_a_remote_takes_them(changeable, monkeypatch):
+    asked = []
+    monkeypatch.setattr("stages.release.make._archive", lambda version: asked.append(version))
+    made(changeable, GOOD[0].with_columns(teacher=pl.lit("teacher-b")))
+    release("v1.1.0")
+    assert asked == []
+    call(changeable, "dvc", "remote", "add", "--local", "-d", "storage", str(changeable.parent / "storage"))
+    try:
+        made(changeable, GOOD[0].with_columns(teacher=pl.lit("teacher-c")))
+        release("v1.2.0")
+    finally:
+        Path(".dvc/config.local").unlink()
+    assert asked == ["v1.2.0"]
+
+
 def test_stale_outputs_are_refused(changeable):
     GOOD[0].head(380).write_parquet("data/triplets.parquet")
     assert "`dvc status` isn't clean (validate)" in refusal("v1.1.0")

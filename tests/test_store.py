@@ -251,6 +251,15 @@ def test_a_store_that_can_t_be_read_any_more_is_an_error_that_says_so(path):
                 read()
 
 
+def test_what_is_measured_beside_the_pipeline_goes_into_no_archive(path, monkeypatch):
+    with Store(path) as opened:
+        for i, run in enumerate(("", "try-beta-1", "benchmark my-model", "pairwise dpo sft")):
+            monkeypatch.setenv("DVC_EXP_NAME", run)
+            key, reply = kept(i)
+            asyncio.run(opened.keep(key, replace(reply, used_by="respond")))
+        assert [row[0] for row in opened.rows(used=True)] == sorted(kept(i)[0] for i in (0, 1))
+
+
 def test_what_was_put_aside_stays_paid_and_no_archive_brings_it_back(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     key, good = kept(0)

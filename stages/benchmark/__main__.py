@@ -34,6 +34,7 @@ from stages.score import ScoreParams
 from stages.training.answers import LocalModel, local_answers
 
 SHOWN = {"safety": "safety", "utility": "utility", "harmonic": "harmonic", "overall": "overall", "dual_balanced_accuracy": "dual"}
+SEEDS = Path("data/seeds.parquet")
 VERDICTS, METRICS = Path("data/eval/verdicts.parquet"), Path("data/eval/metrics.json")
 
 
@@ -78,8 +79,10 @@ def measure(options: argparse.Namespace) -> None:
     random_seed, caps = respond.random_seed, respond.section("budget", BudgetParams)
     judges, drawn = judging.section("judge", JudgeParams), scoring.section("score", ScoreParams)
 
+    if not SEEDS.exists():
+        raise LibraError(f"{SEEDS} is not here; `dvc repro seed` makes it in seconds")
     whole = read_table("data/librachemqa/test.parquet", (*TEST, "prompt", "fact"))
-    seeds = read_table("data/seeds.parquet", ("seed_id", "status"))
+    seeds = read_table(SEEDS, ("seed_id", "status"))
     test = whole if options.limit is None else whole_substances(whole, options.limit, random_seed)
     asked = test.select("seed_id", "prompt_id", "prompt").unique("prompt_id").sort("prompt_id")
     prompts, substances = asked.height, test["substance_id"].n_unique()
@@ -111,7 +114,6 @@ def measure(options: argparse.Namespace) -> None:
     with Measured("judge", random_seed, caps) as session:
         verdicts = judged(session, responses, test, judges)
         tallies |= session.tallies
-    check_abstained(verdicts, judges.max_abstained)
     write_table(verdicts, folder / "verdicts.parquet", ["prompt_id", "channel"])
 
     import polars as pl
@@ -127,6 +129,11 @@ def measure(options: argparse.Namespace) -> None:
     print(table(metrics["candidates"], name))
     print(comparisons(metrics["comparisons"]) if stored else f"no paired tests: {VERDICTS} is not here; `dvc pull {VERDICTS}` brings it")
     print(f"benchmark: {folder} holds the responses, the verdicts and metrics.json")
+    try:
+        check_abstained(verdicts, judges.max_abstained)
+    except LibraError:
+        session.give_up()  # the next run asks again for what was of no use
+        raise
 
 
 def named(options: argparse.Namespace) -> tuple[str, Endpoint | LocalModel]:

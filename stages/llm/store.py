@@ -468,7 +468,8 @@ class Store:
 
     def rows(self, used: bool = False) -> list[tuple]:
         """All rows of COLUMNS by key, or those that any run uses now."""
-        only = "where key in (select key from used) and instr(key, '#') = 0" if used else ""
+        # What is measured beside the pipeline (`benchmark NAME`, `pairwise A B`) has a blank in its run's name, as no experiment has.
+        only = "where key in (select key from used where instr(run, ' ') = 0) and instr(key, '#') = 0" if used else ""
         return self._read(f"select {', '.join(COLUMNS)} from replies {only} order by key")
 
     def faults(self) -> list[tuple[str, str, str, str]]:

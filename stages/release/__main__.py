@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from stages.common import cli
+from stages.common.errors import LibraError
 from stages.release.objects import DATASET, fetch, folder_hash, git
 from stages.release.sums import check
 
@@ -32,13 +33,16 @@ def main() -> None:
 
 
 def _command(options: argparse.Namespace) -> None:
-    from stages.release.make import ARTIFACT, release, versions
+    from stages.release.make import ARTIFACT, is_version, release, versions
 
     if options.command == "make":
         release(options.version)
     elif options.command == "verify":
         if options.what in versions():
             print(f"{options.what}: all {len(fetch(f'{ARTIFACT}@{options.what}'))} files are in the remote, undamaged")
+        elif is_version(options.what):
+            there = ", ".join(versions()) or "none"
+            raise LibraError(f"{options.what} is not released here (there are: {there}); `git fetch --tags` gets those of the origin")
         else:
             print(f"{options.what}: all {check(Path(options.what))} files are as SHA256SUMS says")
     else:

@@ -32,11 +32,15 @@ def number(version: str) -> tuple[int, ...]:
     return tuple(map(int, found.groups()))
 
 
+def is_version(name: str) -> bool:
+    return _VERSION.match(name) is not None
+
+
 def versions() -> list[str]:
     """Released versions by Git's tags, oldest number first."""
     tags = git("tag", "--list", f"{ARTIFACT}@v*").splitlines()
     found = [tag.removeprefix(f"{ARTIFACT}@") for tag in tags]
-    return sorted((version for version in found if _VERSION.match(version)), key=number)
+    return sorted(filter(is_version, found), key=number)
 
 
 def release(version: str) -> None:
@@ -44,6 +48,8 @@ def release(version: str) -> None:
     _refuse(version)
     earlier = [other for other in versions() if number(other) < number(version)]
     before = earlier[-1] if earlier else None
+    if before and folder_hash(f"{ARTIFACT}@{before}") == folder_hash(None):
+        raise LibraError(f"{DATASET} is what {before} released, to the byte; there is nothing to release")
     objects = _push(version)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     listing = fetch(None)  # from the remote: what others will get
@@ -93,16 +99,15 @@ def _push(version: str) -> str:
     """
     from dvc.repo import Repo
 
-    archived = _archive(version)
     try:
         with Repo(".") as repo:
-            if archived:
-                repo.add([str(REPLIES)])
             print(f"{repo.push([DATASET])} objects of {DATASET} pushed to remote `{REMOTE}`")
             url = repo.config["remote"][REMOTE]["url"]
             bundled = Path(url).resolve() == BUNDLE.resolve()
             elsewhere = repo.config["core"].get("remote") or (None if bundled else REMOTE)
             if elsewhere:
+                if _archive(version):
+                    repo.add([str(REPLIES)])
                 print(f"{repo.push(remote=elsewhere)} objects of models, tables and replies pushed to remote `{elsewhere}`")
             else:
                 print(f"models, tables and replies stay here: {BUNDLE} is for the dataset; `dvc remote add -d NAME s3://...` adds a remote")
