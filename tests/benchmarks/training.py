@@ -1,6 +1,7 @@
 """DPO on a preference grid against TRL's DPOTrainer, on the CPU: time of the same pairs, in one run, as ratios.
 
-    python tests/benchmarks/training.py        # a quarter of an hour on two idle cores; writes tests/benchmarks/TRAINING.md
+    python tests/benchmarks/training.py              # a quarter of an hour on two idle cores; writes tests/benchmarks/TRAINING.md
+    python tests/benchmarks/training.py --grids 2 1  # some of them; the other rows stay
 
 Grids of 5 x 5, 2 x 2 and 1 x 1 answers to each prompt, from data/librachemqa/train.parquet, on the default policy's size with
 fresh weights; 50 pairs a step, 40 steps, the same pairs in the same order for all. Contenders, each a process of its own, in turn:
@@ -27,6 +28,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / "TRAINING.md"
+START, END = "<!-- training.py -->\n", "<!-- end -->"
 STEPS, PAIRS = 40, 50  # a trainer's start alone takes as long as ten steps on a grid
 SIDES = (5, 2, 1)
 KINDS = ("trl", "grid", "best", "grid, reference before")
@@ -105,12 +107,15 @@ def main() -> None:
     for name in ("--kind", "--side", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each, of which the medians are shown")
+    parser.add_argument("--grids", type=int, nargs="+", choices=SIDES, default=SIDES, help="2 is the grid of 2 x 2 answers")
     options = parser.parse_args()
     if options.kind:
         print(json.dumps(measure(options.kind, int(options.side), Path(options.folder))))
         return
-    lines = []
-    for side in SIDES:
+    head, rest = RESULTS.read_text(encoding="utf-8").split(START)
+    before, tail = rest.split(END, 1)
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in before.splitlines()[2:]}
+    for side in options.grids:
         figures: dict[str, list[dict]] = {kind: [] for kind in KINDS}
         for _ in range(options.repeats):
             for kind, found in figures.items():
@@ -121,7 +126,7 @@ def main() -> None:
             raise SystemExit(f"{side} x {side}: the last losses differ: {losses}")
         middle = {kind: statistics.median(one["seconds"] for one in found) for kind, found in figures.items()}
         peak = {kind: statistics.median(one["peak"] for one in found) for kind, found in figures.items()}
-        lines.append(
+        rows[f"{side} x {side}"] = (
             f"| {side} x {side} | {middle['trl'] / middle['grid']:.1f} x | "
             f"{middle['best'] / middle['grid, reference before']:.1f} x | {figures['grid'][0]['rows']:.2f} | "
             f"{peak['grid']:.0f} / {peak['trl']:.0f} MiB | {figures['grid'][0]['pairs'] / middle['grid']:.0f} pairs/s | {options.repeats} | {date.today()} |"
@@ -130,13 +135,10 @@ def main() -> None:
         [
             "| grid | faster than TRL's defaults | than TRL's best, training alone | rows | peak memory, grid / TRL | speed | runs | date |",
             "|---|---|---|---|---|---|---|---|",
-            *lines,
+            *rows.values(),
         ]
     )
-    text = RESULTS.read_text(encoding="utf-8")
-    start, end = "<!-- training.py -->\n", "<!-- end -->"
-    head, rest = text.split(start)
-    RESULTS.write_text(head + start + table + "\n" + end + rest.split(end, 1)[1], encoding="utf-8")
+    RESULTS.write_text(f"{head}{START}{table}\n{END}{tail}", encoding="utf-8")
     print(table)
 
 
