@@ -17,6 +17,7 @@ from stages.benchmark.verdicts import judged
 from stages.common.errors import LibraError
 from stages.common.tables import write_table
 from stages.judge import JudgeParams
+from stages.judging import offline
 from stages.llm.asgi import RequestError, last_user_text, make_app
 from stages.llm.client import Session
 from stages.respond import REFUSAL, RespondParams
@@ -111,6 +112,26 @@ def test_a_model_is_measured_beside_the_stored_ones_and_nothing_else_changes(pro
     assert {row["first"] for row in metrics["comparisons"]} == {"careful"}
     assert pl.read_parquet(folder / "responses.parquet").height == 96 == pl.read_parquet(folder / "verdicts.parquet").height
     assert not [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def test_more_abstentions_than_allowed_end_it_behind_the_row(project, monkeypatch, capsys):
+    silent = make_app(offline.MODEL, offline.answer, {offline.WORDS_MODEL: lambda body: ""})
+    monkeypatch.setattr(offline, "app_for", lambda domain: silent)
+    with on_port(careful([])) as url, pytest.raises(SystemExit) as end:
+        run("careful", "--base-url", url, "--usd-per-million", 1, 2)
+    assert "of 96 verdicts abstain" in end.value.code and "where the members of judge.panel differ" in end.value.code
+    assert "\n" not in end.value.code
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("> careful")]
+    folder = project / ".cache/benchmark/careful"
+    assert row[2] == "0.958" and (folder / "metrics.json").exists()
+    assert "abstain" in pl.read_parquet(folder / "verdicts.parquet")["outcome"]
+
+
+def test_seeds_that_are_not_here_are_made_in_seconds(project):
+    (project / "data/seeds.parquet").unlink()
+    with pytest.raises(SystemExit) as end:
+        run("careful", "--base-url", "http://127.0.0.1:9/v1")
+    assert end.value.code == "benchmark: error: data/seeds.parquet is not here; `dvc repro seed` makes it in seconds"
 
 
 def test_without_stored_verdicts_the_row_stands_beside_metrics_json(project, capsys):

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -505,3 +506,13 @@ def test_help_needs_no_project(tmp_path, monkeypatch, capsys):
     with contextlib.suppress(SystemExit):
         stage.cli.run("report", stage.main, stage.__doc__)
     assert "report.html" in capsys.readouterr().out
+
+
+def test_make_report_without_results_is_one_line(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / "requirements.lock").touch()
+    (tmp_path / ".venv/installed").touch()
+    done = subprocess.run(["make", "report"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and done.stdout == ""
+    assert done.stderr.splitlines()[0] == "error: there are no results here yet; run `make repro` first"

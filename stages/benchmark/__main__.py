@@ -66,14 +66,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Ask, judge, score and print. Raises LibraError as the stages do."""
+    """Ask, judge, score and print. Raises LibraError as the stages do; behind the row where more abstain than judge.max_abstained allows."""
     from stages.benchmark.sample import whole_substances
     from stages.common.tables import read_table, write_json, write_table
     from stages.judging.rates import TEST, judged_rows, score
     from stages.llm.offline import app
 
     name, candidate = named(options)
-    # The name that spending is counted under: the caps are this measurement's own, and what the pipeline paid stays as it is.
+    # The name that spending is counted under: the caps are this measurement's own, and what the pipeline paid stays as it is. The blank
+    # keeps these replies out of a release (Store.rows).
     os.environ["DVC_EXP_NAME"] = f"benchmark {name}"
     respond, judging, scoring = (read_params(stage) for stage in ("respond", "judge", "score"))
     random_seed, caps = respond.random_seed, respond.section("budget", BudgetParams)

@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace) -> None:
     from stages.common.tables import read_table, write_json, write_table
 
     names = (options.candidate, options.other)
-    # The name that spending is counted under: the caps are this comparison's own.
+    # The name that spending is counted under: the caps are this comparison's own. The blank keeps these replies out of a release.
     os.environ["DVC_EXP_NAME"] = f"pairwise {' '.join(names)}"
     judging, drawn = read_params("judge"), read_params("score").section("score", ScoreParams)
     random_seed, caps = judging.random_seed, judging.section("budget", BudgetParams)

@@ -46,10 +46,7 @@ def versions() -> list[str]:
 def release(version: str) -> None:
     """Release `version`. Raises LibraError, with nothing committed and no tag made, when it can't."""
     _refuse(version)
-    earlier = [other for other in versions() if number(other) < number(version)]
-    before = earlier[-1] if earlier else None
-    if before and folder_hash(f"{ARTIFACT}@{before}") == folder_hash(None):
-        raise LibraError(f"{DATASET} is what {before} released, to the byte; there is nothing to release")
+    before = _before(version)
     objects = _push(version)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     listing = fetch(None)  # from the remote: what others will get
@@ -60,6 +57,12 @@ def release(version: str) -> None:
     git("commit", "--quiet", "-m", f"Release {ARTIFACT} {version}")
     _register(version, f"{sum(rows.values()):,} triplets")
     print(f"{ARTIFACT}@{version} is released here. Publish it: git push origin HEAD {ARTIFACT}@{version}")
+
+
+def _before(version: str) -> str | None:
+    """The released version that comes before `version` by number; None for the first."""
+    earlier = [other for other in versions() if number(other) < number(version)]
+    return earlier[-1] if earlier else None
 
 
 def _refuse(version: str) -> None:
@@ -90,6 +93,8 @@ def _refuse(version: str) -> None:
         check(RELEASE)
     except LibraError as error:
         raise LibraError(f"the dataset fails validation: {error}") from None
+    if (before := _before(version)) and folder_hash(f"{ARTIFACT}@{before}") == folder_hash(None):
+        raise LibraError(f"{DATASET} is what {before} released, to the byte; there is nothing to release")
 
 
 def _push(version: str) -> str:
