@@ -1,6 +1,6 @@
 """Direct preference optimisation (Rafailov et al. 2023): moves the policy from the rejected answers to the chosen ones.
 
-Reads data/librachemqa/{train,validation}.parquet and models/sft/ (policy to start from, and the frozen reference);
+Reads data/librachemqa/{train,validation}.parquet, data/substances.parquet and models/sft/ (policy to start from, and the frozen reference);
 writes models/dpo/ (safetensors, tokenizer, training.csv). Params: random_seed, train, model, dpo. A row of training.csv (in part):
 
     step,loss,rewards/chosen,rewards/rejected,rewards/accuracies,rewards/margins,eval_loss,eval_rewards/accuracies
@@ -23,6 +23,7 @@ class DpoParams(Section):
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     bpe_dropout: float = Field(ge=0, lt=1)
+    other_representation: float = Field(ge=0, le=1)
     pairs: Literal["matched", "grid", "random"]
     answers: int = Field(ge=1)
     beta: float = Field(gt=0)
@@ -68,9 +69,16 @@ def optimise(random_seed: int, size, dpo: DpoParams) -> None:
         common = {"max_length": size.max_length, "random_seed": random_seed}
         shown = {"batch_size": dpo.batch_size, **common}
         rows, counts = data.dpo_rows(
-            train, tokenizer, dpo.epochs, bpe_dropout=dpo.bpe_dropout, pairs=dpo.pairs, answers=dpo.answers, **shown
+            train,
+            tokenizer,
+            dpo.epochs,
+            bpe_dropout=dpo.bpe_dropout,
+            other_representation=dpo.other_representation,
+            pairs=dpo.pairs,
+            answers=dpo.answers,
+            **shown,
         )
-        held_out, _ = data.dpo_rows(validation, tokenizer, 1, bpe_dropout=0.0, **shown)
+        held_out, _ = data.dpo_rows(validation, tokenizer, 1, **shown)
         record.metrics({"data": counts})
         arguments = trainer.arguments(
             rows,

@@ -84,7 +84,7 @@ def main() -> None:
     write_table(table, "data/substances.parquet", sort_by="substance_id")
     write_table(pl.DataFrame(seeds, infer_schema_length=None), "data/seeds.parquet", sort_by="seed_id")
     write_text(domain.as_json(), KEPT)
-    print(f"{len(seeds)} seeds about {len(rows)} substances")
+    print(f"{len(seeds)} seeds about {len(rows)} {domain.card.about}")
 
 
 def mined(seeds: int) -> list:

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: teaches the policy to answer as the chosen answers do; the reference of the DPO stage.
 
-Reads data/librachemqa/{train,validation}.parquet; writes models/sft/ (safetensors, tokenizer, training.csv).
+Reads data/librachemqa/{train,validation}.parquet and data/substances.parquet; writes models/sft/ (safetensors, tokenizer, training.csv).
 Params: random_seed, train, model, sft. One row of training.csv:
 
     step,loss,grad_norm,learning_rate,entropy,mean_token_accuracy,eval_loss
@@ -21,6 +21,7 @@ class SftParams(Section):
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     bpe_dropout: float = Field(ge=0, lt=1)
+    other_representation: float = Field(ge=0, le=1)
     prompt_loss: float = Field(ge=0, le=1)
 
 
@@ -48,7 +49,8 @@ def fine_tune(random_seed: int, size, sft: SftParams) -> None:
     recorded = {"random_seed": random_seed, "model": size.model_dump(), "sft": sft.model_dump()}
     with processes.record("sft", recorded, inputs=["data/librachemqa"]) as record:
         if size.base == SCRATCH:
-            texts = [text for column in ("prompt", "chosen", "rejected") for text in train[column].unique().sort()]
+            shown = ["prompt", "chosen", "rejected"] + ["other_prompt"] * bool(sft.other_representation)
+            texts = [text for column in shown for text in train[column].drop_nulls().unique().sort()]
             tokenizer = train_tokenizer(texts, size.vocab_size)
             model = new_model(size, tokenizer)
         else:
@@ -56,9 +58,15 @@ def fine_tune(random_seed: int, size, sft: SftParams) -> None:
         print(f"sft: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
         common = {"batch_size": sft.batch_size, "max_length": size.max_length, "random_seed": random_seed}
         rows, counts = data.sft_rows(
-            train, tokenizer, sft.epochs, prompt_loss=sft.prompt_loss, bpe_dropout=sft.bpe_dropout, **common
+            train,
+            tokenizer,
+            sft.epochs,
+            prompt_loss=sft.prompt_loss,
+            bpe_dropout=sft.bpe_dropout,
+            other_representation=sft.other_representation,
+            **common,
         )
-        held_out, _ = data.sft_rows(validation, tokenizer, 1, prompt_loss=0.0, bpe_dropout=0.0, **common)
+        held_out, _ = data.sft_rows(validation, tokenizer, 1, **common)
         record.metrics({"data": counts})
         arguments = trainer.arguments(
             rows,

@@ -557,4 +557,6 @@ def test_the_param_sets_in_the_readme_are_right(tmp_path, monkeypatch):
         if "base" in changed:
             bases.append(params["model"]["base"])
             assert params["sft"]["bpe_dropout"] == params["dpo"]["bpe_dropout"] == 0
+            of_the_paper = params["model"]["base"].startswith("meta-llama/")
+            assert params["sft"]["other_representation"] == params["dpo"]["other_representation"] == (0 if of_the_paper else 0.5)
     assert bases == ["meta-llama/Llama-2-7b-chat-hf", "Qwen/Qwen3-8B"]

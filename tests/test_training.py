@@ -19,8 +19,8 @@ from stages.training.models import ModelParams, load_policy, new_model, train_to
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 TINY = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "max_length": 128}
-SFT = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "bpe_dropout": 0.0, "prompt_loss": 0.1}
-DPO = {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "bpe_dropout": 0.0, "beta": 0.1, "loss": "sigmoid", "sft_weight": 0.0,
+SFT = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "bpe_dropout": 0.0, "other_representation": 0.0, "prompt_loss": 0.1}
+DPO = {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "bpe_dropout": 0.0, "other_representation": 0.0, "beta": 0.1, "loss": "sigmoid", "sft_weight": 0.0,
        "pairs": "matched", "answers": 1, "label_smoothing": 0.0}  # fmt: skip
 SIZE = ModelParams(**PARAMS["model"] | TINY)
 HELP = ["Keep it cool, dry and away from flames.", "Store it in a closed bottle.", "Wear gloves and goggles."]
@@ -38,6 +38,8 @@ def table(seeds=8, prompts=2):
                 rows.append(
                     {
                         "seed_id": f"s{s}",
+                        "substance_id": f"s{s}",
+                        "representation": "text",
                         "prompt_id": f"s{s}-p{p}",
                         "chosen_id": f"s{s}-c{c}",
                         "rejected_id": f"s{s}-r{(p + c) % 3}",
@@ -48,6 +50,11 @@ def table(seeds=8, prompts=2):
                     }
                 )
     return pl.DataFrame(rows)
+
+
+def substances(seeds=8):
+    """What `table` asks about, by the name "substance"; the first has no structure."""
+    return pl.DataFrame([{"substance_id": f"s{s}", "name": "substance", "smiles": "C" * s + "O" if s else None} for s in range(seeds)])
 
 
 def texts():
@@ -72,6 +79,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "data/librachemqa").mkdir(parents=True)
     table().write_parquet("data/librachemqa/train.parquet")
     table(2, 1).write_parquet("data/librachemqa/validation.parquet")
+    substances().write_parquet("data/substances.parquet")
     stages = {
         "sft": {"deps": ["data/librachemqa"], "params": ["random_seed", "train", "model", "sft"]},
         "dpo": {"deps": ["data/librachemqa", "models/sft"], "params": ["random_seed", "train", "model", "dpo"]},
@@ -189,7 +197,7 @@ def decoded(tokenizer, ids):
 
 
 def test_sft_shows_each_prompt_once_an_epoch_with_another_answer(tokenizer):
-    rows, counts = data.sft_rows(table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=0.0, bpe_dropout=0.0, random_seed=7)
+    rows, counts = data.sft_rows(table(), tokenizer, 3, batch_size=4, max_length=128, random_seed=7)
     assert len(rows) == 3 * 16 and counts == {"rows": 48, "over_long": 0}
     epochs = [[tuple(decoded(tokenizer, ids)) for ids in rows["input_ids"][i : i + 16]] for i in (0, 16, 32)]
     assert all(len({prompt for prompt, _ in epoch}) == 16 for epoch in epochs)
@@ -197,12 +205,68 @@ def test_sft_shows_each_prompt_once_an_epoch_with_another_answer(tokenizer):
     assert {answer.removesuffix("<|end|>") for epoch in epochs for _, answer in epoch} == {*HELP, *NO}
 
 
+def test_a_prompt_has_another_one_with_the_other_representation(tmp_path, monkeypatch):
+    """The SMILES for the name, the name for the SMILES, and nothing else is changed; none where there is no structure."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/librachemqa").mkdir(parents=True)
+    smiles = pl.col("seed_id").is_in(["s3", "s4"])
+    shown = pl.when(pl.col("seed_id") == "s3").then(pl.lit("C")).otherwise(pl.lit("CCCCO"))
+    asked = table().with_columns(
+        representation=pl.when(smiles).then(pl.lit("smiles")).otherwise("representation"),
+        prompt=pl.when(smiles).then(pl.lit("Can the substance ") + shown + pl.lit(" be sold?")).otherwise("prompt"),
+    )
+    asked.write_parquet("data/librachemqa/train.parquet")
+    known = pl.concat([substances(3), substances().slice(3).with_columns(name=pl.lit("propanol"))])
+    known.with_columns(smiles=pl.col("smiles").replace("CCCO", "C")).write_parquet("data/substances.parquet")
+    read = data.triplets("train")
+    assert read.drop("other_prompt").equals(asked.select(read.columns[:-1]))
+    other = dict(read.select("prompt_id", "other_prompt").iter_rows())
+    assert other["s0-p0"] is None
+    assert other["s1-p1"] == "Please make CO yy?"
+    assert other["s2-p0"] == "How is it kept, CCO xxx?"
+    assert other["s3-p0"] == other["s4-p1"] == "Can the substance propanol be sold?"
+
+
+@pytest.fixture()
+def both_ways():
+    """`table` with every prompt's other one, as `data.triplets` adds it; the first seed has none."""
+    joined = table().join(substances().drop("name"), on="substance_id")
+    other = pl.struct("prompt", "smiles").map_elements(
+        lambda row: row["smiles"] and row["prompt"].replace("substance", row["smiles"]), return_dtype=pl.String
+    )
+    return joined.with_columns(other_prompt=other).drop("smiles")
+
+
+@pytest.mark.parametrize("bpe_dropout", [0.0, 0.2])
+def test_a_share_of_prompts_is_asked_with_the_other_representation(tokenizer, both_ways, bpe_dropout):
+    common = {"batch_size": 4, "max_length": 128, "random_seed": 7, "bpe_dropout": bpe_dropout}
+    makers = {
+        "sft": lambda share: [
+            tokenizer.decode(ids) for ids in data.sft_rows(both_ways, tokenizer, 9, other_representation=share, **common)[0]["input_ids"]
+        ],
+        "dpo": lambda share: [
+            tokenizer.decode(row["prompt_ids"] + row["chosen_ids"])
+            for row in data.dpo_rows(both_ways, tokenizer, 9, other_representation=share, **common)[0]
+        ],
+    }
+    refused = dict(both_ways.select("prompt", pl.col("expected") == "refuse").iter_rows())
+    refused |= dict(both_ways.select("other_prompt", pl.col("expected") == "refuse").drop_nulls().iter_rows())
+    for name, make in makers.items():
+        for share, least, most in ((0.0, 0.0, 0.0), (0.5, 0.35, 0.55), (1.0, 7 / 8, 7 / 8)):  # an eighth has no structure
+            shown = make(share)
+            assert len(shown) == 9 * 16
+            assert least <= sum("substance" not in text for text in shown) / len(shown) <= most, (name, share)
+            pairs = [text.removeprefix("<|user|>").split("<|end|><|assistant|>") for text in shown]
+            assert all((answer.removesuffix("<|end|>") in NO) == refused[prompt] for prompt, answer in pairs)
+        assert make(0.5) == make(0.5)
+
+
 def test_sft_labels_the_answer_and_a_share_of_the_prompt(tokenizer):
     assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
 
     def shares(prompt_loss):
         rows, _ = data.sft_rows(
-            table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=prompt_loss, bpe_dropout=0.0, random_seed=7
+            table(), tokenizer, 3, batch_size=4, max_length=128, prompt_loss=prompt_loss, random_seed=7
         )
         labelled = total = 0
         for row in rows:
@@ -217,7 +281,7 @@ def test_sft_labels_the_answer_and_a_share_of_the_prompt(tokenizer):
 
 
 def test_dpo_pairs_vary_from_pass_to_pass(tokenizer):
-    rows, counts = data.dpo_rows(table(), tokenizer, 3, batch_size=4, max_length=128, bpe_dropout=0.0, random_seed=7)
+    rows, counts = data.dpo_rows(table(), tokenizer, 3, batch_size=4, max_length=128, random_seed=7)
     assert counts == {"pairs": 48, "over_long": 0, "equal_when_cut": 0}
     assert len(rows) == 48 and rows.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
     shown = [tuple(tokenizer.decode(row[name]) for name in rows.column_names) for row in rows]
@@ -235,7 +299,7 @@ def test_dpo_pairs_vary_from_pass_to_pass(tokenizer):
 def shown_pairs(tokenizer, pairs, answers, epochs=1):
     """(prompt, chosen, rejected) of each row, in training order."""
     rows, _ = data.dpo_rows(
-        table(), tokenizer, epochs, batch_size=4, max_length=128, bpe_dropout=0.0, random_seed=7, pairs=pairs, answers=answers
+        table(), tokenizer, epochs, batch_size=4, max_length=128, random_seed=7, pairs=pairs, answers=answers
     )
     return [tuple(tokenizer.decode(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")) for row in rows]
 
@@ -270,7 +334,7 @@ def test_pairs_that_the_cut_makes_equal_are_counted_and_left_out(tokenizer, caps
     both = table().with_columns(
         pl.when(s0).then(pl.lit(start) + pl.col(side)).otherwise(pl.col(side)).alias(side) for side in ("chosen", "rejected")
     )
-    common = {"batch_size": 4, "bpe_dropout": 0.0, "random_seed": 7}
+    common = {"batch_size": 4, "random_seed": 7}
     whole, counts = data.dpo_rows(both, tokenizer, 1, max_length=256, **common)
     assert counts == {"pairs": 16, "over_long": 0, "equal_when_cut": 0} and len(whole) == 16
     longest = max(len(row["prompt_ids"]) for row in whole)
@@ -297,7 +361,7 @@ def test_rows_depend_on_the_random_seed_and_not_on_the_table_s_order(tokenizer):
 def test_more_epochs_than_pairs_begin_again(tokenizer):
     """A prompt has three pairs: each of them once in three epochs, and the fourth epoch is the first one's."""
     prompts = table()["prompt_id"].n_unique()
-    made, _ = data.dpo_rows(table(), tokenizer, 4, batch_size=4, max_length=128, bpe_dropout=0.0, random_seed=7)
+    made, _ = data.dpo_rows(table(), tokenizer, 4, batch_size=4, max_length=128, random_seed=7)
     rows = [str(row) for row in made]
     assert len(rows) == 4 * prompts and len(set(rows[: 3 * prompts])) == 3 * prompts
     assert sorted(rows[3 * prompts :]) == sorted(rows[:prompts])
@@ -306,11 +370,11 @@ def test_more_epochs_than_pairs_begin_again(tokenizer):
 def test_data_that_does_not_fit_is_named(tokenizer, tmp_path, monkeypatch, capsys):
     long = table().with_columns(prompt=pl.col("prompt") + " and so on" * 30)
     with pytest.raises(LibraError, match=r"^model.max_length is 64 tokens, but a prompt alone has \d+; raise it"):
-        data.sft_rows(long, tokenizer, 1, batch_size=4, max_length=64, prompt_loss=0.0, bpe_dropout=0.0, random_seed=7)
+        data.sft_rows(long, tokenizer, 1, batch_size=4, max_length=64, random_seed=7)
     with pytest.raises(LibraError, match="model.max_length is 64 tokens"):
-        data.dpo_rows(long, tokenizer, 1, batch_size=4, max_length=64, bpe_dropout=0.0, random_seed=7)
+        data.dpo_rows(long, tokenizer, 1, batch_size=4, max_length=64, random_seed=7)
     wordy = table().with_columns(chosen=pl.col("chosen") + " and so on" * 30)
-    _, counts = data.sft_rows(wordy, tokenizer, 1, batch_size=4, max_length=96, prompt_loss=0.0, bpe_dropout=0.0, random_seed=7)
+    _, counts = data.sft_rows(wordy, tokenizer, 1, batch_size=4, max_length=96, random_seed=7)
     assert counts == {"rows": 16, "over_long": 16}
     assert "16 of 16 rows are over model.max_length = 96 tokens and are cut" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
@@ -320,6 +384,9 @@ def test_data_that_does_not_fit_is_named(tokenizer, tmp_path, monkeypatch, capsy
     table().clear().write_parquet("data/librachemqa/validation.parquet")
     with pytest.raises(LibraError, match="data/librachemqa/validation.parquet has no rows"):
         data.triplets("validation")
+    table().write_parquet("data/librachemqa/train.parquet")
+    with pytest.raises(LibraError, match="data/substances.parquet is not here; run `dvc repro`"):
+        data.triplets("train")
 
 
 def test_a_model_of_impossible_size_is_named(tokenizer):

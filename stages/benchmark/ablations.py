@@ -44,6 +44,11 @@ def rephrasings(k: int, m: int, n: int, sft_epochs: int, dpo_epochs: int) -> dic
     return counts | {"sft.epochs": sft_epochs, "dpo.epochs": dpo_epochs}
 
 
+def one_representation(name: str) -> dict[str, Any]:
+    """Train seeds, and the prompts that training shows, in one representation alone."""
+    return {"seed.train.representations": name, "sft.other_representation": 0.0, "dpo.other_representation": 0.0}
+
+
 ABLATIONS = (
     Ablation("default", "balanced, 5-5-5, TEXT and SMILES, β = 0.1", {}),
     Ablation("refuse-1-2", "refuse : comply = 1 : 2", {"seed.train.refuse_share": 0.3333}),
@@ -51,8 +56,9 @@ ABLATIONS = (
     Ablation("rephrase-1-1-1", "rephrasings 1-1-1", rephrasings(1, 1, 1, 15, 25)),
     Ablation("rephrase-5-1-1", "rephrasings 5-1-1", rephrasings(5, 1, 1, 3, 5)),
     Ablation("rephrase-8-8-1", "rephrasings 8-8-1", rephrasings(8, 8, 1, 2, 3)),
-    Ablation("text", "trained on TEXT alone", {"seed.train.representations": "text"}),
-    Ablation("smiles", "trained on SMILES alone", {"seed.train.representations": "smiles"}),
+    Ablation("one-of-two", "each substance in one representation", {"sft.other_representation": 0.0, "dpo.other_representation": 0.0}),
+    Ablation("text", "trained on TEXT alone", one_representation("text")),
+    Ablation("smiles", "trained on SMILES alone", one_representation("smiles")),
     Ablation("beta-0.03", "β = 0.03", {"dpo.beta": 0.03}),
     Ablation("beta-0.3", "β = 0.3", {"dpo.beta": 0.3}),
 )

@@ -184,6 +184,10 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _ui() -> None:
+    import argparse
+
+    about = "Serve what MLflow has recorded at http://127.0.0.1:5000, until interrupted."
+    argparse.ArgumentParser(prog="python -m stages.common.tracking", description=about).parse_args()
     uri, artifacts = tracking_uri()
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", "5000"]
     if artifacts:

@@ -1,6 +1,7 @@
 """Released triplets as what TRL's trainers take: token ids, in the order they are to be trained on."""
 
 import random
+import re
 
 import polars as pl
 
@@ -8,12 +9,25 @@ from stages.common.errors import LibraError
 from stages.common.tables import read_table
 from stages.training.encode import BpeDropout, encode_answers, encode_prompts, encode_rejected, length_grouped
 
-COLUMNS = ["seed_id", "prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected"]
+COLUMNS = ["seed_id", "substance_id", "representation", "prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected"]
+SUBSTANCES = "data/substances.parquet"
 
 
 def triplets(split: str) -> pl.DataFrame:
-    """The released triplets of `split`. Raises LibraError when the file, a column or all rows are missing."""
-    return read_table(f"data/librachemqa/{split}.parquet", COLUMNS)
+    """The released triplets of `split`, and in `other_prompt` the prompt as it is with the substance's other representation.
+
+    That is the SMILES for the name and the name for the SMILES; null where the substance has no SMILES. No answer names the substance, so
+    a prompt's answers are those of the other one as well. Raises LibraError when a file, a column or all rows are missing.
+    """
+    table = read_table(f"data/librachemqa/{split}.parquet", COLUMNS)
+    names = read_table(SUBSTANCES, ["substance_id", "name", "smiles"]).select("substance_id", "name", "smiles")
+    prompts = table.unique("prompt_id").join(names, on="substance_id", how="left")
+    others = {}
+    for prompt_id, prompt, shown_as, name, smiles in prompts.select("prompt_id", "prompt", "representation", "name", "smiles").iter_rows():
+        if name and smiles:
+            shown, other = (smiles, name) if shown_as == "smiles" else (name, smiles)
+            others[prompt_id] = re.sub(rf"(?<!\w){re.escape(shown)}(?!\w)", lambda _, other=other: other, prompt)
+    return table.with_columns(other_prompt=pl.col("prompt_id").replace_strict(others, default=None, return_dtype=pl.String))
 
 
 def sft_rows(
@@ -22,20 +36,22 @@ def sft_rows(
     epochs: int,
     batch_size: int,
     max_length: int,
-    prompt_loss: float,
-    bpe_dropout: float,
     random_seed: int,
+    prompt_loss: float = 0.0,
+    bpe_dropout: float = 0.0,
+    other_representation: float = 0.0,
 ):
     """A `datasets.Dataset` of `input_ids` and `labels`, every prompt once an epoch, each time with another chosen answer; counts.
 
     Of the prompt's tokens a random share `prompt_loss` is labelled, which weighs its loss that low on average and leaves the
-    trainer as it is; the answer's tokens are all labelled. With `bpe_dropout` a prompt is segmented anew each epoch. Rows
-    stand in training order, batches of similar length. The counts: `rows`, `over_long` (more than `max_length` tokens: cut).
+    trainer as it is; the answer's tokens are all labelled. With `bpe_dropout` a prompt is segmented anew each epoch, and a share
+    `other_representation` of them, drawn anew as well, is asked with the substance's other representation. Rows stand in training
+    order, batches of similar length. The counts: `rows`, `over_long` (more than `max_length` tokens: cut).
     Raises LibraError when a prompt alone fills `max_length` tokens.
     """
     pairs = table.unique(["prompt_id", "chosen_id"]).sort("prompt_id", "chosen_id")
     prompts = pairs.unique("prompt_id").sort("prompt_id")
-    prompt_ids = _Prompts(prompts, tokenizer, bpe_dropout, max_length)
+    prompt_ids = _Prompts(prompts, tokenizer, bpe_dropout, other_representation, max_length)
     answers = pairs.unique("chosen_id").sort("chosen_id")
     answer_ids = dict(zip(answers["chosen_id"], encode_answers(tokenizer, answers["chosen"].to_list()), strict=True))
     options = pairs.group_by("prompt_id", maintain_order=True).agg("chosen_id").rows()
@@ -60,8 +76,9 @@ def dpo_rows(
     epochs: int,
     batch_size: int,
     max_length: int,
-    bpe_dropout: float,
     random_seed: int,
+    bpe_dropout: float = 0.0,
+    other_representation: float = 0.0,
     pairs: str = "matched",
     answers: int = 1,
 ):
@@ -70,13 +87,13 @@ def dpo_rows(
     Every prompt once an epoch, each time with the next `answers` of its triplets (after the last the first again), so that chosen
     and rejected answers both vary. Their pairs: `matched`, as in the triplets; `grid`, every chosen with every rejected of them;
     `random`, `answers` pairs of any chosen with any rejected of the prompt. `batch_size` prompts of similar length follow each other. With
-    `bpe_dropout` a prompt is segmented anew each epoch, alike for all answers and the reference. Pairs that are equal once cut at
+    `bpe_dropout` and `other_representation` a prompt is written anew each epoch (see `sft_rows`), alike for all answers and the reference. Pairs that are equal once cut at
     `max_length` teach nothing and are left out. The counts: `pairs`, `over_long` (tokens), `equal_when_cut`.
     Raises LibraError when a prompt alone fills `max_length` tokens, has fewer than `answers` triplets, or no pair is left.
     """
     table = table.sort("prompt_id", "chosen_id", "rejected_id")
     text = {}
-    prompts = _Prompts(table.unique("prompt_id").sort("prompt_id"), tokenizer, bpe_dropout, max_length)
+    prompts = _Prompts(table.unique("prompt_id").sort("prompt_id"), tokenizer, bpe_dropout, other_representation, max_length)
     for role, encode in (("chosen", encode_answers), ("rejected", encode_rejected)):
         unique = table.unique(f"{role}_id").sort(f"{role}_id")
         text[role] = dict(zip(unique[f"{role}_id"], encode(tokenizer, unique[role].to_list()), strict=True))
@@ -119,10 +136,12 @@ def _cells(pairs: str, answers: int, first: int, triplets: int, rng: random.Rand
 class _Prompts:
     """Token ids of prompts by prompt_id. Raises LibraError when one alone fills `max_length` tokens."""
 
-    def __init__(self, prompts: pl.DataFrame, tokenizer, bpe_dropout: float, max_length: int):
-        texts, names = prompts["prompt"].to_list(), prompts["prompt_id"].to_list()
-        self.texts, self.max_length = dict(zip(names, texts, strict=True)), max_length
-        self.usual = dict(zip(names, encode_prompts(tokenizer, texts), strict=True))
+    def __init__(self, prompts: pl.DataFrame, tokenizer, bpe_dropout: float, other_representation: float, max_length: int):
+        self.max_length, self.swapped = max_length, other_representation
+        self.texts = dict(prompts.select("prompt_id", "prompt").iter_rows())
+        self.others = dict(prompts.select("prompt_id", "other_prompt").drop_nulls().iter_rows()) if other_representation else {}
+        texts = [*self.texts.values(), *self.others.values()]
+        self.usual = dict(zip(texts, encode_prompts(tokenizer, texts), strict=True))
         self.dropout = BpeDropout(tokenizer, bpe_dropout) if bpe_dropout else None
         longest = max(map(len, self.usual.values()))
         if longest >= max_length:
@@ -130,9 +149,12 @@ class _Prompts:
 
     def ids(self, prompt_id: str, rng: random.Random, answer: int) -> list[int]:
         """Ids for use before an answer of `answer` tokens."""
+        text = self.texts[prompt_id]
+        if self.swapped and rng.random() < self.swapped:
+            text = self.others.get(prompt_id, text)
         if self.dropout is None:
-            return self.usual[prompt_id]
-        return self.dropout.prompt(self.texts[prompt_id], rng, self.max_length - answer)
+            return self.usual[text]
+        return self.dropout.prompt(text, rng, self.max_length - answer)
 
 
 def _dataset(rows: list[dict], counts: dict[str, int], what: str, max_length: int):
