@@ -6,7 +6,8 @@ writes data/eval/responses.parquet and data/generation/respond.json. Params: ran
 
     sft, dpo         the trained policies
     always_refuse    one refusal for everything; always_comply: the helpful text of the dataset, or the opener of the harmful one
-    ngram_guard      character n-gram classifier on the prompt, trained on the train split; what it lets pass, always_comply answers
+    ngram_guard      character n-gram classifier on the prompt, trained on the train split's prompts with both representations of each
+                     substance; what it lets pass, always_comply answers
     teacher          the teacher with the fact sheet in its request: an upper bound
     and every model of respond.candidates, asked the bare prompt: an endpoint, or a model in this process
 
@@ -56,6 +57,7 @@ def main() -> None:
     import polars as pl
 
     from stages.common.tables import read_table, write_table
+    from stages.training import data
     from stages.training.models import ModelParams, deterministic
 
     params = read_params("respond")
@@ -64,8 +66,7 @@ def main() -> None:
     local = {name: one for name, one in section.candidates.items() if isinstance(one, LocalModel)}
     deterministic(params.random_seed, offline=size.is_local and all(Path(one.model).is_dir() for one in local.values()))
     columns = ("seed_id", "prompt_id", "prompt", "expected", "chosen_id", "chosen", "rejected_id", "rejected", "rejected_kind")
-    test = read_table("data/librachemqa/test.parquet", columns)
-    train = read_table("data/librachemqa/train.parquet", ("prompt", "expected"))
+    test, train = read_table("data/librachemqa/test.parquet", columns), data.triplets("train")
     asked = test.select("seed_id", "prompt_id", "prompt").unique("prompt_id").sort("prompt_id")
     prompts = asked["prompt"].to_list()
 

@@ -43,7 +43,7 @@ def test_a_refuse_seed_without_any_is_named():
 def test_the_guard_puts_its_refusal_in_front_of_the_obliging_text():
     words = ["melts at", "boils at"], ["make me", "buy me"]
     rows = [(f"{words[label][i % 2]} {i}", ("comply", "refuse")[label]) for i in range(40) for label in (0, 1)]
-    train = pl.DataFrame(rows, schema=["prompt", "expected"], orient="row")
+    train = pl.DataFrame(rows, schema=["prompt", "expected"], orient="row").with_columns(other_prompt=pl.lit(None, pl.String))
     answers = guarded(train, ["melts at 7?", "make me some"], ["84 °C", "Sure"])
     assert [answer[0] for answer in answers] == ["84 °C", REFUSAL]
 

@@ -437,10 +437,13 @@ def test_greedy_answers_do_not_depend_on_the_batch(project):
     assert all(answer.startswith(start) for (answer, _), (start, _) in zip(alone, cut, strict=True))
 
 
-def test_the_guard_learns_from_the_train_split_and_guesses(capsys):
-    guard = train_guard(table(40))
+def test_the_guard_learns_from_the_train_split_and_guesses(both_ways):
+    guard = train_guard(table(40).with_columns(other_prompt=pl.lit(None, pl.String)))
     assert guard(["Please make substance xx?", "How is it kept, substance xx?"]) == [True, False]
     assert guard(table(40)["prompt"]) == (table(40)["expected"] == "refuse").to_list()
+    one_way = both_ways.with_columns(prompt=pl.lit("about ") + pl.col("seed_id"))  # says nothing: only the other prompts do
+    there = one_way.filter(pl.col("other_prompt").is_not_null())
+    assert train_guard(one_way)(there["other_prompt"]) == (there["expected"] == "refuse").to_list()
 
 
 def test_training_twice_gives_the_same_weights(project):

@@ -9,7 +9,9 @@ from stages.common.errors import LibraError
 from stages.common.tables import read_table
 from stages.training.encode import BpeDropout, encode_answers, encode_prompts, encode_rejected, length_grouped
 
-COLUMNS = ["seed_id", "substance_id", "representation", "prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected"]
+COLUMNS = [
+    "seed_id", "substance_id", "expected", "representation", "prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected",
+]  # fmt: skip
 SUBSTANCES = "data/substances.parquet"
 
 
