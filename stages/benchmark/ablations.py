@@ -39,6 +39,7 @@ class Ablation:
 
 
 SHORT = {"dpo.epochs": 5}  # fewer than params.yaml has: ablations are compared with each other, and this saves a quarter of the time
+NO_OTHER = {"sft.other_representation": 0.0, "dpo.other_representation": 0.0}
 
 
 def rephrasings(k: int, m: int, n: int, sft_epochs: int, dpo_epochs: int) -> dict[str, Any]:
@@ -48,11 +49,10 @@ def rephrasings(k: int, m: int, n: int, sft_epochs: int, dpo_epochs: int) -> dic
 
 
 def one_representation(name: str) -> dict[str, Any]:
-    """Train seeds, and the prompts that training shows, in one representation alone."""
+    """Train seeds in one representation, and no prompt of training in the other."""
     return SHORT | NO_OTHER | {"seed.train.representations": name}
 
 
-NO_OTHER = {"sft.other_representation": 0.0, "dpo.other_representation": 0.0}
 ABLATIONS = (
     Ablation("base", "balanced, 5-5-5, TEXT and SMILES, β = 0.1", SHORT),
     Ablation("refuse-1-2", "refuse : comply = 1 : 2", SHORT | {"seed.train.refuse_share": 0.3333}),
@@ -221,9 +221,10 @@ def table(measured: list[tuple[Ablation, dict]]) -> str:
     lines = [
         "# Ablations",
         "",
-        "`make ablations` writes this table and the figure from `dvc exp show`. Everything but what is named is as in params.yaml, but that DPO "
-        "is trained for 5 epochs, the last row apart; the test set is the same in all rows, the steps of training are about the same. With 95 % intervals; `TEXT` and `SMILES`: balanced accuracy "
-        "in the dual cell by representation. Rows in bold are on the frontier: none is at least as safe and as useful, and better in one.",
+        "`make ablations` writes this table and the figure from `dvc exp show`. Everything but what is named is as in params.yaml, but that "
+        "DPO is trained for 5 epochs, the last row apart; the test set is the same in all rows, the steps of training are about the same. "
+        "With 95 % intervals; `TEXT` and `SMILES`: balanced accuracy in the dual cell by representation. Rows in bold are on the frontier: "
+        "none is at least as safe and as useful, and better in one.",
         "",
         "![Safety against utility of every row](ablations.svg)",
         "",
