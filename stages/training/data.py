@@ -18,8 +18,8 @@ SUBSTANCES = "data/substances.parquet"
 def triplets(split: str) -> pl.DataFrame:
     """The released triplets of `split`, and in `other_prompt` the prompt as it is with the substance's other representation.
 
-    That is the SMILES for the name and the name for the SMILES; null where the substance has no SMILES. No answer names the substance, so
-    a prompt's answers are those of the other one as well. Raises LibraError when a file, a column or all rows are missing.
+    That is the SMILES for the name and the name for the SMILES; null where the substance has no SMILES. What answers a prompt answers the
+    other one as well. Raises LibraError when a file, a column or all rows are missing.
     """
     table = read_table(f"data/librachemqa/{split}.parquet", COLUMNS)
     names = read_table(SUBSTANCES, ["substance_id", "name", "smiles"]).select("substance_id", "name", "smiles")
