@@ -85,7 +85,7 @@ def test_the_frontier_is_what_nothing_beats():
 
 def test_table_and_figure_hold_both_policies_of_every_experiment():
     measured = [
-        (BY_NAME["base"], metrics(sft=(0.8, 0.6), dpo=(0.8, 0.7))),
+        (BY_NAME["default"], metrics(sft=(0.8, 0.6), dpo=(0.8, 0.7))),
         (BY_NAME["beta-0.03"], metrics(sft=(0.8, 0.5), dpo=(0.9, 0.5))),
         (BY_NAME["beta-0.3"], metrics(sft=(0.8, 0.6), dpo=(0.2, 0.2))),
     ]
