@@ -142,8 +142,9 @@ def _rehearse(project: Path) -> None:
 
     from stages import combine, craft, judge, rephrase, respond
     from stages.common.tables import read_table, write_table
-    from stages.domain.description import CHEMISTRY, kept_domain
+    from stages.domain.description import kept_domain
     from stages.judging.words import TRAIN
+    from stages.training import data
 
     craft.main(Rehearsal)
     rephrase.main(Rehearsal)
@@ -156,7 +157,8 @@ def _rehearse(project: Path) -> None:
     section, teacher = params.section("respond", respond.RespondParams), params.section("teacher", Endpoint)
     answers = respond.asked_answers(Rehearsal("respond", params.random_seed), teacher, section, asked)
     obliging = respond.always_comply(test)
-    guarded = respond.guarded(train, asked["prompt"].to_list(), obliging)
+    write_table(train, TRAIN, "triplet_id")  # for the guard, and for another domain's offline judge
+    guarded = respond.guarded(data.triplets("train"), asked["prompt"].to_list(), obliging)
     answers["always_comply"] = [(text, None, "stop", None) for text in obliging]
     answers["always_refuse"] = [(respond.REFUSAL, None, "stop", None)] * len(obliging)
     answers["ngram_guard"] = guarded
@@ -169,12 +171,9 @@ def _rehearse(project: Path) -> None:
         table = pl.DataFrame(rows, schema=dict.fromkeys(respond.COLUMNS[4:], pl.String), orient="row")
         parts.append(pl.concat([asked.select(pl.lit(name).alias("candidate"), pl.all()), table], how="horizontal"))
 
-    domain = kept_domain()
-    if domain.name != CHEMISTRY:  # its offline judge learns from this
-        write_table(train, TRAIN, "triplet_id")
     params = read_params("judge")
     section = params.section("judge", judge.JudgeParams)
-    judge.judge_all(Rehearsal("judge", params.random_seed), pl.concat(parts), test, section.panel, section.audit_share, domain=domain)
+    judge.judge_all(Rehearsal("judge", params.random_seed), pl.concat(parts), test, section.panel, section.audit_share, domain=kept_domain())
 
 
 def _last_answers(project: Path, candidate: str, asked) -> list[tuple] | None:
