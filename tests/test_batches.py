@@ -44,7 +44,7 @@ def test_online_and_batch_replies_are_interchangeable(tmp_path):
 
 
 def test_lines_that_fail_are_sent_again_and_replies_of_no_use_asked_for_again():
-    served = Faults(make_app("m", number), fail_share=0.2, malformed_share=0.1, random_seed=1)
+    served = Faults(make_app("m", number), fail_share=0.2, malformed_share=0.1, random_seed=4)
     with on_port(served) as url:
         session = Session("batch", 0)
         replies = session.ask(endpoint(url, mode="batch"), numbers(60), "batch")

@@ -415,6 +415,9 @@ def test_faults_follow_from_the_seed():
     assert runs[0] == runs[1] != runs[2]
     slow = Faults(app_of(), **shares, random_seed=1, latency_s=1e-5, latency="exponential")
     assert outcomes(each(slow, texts)) == runs[0]  # other switches don't move them
+    del shares["fail_share"]  # 500 and 503 take turns
+    forth, back = (outcomes(each(Faults(app_of(), **shares), several)) for several in (texts, texts[::-1]))
+    assert back[::-1] == forth  # whatever comes first
     shown = [str(one) for one in runs[0]]
     for mark, share in (("Internal", 0.2), ("Here it is", 0.2), ("'length'", 0.2), ("<html>", 0.1)):
         assert abs(sum(mark in one for one in shown) / 200 - share) < 0.09

@@ -200,7 +200,7 @@ class Batches:
 
     def _answer(self, batch: _Batch, line: dict[str, Any]) -> None:
         try:
-            status, body = 200, self._complete(line["body"], batch.faults.for_line() if batch.faults else None)
+            status, body = 200, self._complete(line["body"], batch.faults.for_line(line["body"]) if batch.faults else None)
         except RequestError as error:
             status, body = error.status, error_object(error)
         except Exception:  # a bug in the application: told on stderr, and one failed line of many, as on any server

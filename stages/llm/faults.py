@@ -3,8 +3,8 @@
     faulty = Faults(app, latency_s=0.05, rate_limit=20, fail_share=0.1)
     python -m stages.llm.offline --port 0 --latency 0.05 --rate-limit 20 --fail-share 0.1
 
-Which request has which fault is drawn from `random_seed` as requests come in: the same requests in the same order fare the same.
-The lines of a batch fail, are malformed and are cut short in the same shares, and `latency_s` passes before every 16 of them.
+Which request has which fault is drawn from `random_seed`, the request's body and how often it came: the same requests fare the
+same in whatever order they come in. The lines of a batch fail, are malformed and are cut short in the same shares, and `latency_s` passes before every 16 of them.
 `faulty.served`, and GET /v1/served, count what came in:
 
     {"chat": 12, "refused": 3, "failed": 2, "files": 1, "batches": 1}
@@ -15,10 +15,13 @@ aren't counted. Cut connections and requests that hang need a port: in process t
 
 import argparse
 import asyncio
+import json
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from hashlib import blake2b
 from itertools import cycle
 from typing import Any
 
@@ -72,7 +75,8 @@ class Faults:
         self._rate_limit, self._retry_after = rate_limit, retry_after
         self.expire_after = expire_after  # lines of a batch that are answered before it expires
         self._tokens, self._filled = max(1.0, rate_limit or 0.0), time.monotonic()
-        self._lots, self._waits = random.Random(random_seed), random.Random(random_seed)
+        self._random_seed, self._waits = random_seed, random.Random(random_seed)
+        self._came: Counter[bytes] = Counter()  # how often, by digest of a request's body
         self._failures = cycle((500, 503))
         self.served = {"chat": 0, "refused": 0, "failed": 0, "files": 0, "batches": 0}
 
@@ -95,7 +99,8 @@ class Faults:
             error = RequestError(message, status=429, code="rate_limit_exceeded")
             headers = None if self._retry_after is None else {"retry-after": f"{self._retry_after:g}"}
             return await error_response(error, headers)(scope, receive, send)
-        fault, wait = self._draw(), self.wait()
+        body, receive = await _body(receive)
+        fault, wait = self._draw(body), self.wait()
         await asyncio.sleep(wait)
         if fault == "hang":
             self.served["failed"] += 1
@@ -124,9 +129,9 @@ class Faults:
         await send({**messages[0], "headers": [*headers, (b"content-length", str(len(body)).encode())]})
         await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
 
-    def for_line(self) -> Spoil:
-        """The fault of the next line of a batch."""
-        return partial(self._spoil, self._draw())
+    def for_line(self, body: dict[str, Any]) -> Spoil:
+        """The fault of a line of a batch, by its body."""
+        return partial(self._spoil, self._draw(json.dumps(body, sort_keys=True).encode()))
 
     def wait(self) -> float:
         """Seconds to wait before the next reply."""
@@ -145,8 +150,12 @@ class Faults:
             return [(text[: len(text) // 2], "length") for text, _ in say()]
         return say()
 
-    def _draw(self) -> str | None:
-        lot = self._lots.random()
+    def _draw(self, body: bytes) -> str | None:
+        if not any(self._shares.values()):
+            return None
+        digest = blake2b(body, digest_size=16).digest()
+        self._came[digest] += 1
+        lot = random.Random(f"{self._random_seed} {self._came[digest]} {digest.hex()}").random()
         for fault, share in self._shares.items():
             if lot < share:
                 return fault
@@ -174,6 +183,21 @@ class Faults:
             await send(message)
 
         return counting
+
+
+async def _body(receive):
+    """(a request's whole body, a `receive` that gives it once more and then what comes next)."""
+    parts, more = [], True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    whole = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+
+    async def again() -> dict[str, Any]:
+        return whole.pop() if whole else await receive()
+
+    return b"".join(parts), again
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
