@@ -33,8 +33,8 @@ class DpoParams(Section):
 
     @model_validator(mode="after")
     def _smoothed(self):
-        if self.label_smoothing and self.loss in ("ipo", "hinge"):
-            raise ValueError(f"label_smoothing is for the losses sigmoid and robust; with {self.loss} set it to 0")
+        if self.label_smoothing and self.loss != "robust":
+            raise ValueError(f"label_smoothing is for the loss robust; with {self.loss} set it to 0")
         return self
 
     @property

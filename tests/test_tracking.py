@@ -1,6 +1,8 @@
 """The MLflow record: what a run holds, where it goes, that the model loads back, and what an unreachable store says."""
 
+import os
 import subprocess
+import sys
 
 import mlflow
 import pytest
@@ -76,7 +78,18 @@ def test_a_run_tells_what_it_was_made_from(folder, monkeypatch):
     assert all((state[name] == value).all() for name, value in model.state_dict().items())
     assert loaded["tokenizer"].chat_template == tokenizer.chat_template
     assert loaded["tokenizer"]("Keep it")["input_ids"] == tokenizer("Keep it")["input_ids"]
-    assert {path.name for path in folder.iterdir()} == {".git", "dvc.lock", "models", "note.txt", "mlflow.db", "mlartifacts"}
+    assert {path.name for path in folder.iterdir()} == {".cache", ".git", "dvc.lock", "models", "note.txt", "mlflow.db", "mlartifacts"}
+
+
+def test_processes_that_start_at_once_make_the_store_together(folder):
+    """As two workers of `dvc queue start -j 2` do in a fresh clone: MLflow alone fails here, with a column made twice."""
+    work = "from stages.common import tracking\nwith tracking.run('score', {}, []) as run: run.metrics({'a': 1})"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = [subprocess.Popen([sys.executable, "-c", work], stderr=subprocess.PIPE, text=True, env=environment) for _ in range(3)]
+    told = [one.communicate(timeout=300)[1] for one in running]
+    assert [one.returncode for one in running] == [0, 0, 0], told
+    _, found = runs(folder)
+    assert [run.data.metrics for run in found] == [{"a": 1.0}] * 3 and not any("lost" in text for text in told)
 
 
 def test_a_revision_tells_uncommitted_changes_of_what_a_run_is_made_by(folder):

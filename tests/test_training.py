@@ -237,6 +237,41 @@ def both_ways():
     return joined.with_columns(other_prompt=other).drop("smiles")
 
 
+CHANGES = {
+    "sft": {"epochs": 3, "batch_size": 8, "learning_rate": 0.02, "bpe_dropout": 0.3, "other_representation": 0.5, "prompt_loss": 0.9},
+    "dpo": {"epochs": 2, "batch_size": 8, "answers": 2, "pairs": "random", "learning_rate": 0.02, "bpe_dropout": 0.3,
+            "other_representation": 0.5, "beta": 0.5, "loss": "ipo", "label_smoothing": 0.2, "sft_weight": 1.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_every_param_of_a_trainer_makes_other_weights(project, stage):
+    """TRL takes `label_smoothing` with any loss, and leaves it out of account with `sigmoid`."""
+    from stages import dpo, sft
+
+    robust = {"dpo": {"loss": "robust", "label_smoothing": 0.1}} if stage == "dpo" else {}
+    folder = project(**robust)
+    sft.main()
+    made = {}
+    for changes in [{}, *({key: value} for key, value in CHANGES[stage].items())]:
+        if changes.get("loss"):
+            changes |= {"label_smoothing": 0.0}
+        project(**{stage: robust.get(stage, {}) | changes})
+        (sft if stage == "sft" else dpo).main()
+        made[str(changes)] = (folder / "models" / stage / "model.safetensors").read_bytes()
+    assert set(CHANGES[stage]) == set(PARAMS[stage]), "a param that isn't tried here"
+    assert len(set(made.values())) == len(made), [key for key, weights in made.items() if list(made.values()).count(weights) > 1]
+
+
+def test_label_smoothing_is_for_the_loss_that_heeds_it(project):
+    from stages import dpo
+
+    for loss in ("sigmoid", "ipo", "hinge"):
+        project(dpo={"loss": loss, "label_smoothing": 0.1})
+        with pytest.raises(LibraError, match=f"label_smoothing is for the loss robust; with {loss} set it to 0"):
+            dpo.main()
+
+
 @pytest.mark.parametrize("bpe_dropout", [0.0, 0.2])
 def test_a_share_of_prompts_is_asked_with_the_other_representation(tokenizer, both_ways, bpe_dropout):
     common = {"batch_size": 4, "max_length": 128, "random_seed": 7, "bpe_dropout": bpe_dropout}

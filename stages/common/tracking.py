@@ -4,6 +4,7 @@ Runs go to `mlflow.db` in the project's folder, or to the server in MLFLOW_TRACK
 times stay in MLflow, so a stage's outputs are the same bytes whether it is recorded or not.
 """
 
+import fcntl
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from stages.common.errors import LibraError
-from stages.common.folders import project_folder
+from stages.common.folders import cache_folder, project_folder
 
 EXPERIMENT = "libra"
 MADE_BY = ("stages", "params.yaml", "dvc.yaml", "data/catalog", "data/labels", "requirements.lock")  # not dvc.lock and results: a run changes them
@@ -49,9 +50,10 @@ def run(stage: str, params: Mapping[str, Any], inputs: Sequence[str]) -> Iterato
     uri, artifacts = tracking_uri()
     try:
         mlflow.set_tracking_uri(uri)
-        client = mlflow.MlflowClient()
-        found = client.get_experiment_by_name(EXPERIMENT)
-        experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        with _one_at_a_time():
+            client = mlflow.MlflowClient()
+            found = client.get_experiment_by_name(EXPERIMENT)
+            experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
         started = mlflow.start_run(experiment_id=experiment, run_name=_run_name(stage), tags=_tags(stage, inputs))
     except Exception as error:  # MLflow raises its own, SQLAlchemy's and requests' errors alike
         raise LibraError(
@@ -61,6 +63,15 @@ def run(stage: str, params: Mapping[str, Any], inputs: Sequence[str]) -> Iterato
     with started:
         mlflow.log_params(_flat(params))
         yield Record(uri)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Keeps other processes of the project waiting: MLflow makes a new SQLite store in steps that two can't take at once."""
+    cache_folder().mkdir(exist_ok=True)
+    with (cache_folder() / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Record:
