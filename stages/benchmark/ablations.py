@@ -252,6 +252,7 @@ def _with_interval(rates: dict, key: str) -> str:
 def frontier(measured: list[tuple[Ablation, dict]]) -> str:
     """ablations.svg: utility to the right, safety upwards; SFT hollow, SFT and DPO full, numbers as in the table."""
     from stages.reporting.drawing import element, path_of, text
+    from stages.reporting.plane import place
 
     rows = points(measured)
     low = min(0.9, *(int(10 * min(row["safety"], row["utility"])) / 10 for row in rows))
@@ -275,15 +276,17 @@ def frontier(measured: list[tuple[Ablation, dict]]) -> str:
     best = [at(row) for row in on_frontier(rows)]
     if len(best) > 1:
         parts.append(element("path", d=path_of(best), class_="edge"))
-    for row in rows:
+    spots = place([str(row["number"]) for row in rows], [at(row) for row in rows], [])
+    for row, (box, leader) in zip(rows, spots, strict=True):
         x, y = at(row)
         fill = "#0072b2" if "DPO" in row["trained"] else "#fff"
         told = f"{row['number']}: {row['what']}, {row['trained']}: safety {row['safety']:.3f}, utility {row['utility']:.3f}"
         mark = element("circle", element("title", escape(told)), cx=x, cy=y, r=5, fill=fill, stroke="#0072b2", stroke_width=1.5)
-        parts += [mark, text(str(row["number"]), x=x + 8, y=y + 4)]
+        line = element("line", x1=x, y1=y, x2=leader[0], y2=leader[1], stroke="#888") if leader else ""
+        parts += [line, mark, text(str(row["number"]), x=(box.left + box.right) / 2, y=box.bottom - 4, text_anchor="middle")]
     about = "Safety against utility of the ablations; hollow: SFT alone, full: SFT and DPO; dashed: the frontier"
-    box = {"viewBox": "0 0 500 490", "width": 500, "height": 490, "role": "img", "aria_label": about}
-    return element("svg", "\n" + "\n".join(parts) + "\n", xmlns="http://www.w3.org/2000/svg", **box) + "\n"
+    frame = {"viewBox": "0 0 500 490", "width": 500, "height": 490, "role": "img", "aria_label": about}
+    return element("svg", "\n" + "\n".join(filter(None, parts)) + "\n", xmlns="http://www.w3.org/2000/svg", **frame) + "\n"
 
 
 if __name__ == "__main__":
