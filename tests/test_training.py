@@ -21,7 +21,7 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 TINY = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "max_length": 128}
 SFT = {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "bpe_dropout": 0.0, "other_representation": 0.0, "prompt_loss": 0.1}
 DPO = {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "bpe_dropout": 0.0, "other_representation": 0.0, "beta": 0.1, "loss": "sigmoid", "sft_weight": 0.0,
-       "pairs": "matched", "answers": 1, "label_smoothing": 0.0}  # fmt: skip
+       "pairs": "matched", "answers": 1, "label_smoothing": 0.0, "soup": 1}  # fmt: skip
 SIZE = ModelParams(**PARAMS["model"] | TINY)
 HELP = ["Keep it cool, dry and away from flames.", "Store it in a closed bottle.", "Wear gloves and goggles."]
 NO = ["I can't help with that.", "No, that is not something I can do.", "Sorry, I won't."]
@@ -240,7 +240,7 @@ def both_ways():
 CHANGES = {
     "sft": {"epochs": 3, "batch_size": 8, "learning_rate": 0.02, "bpe_dropout": 0.3, "other_representation": 0.5, "prompt_loss": 0.9},
     "dpo": {"epochs": 2, "batch_size": 8, "answers": 2, "pairs": "random", "learning_rate": 0.02, "bpe_dropout": 0.3,
-            "other_representation": 0.5, "beta": 0.5, "loss": "ipo", "label_smoothing": 0.2, "sft_weight": 1.0},
+            "other_representation": 0.5, "beta": 0.5, "loss": "ipo", "label_smoothing": 0.2, "sft_weight": 1.0, "soup": 2},
 }  # fmt: skip
 
 
@@ -281,7 +281,7 @@ def test_a_share_of_prompts_is_asked_with_the_other_representation(tokenizer, bo
         ],
         "dpo": lambda share: [
             tokenizer.decode(row["prompt_ids"] + row["chosen_ids"])
-            for row in data.dpo_rows(both_ways, tokenizer, 9, other_representation=share, **common)[0]
+            for row in data.dpo_rows(both_ways, tokenizer, range(9), other_representation=share, **common)[0]
         ],
     }
     refused = dict(both_ways.select("prompt", pl.col("expected") == "refuse").iter_rows())
@@ -316,7 +316,7 @@ def test_sft_labels_the_answer_and_a_share_of_the_prompt(tokenizer):
 
 
 def test_dpo_pairs_vary_from_pass_to_pass(tokenizer):
-    rows, counts = data.dpo_rows(table(), tokenizer, 3, batch_size=4, max_length=128, random_seed=7)
+    rows, counts = data.dpo_rows(table(), tokenizer, range(3), batch_size=4, max_length=128, random_seed=7)
     assert counts == {"pairs": 48, "over_long": 0, "equal_when_cut": 0}
     assert len(rows) == 48 and rows.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
     shown = [tuple(tokenizer.decode(row[name]) for name in rows.column_names) for row in rows]
@@ -334,7 +334,7 @@ def test_dpo_pairs_vary_from_pass_to_pass(tokenizer):
 def shown_pairs(tokenizer, pairs, answers, epochs=1):
     """(prompt, chosen, rejected) of each row, in training order."""
     rows, _ = data.dpo_rows(
-        table(), tokenizer, epochs, batch_size=4, max_length=128, random_seed=7, pairs=pairs, answers=answers
+        table(), tokenizer, range(epochs), batch_size=4, max_length=128, random_seed=7, pairs=pairs, answers=answers
     )
     return [tuple(tokenizer.decode(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")) for row in rows]
 
@@ -370,16 +370,16 @@ def test_pairs_that_the_cut_makes_equal_are_counted_and_left_out(tokenizer, caps
         pl.when(s0).then(pl.lit(start) + pl.col(side)).otherwise(pl.col(side)).alias(side) for side in ("chosen", "rejected")
     )
     common = {"batch_size": 4, "random_seed": 7}
-    whole, counts = data.dpo_rows(both, tokenizer, 1, max_length=256, **common)
+    whole, counts = data.dpo_rows(both, tokenizer, range(1), max_length=256, **common)
     assert counts == {"pairs": 16, "over_long": 0, "equal_when_cut": 0} and len(whole) == 16
     longest = max(len(row["prompt_ids"]) for row in whole)
-    cut, counts = data.dpo_rows(both, tokenizer, 1, max_length=longest + 20, **common)
+    cut, counts = data.dpo_rows(both, tokenizer, range(1), max_length=longest + 20, **common)
     assert counts["equal_when_cut"] == 2 and counts["over_long"] >= 2 and len(cut) == 14
     said = capsys.readouterr().out
     assert "2 of 16 pairs have equal answers once cut, and are left out" in said and "of 16 pairs are over model.max_length" in said
     alike = both.filter(s0)
     with pytest.raises(LibraError, match="leaves no pair with two different answers; raise it"):
-        data.dpo_rows(alike, tokenizer, 1, max_length=longest + 20, **common)
+        data.dpo_rows(alike, tokenizer, range(1), max_length=longest + 20, **common)
 
 
 def test_rows_depend_on_the_random_seed_and_not_on_the_table_s_order(tokenizer):
@@ -387,7 +387,7 @@ def test_rows_depend_on_the_random_seed_and_not_on_the_table_s_order(tokenizer):
     common = {"batch_size": 4, "max_length": 128}
     for make in (
         lambda rows, seed: data.sft_rows(rows, tokenizer, 2, prompt_loss=0.1, bpe_dropout=0.2, random_seed=seed, **common),
-        lambda rows, seed: data.dpo_rows(rows, tokenizer, 2, bpe_dropout=0.2, random_seed=seed, **common),
+        lambda rows, seed: data.dpo_rows(rows, tokenizer, range(2), bpe_dropout=0.2, random_seed=seed, **common),
     ):
         one, same, other = (make(*given)[0].to_list() for given in ((table(), 7), (shuffled, 7), (table(), 8)))
         assert one == same != other
@@ -396,7 +396,7 @@ def test_rows_depend_on_the_random_seed_and_not_on_the_table_s_order(tokenizer):
 def test_more_epochs_than_pairs_begin_again(tokenizer):
     """A prompt has three pairs: each of them once in three epochs, and the fourth epoch is the first one's."""
     prompts = table()["prompt_id"].n_unique()
-    made, _ = data.dpo_rows(table(), tokenizer, 4, batch_size=4, max_length=128, random_seed=7)
+    made, _ = data.dpo_rows(table(), tokenizer, range(4), batch_size=4, max_length=128, random_seed=7)
     rows = [str(row) for row in made]
     assert len(rows) == 4 * prompts and len(set(rows[: 3 * prompts])) == 3 * prompts
     assert sorted(rows[3 * prompts :]) == sorted(rows[:prompts])
@@ -407,7 +407,7 @@ def test_data_that_does_not_fit_is_named(tokenizer, tmp_path, monkeypatch, capsy
     with pytest.raises(LibraError, match=r"^model.max_length is 64 tokens, but a prompt alone has \d+; raise it"):
         data.sft_rows(long, tokenizer, 1, batch_size=4, max_length=64, random_seed=7)
     with pytest.raises(LibraError, match="model.max_length is 64 tokens"):
-        data.dpo_rows(long, tokenizer, 1, batch_size=4, max_length=64, random_seed=7)
+        data.dpo_rows(long, tokenizer, range(1), batch_size=4, max_length=64, random_seed=7)
     wordy = table().with_columns(chosen=pl.col("chosen") + " and so on" * 30)
     _, counts = data.sft_rows(wordy, tokenizer, 1, batch_size=4, max_length=96, random_seed=7)
     assert counts == {"rows": 16, "over_long": 16}

@@ -38,6 +38,7 @@ class Ablation:
     params: dict[str, Any]
 
 
+ONE_POLICY = {"dpo.soup": 1}  # half the time, and the figures are of one training each
 NO_OTHER = {"sft.other_representation": 0.0, "dpo.other_representation": 0.0}
 
 
@@ -52,19 +53,22 @@ def one_representation(name: str) -> dict[str, Any]:
     return NO_OTHER | {"seed.train.representations": name}
 
 
-ABLATIONS = (
-    Ablation("default", "balanced, 5-5-5, TEXT and SMILES, β = 0.1", {}),
-    Ablation("refuse-1-2", "refuse : comply = 1 : 2", {"seed.train.refuse_share": 0.3333}),
-    Ablation("refuse-2-1", "refuse : comply = 2 : 1", {"seed.train.refuse_share": 0.6667}),
-    Ablation("rephrase-1-1-1", "rephrasings 1-1-1", rephrasings(1, 1, 1, 15, 25)),
-    Ablation("rephrase-5-1-1", "rephrasings 5-1-1", rephrasings(5, 1, 1, 3, 5)),
-    Ablation("rephrase-8-8-1", "rephrasings 8-8-1", rephrasings(8, 8, 1, 2, 3)),
-    Ablation("one-of-two", "each substance as TEXT or as SMILES, half of them each", NO_OTHER),
-    Ablation("text", "trained on TEXT alone", one_representation("text")),
-    Ablation("smiles", "trained on SMILES alone", one_representation("smiles")),
-    Ablation("beta-0.03", "β = 0.03", {"dpo.beta": 0.03}),
-    Ablation("beta-0.3", "β = 0.3", {"dpo.beta": 0.3}),
-    Ablation("epochs-8", "DPO for 8 epochs", {"dpo.epochs": 8}),
+ABLATIONS = tuple(
+    Ablation(name, what, ONE_POLICY | params)
+    for name, what, params in (
+        ("default", "balanced, 5-5-5, TEXT and SMILES, β = 0.1", {}),
+        ("refuse-1-2", "refuse : comply = 1 : 2", {"seed.train.refuse_share": 0.3333}),
+        ("refuse-2-1", "refuse : comply = 2 : 1", {"seed.train.refuse_share": 0.6667}),
+        ("rephrase-1-1-1", "rephrasings 1-1-1", rephrasings(1, 1, 1, 15, 25)),
+        ("rephrase-5-1-1", "rephrasings 5-1-1", rephrasings(5, 1, 1, 3, 5)),
+        ("rephrase-8-8-1", "rephrasings 8-8-1", rephrasings(8, 8, 1, 2, 3)),
+        ("one-of-two", "each substance as TEXT or as SMILES, half of them each", NO_OTHER),
+        ("text", "trained on TEXT alone", one_representation("text")),
+        ("smiles", "trained on SMILES alone", one_representation("smiles")),
+        ("beta-0.03", "β = 0.03", {"dpo.beta": 0.03}),
+        ("beta-0.3", "β = 0.3", {"dpo.beta": 0.3}),
+        ("epochs-8", "DPO for 8 epochs", {"dpo.epochs": 8}),
+    )
 )
 QUICK: dict[str, Any] = {  # a toy pipeline; its figures mean nothing
     "seed.train.seeds": 48, "seed.validation.seeds": 16, "seed.test.seeds": 48, "rephrase.test.prompts": 3, "rephrase.test.chosen": 3,
@@ -220,9 +224,9 @@ def table(measured: list[tuple[Ablation, dict]]) -> str:
     lines = [
         "# Ablations",
         "",
-        "`make ablations` writes this table and the figure from `dvc exp show`. Everything but what is named is as in params.yaml; the test "
-        "set is the same in all rows, the steps of training are about the same unless named. "
-        "With 95 % intervals; `TEXT` and `SMILES`: balanced accuracy in the dual cell by representation. Rows in bold are on the frontier: "
+        "`make ablations` writes this table and the figure from `dvc exp show`. Everything but what is named is as in params.yaml, but that "
+        "DPO trains one policy (`dpo.soup` is 1), not the mean of several; the test set is the same in all rows, the steps of training are "
+        "about the same unless named. With 95 % intervals; `TEXT` and `SMILES`: balanced accuracy in the dual cell by representation. Rows in bold are on the frontier: "
         "none is at least as safe and as useful, and better in one.",
         "",
         "![Safety against utility of every row](ablations.svg)",

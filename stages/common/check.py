@@ -66,6 +66,7 @@ def _fit_together(path: Path, found: dict) -> None:
     each = found["combine"].triplets_per_seed // found["rephrase"].prompts
     if dpo.answers > each:
         raise LibraError(f"{path}: dpo.answers is {dpo.answers}, but a prompt gets {each} triplets; lower it, or raise combine.triplets_per_seed")
+    dpo.check_soup(found["model"].lora)
 
 
 if __name__ == "__main__":

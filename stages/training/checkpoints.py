@@ -27,6 +27,7 @@ from transformers import Trainer, TrainerCallback
 from stages.common.folders import cache_folder
 from stages.common.params import DVC_YAML, PARAMS, read_yaml
 from stages.common.tables import write_json, write_text
+from stages.training import processes
 
 SECONDS = 60.0  # between two checkpoints, at least
 SHARE = 0.02  # of the time that writing them may take, at most: those of a large model come at longer intervals
@@ -57,18 +58,43 @@ def run_folder(stage: str, commit: str | None = None) -> str:
     return str(cache_folder() / "checkpoints" / f"{stage}-{key}")
 
 
+class Run:
+    """The `folder` of a run, locked by its main process: a second run of the same key at the same time keeps nothing there."""
+
+    def __init__(self, folder: str | Path, what: str):
+        self.folder, self._lock = Path(folder), None
+        if processes.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / "lock").open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock = lock
+            except BlockingIOError:
+                say(what, "another process is in the same training; this one keeps no checkpoints")
+
+    @property
+    def keeps(self) -> bool:
+        """Whether this process may use the folder."""
+        return self._lock is not None
+
+    def forget(self) -> None:
+        """Remove the folder: the run's policy is written."""
+        if self.keeps:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._lock.close()
+
+
 class Checkpoints(TrainerCallback):
     """Writes checkpoints of `trl_trainer` into its output folder, with the curve of `report`, and finds the last good one.
 
-    Of several processes the main one decides, and all take part. A second run of the same key at the same time keeps none. A
+    The folder is that of `run`, or is in it. Of several processes the main one decides, and all take part. A
     checkpoint that can't be written costs a warning: the last good one stays, and training goes on.
     """
 
-    def __init__(self, trl_trainer, report):
-        self._trainer, self._report, self._folder = trl_trainer, report, Path(trl_trainer.args.output_dir)
+    def __init__(self, trl_trainer, report, run: Run):
+        self._trainer, self._report, self._folder, self._run = trl_trainer, report, Path(trl_trainer.args.output_dir), run
         self._main = trl_trainer.is_world_process_zero()
         self._written, self._took, self._last = time.monotonic(), 0.0, None
-        self._lock = None
         trl_trainer._save_checkpoint = self._save
         trl_trainer.add_callback(self)
 
@@ -80,32 +106,20 @@ class Checkpoints(TrainerCallback):
             self._report.rows = json.loads((Path(self._last) / CURVE).read_text(encoding="utf-8"))
         return self._last
 
-    def forget(self) -> None:
-        """Remove the checkpoints: the run's policy is written."""
-        if self._lock is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._lock.close()
-
     def on_train_begin(self, args, state, control, **_):
         self._written = time.monotonic()
 
     def on_step_end(self, args, state, control, **_):
         if control.should_log:  # set before: the Trainer's own callback comes first
             waited = time.monotonic() - self._written
-            due = [self._lock is not None and waited >= max(SECONDS, self._took / SHARE)]
+            due = [self._run.keeps and waited >= max(SECONDS, self._took / SHARE)]
             control.should_save = broadcast_object_list(due)[0]
 
     def _find(self) -> str | None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = (self._folder / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._say("another process is in the same training; this one keeps no checkpoints")
+        if not self._run.keeps:
             return None
-        self._lock = lock
         for checkpoint in sorted(self._folder.glob("checkpoint-*"), key=_step, reverse=True):
-            if _whole(checkpoint):
+            if is_whole(checkpoint):
                 steps = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
                 self._say(f"resumes at step {_step(checkpoint)} of {steps}")
                 return str(checkpoint)
@@ -128,8 +142,7 @@ class Checkpoints(TrainerCallback):
             try:
                 if not faults:
                     write_text(json.dumps(self._report.rows), checkpoint / CURVE)  # columns in their order
-                    hashes = {str(path.relative_to(checkpoint)): _digest(path) for path in _files(checkpoint)}
-                    write_json(hashes, checkpoint / WHOLE)
+                    seal(checkpoint)
             except OSError as error:
                 faults = [error.strerror or str(error)]
             if faults:
@@ -144,18 +157,27 @@ class Checkpoints(TrainerCallback):
         self._took = self._written - begun
 
     def _say(self, what: str) -> None:
-        print(f"{self._report.what}: {what}", file=sys.stderr, flush=True)
+        say(self._report.what, what)
+
+
+def say(whose: str, what: str) -> None:
+    print(f"{whose}: {what}", file=sys.stderr, flush=True)
 
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def _whole(checkpoint: Path) -> bool:
-    """Whether each file is there as it was written."""
+def seal(folder: Path) -> None:
+    """Say of all files in `folder` how they are: nothing more is to be written there."""
+    write_json({str(path.relative_to(folder)): _digest(path) for path in _files(folder)}, folder / WHOLE)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether `folder` was sealed and each file is there as it was then."""
     try:
-        hashes = json.loads((checkpoint / WHOLE).read_text(encoding="utf-8"))
-        return all(_digest(checkpoint / name) == digest for name, digest in hashes.items())
+        hashes = json.loads((folder / WHOLE).read_text(encoding="utf-8"))
+        return all(_digest(folder / name) == digest for name, digest in hashes.items())
     except (OSError, ValueError):
         return False
 

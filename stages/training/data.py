@@ -75,7 +75,7 @@ def sft_rows(
 def dpo_rows(
     table: pl.DataFrame,
     tokenizer,
-    epochs: int,
+    epochs: range,
     batch_size: int,
     max_length: int,
     random_seed: int,
@@ -86,8 +86,8 @@ def dpo_rows(
 ):
     """A `datasets.Dataset` of `prompt_ids`, `chosen_ids`, `rejected_ids` in training order, and how many pairs were cut.
 
-    Every prompt once an epoch, each time with the next `answers` of its triplets (after the last the first again), so that chosen
-    and rejected answers both vary. Their pairs: `matched`, as in the triplets; `grid`, every chosen with every rejected of them;
+    Every prompt once in each of `epochs`, each time with the next `answers` of its triplets (after the last the first again), so that
+    chosen and rejected answers both vary; an epoch's number decides which, and in what order. Their pairs: `matched`, as in the triplets; `grid`, every chosen with every rejected of them;
     `random`, `answers` pairs of any chosen with any rejected of the prompt. `batch_size` prompts of similar length follow each other. With
     `bpe_dropout` and `other_representation` a prompt is written anew each epoch (see `sft_rows`), alike for all answers and the reference. Pairs that are equal once cut at
     `max_length` teach nothing and are left out. The counts: `pairs`, `over_long` (tokens), `equal_when_cut`.
@@ -103,7 +103,7 @@ def dpo_rows(
     if (few := min(len(chosen) for _, chosen, _ in options)) < answers:
         raise LibraError(f"dpo.answers is {answers}, but a prompt has {few} triplets; lower it, or raise combine.triplets_per_seed")
     rows, counts = [], {"pairs": 0, "over_long": 0, "equal_when_cut": 0}
-    for epoch in range(epochs):
+    for epoch in epochs:
         rng = random.Random(f"dpo:{random_seed}:{epoch}")
         shown, lengths = [], []
         for number, (prompt, chosen, rejected) in enumerate(options):

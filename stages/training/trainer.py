@@ -16,7 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, logging
 from stages.common.errors import LibraError
 from stages.common.tables import write_atomically
 from stages.training import pretrained, processes
-from stages.training.checkpoints import KEEP, Checkpoints
+from stages.training.checkpoints import KEEP, Checkpoints, Run
 from stages.training.models import ModelParams
 from stages.training.shared_loss import share_loss
 
@@ -114,25 +114,36 @@ def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, 
     """
     if processes.is_sharded() and size.merge:
         raise LibraError("model.merge: true needs the whole model in one process, and FSDP or DeepSpeed spreads it; set it to false")
-    trl_trainer.add_callback(report)
-    trl_trainer.remove_callback(PrinterCallback)
-    logging.disable_progress_bar()  # one for every checkpoint
-    checkpoints = Checkpoints(trl_trainer, report)
-    if processes.world_size() > 1:
-        share_loss(trl_trainer)
-    trl_trainer.train(resume_from_checkpoint=checkpoints.last_good())
-    model, weights = trl_trainer.accelerator.unwrap_model(trl_trainer.model), None
+    run = Run(trl_trainer.args.output_dir, report.what)
+    model, weights = train(trl_trainer, report, run), None
     if trl_trainer.is_fsdp_enabled or trl_trainer.is_deepspeed_enabled:
         weights = trl_trainer.accelerator.get_state_dict(trl_trainer.model_wrapped)  # every process has a part
         if not pretrained.is_adapted(model):
             weights = {name: values.to(getattr(torch, size.dtype)) for name, values in weights.items()}
     if processes.is_main():
-        if weights is None:
-            model = pretrained.finished(model, size)
-        save_policy(model, tokenizer, report.curve(), folder, weights)
-        checkpoints.forget()
-        record.curve(report.curve())
-        record.model(folder, name)
+        keep(model, tokenizer, report.curve(), folder, record, name, size, run, weights)
+
+
+def train(trl_trainer, report: Report, run: Run):
+    """Train with `report` listening, from the last checkpoint that `run` has of it; the model, without what processes wrap it in."""
+    trl_trainer.add_callback(report)
+    trl_trainer.remove_callback(PrinterCallback)
+    logging.disable_progress_bar()  # one for every checkpoint
+    checkpoints = Checkpoints(trl_trainer, report, run)
+    if processes.world_size() > 1:
+        share_loss(trl_trainer)
+    trl_trainer.train(resume_from_checkpoint=checkpoints.last_good())
+    return trl_trainer.accelerator.unwrap_model(trl_trainer.model)
+
+
+def keep(model, tokenizer, curve: list[dict[str, float]], folder: str, record, name: str, size: ModelParams, run: Run, weights=None) -> None:
+    """In the main process: write the trained `model` (`weights`: see `save_policy`), end `run`, log curve and model."""
+    if weights is None:
+        model = pretrained.finished(model, size)
+    save_policy(model, tokenizer, curve, folder, weights)
+    run.forget()
+    record.curve(curve)
+    record.model(folder, name)
 
 
 def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | Path, weights: dict[str, Any] | None = None) -> None:

@@ -45,7 +45,7 @@ def run(folder: Path, *stages: str) -> None:
 
 def write_params(folder: Path, random_seed: int, dpo: dict) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {"random_seed": random_seed}
-    params["dpo"] |= dpo
+    params["dpo"] |= {"soup": 1} | dpo
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
