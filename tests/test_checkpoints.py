@@ -1,6 +1,8 @@
 """A training that was killed ends with the weights and the curve of one that was not; one of other data or params starts anew."""
 
+import errno
 import gc
+import os
 import resource
 import shutil
 import signal
@@ -73,6 +75,89 @@ def test_kill_9_and_again_gives_the_same_bytes(project, capfd):  # noqa: F811
         assert ("checkpoint-2 is damaged and isn't used" in said) == (fault == "writing 2")
         assert made(name) == unbroken[name]
         assert left() == [], "the checkpoints of a finished run are gone"
+
+
+def test_a_policy_that_is_finished_is_not_trained_again(project, monkeypatch, capfd):  # noqa: F811
+    """Of two: killed while the second trains, then while it is kept, and the first one's weights are damaged; at last both are there."""
+    project(dpo={"soup": 2, "epochs": 2})
+    sft.main()
+    dpo.main()
+    unbroken = made("dpo")
+    assert left() == []
+
+    def killed(fault: str) -> Path:
+        shutil.rmtree("models/dpo", ignore_errors=True)
+        ended = run("dpo", fault)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
+        assert not Path("models/dpo").exists()
+        capfd.readouterr()
+        return Path(checkpoints.run_folder("dpo"))
+
+    def again() -> str:
+        dpo.main()
+        assert made("dpo") == unbroken and left() == []
+        return capfd.readouterr().err
+
+    folder = killed("step 6 of dpo 2/2")
+    assert sorted(path.name for path in (folder / "member-1").iterdir()) == ["finished"], "its checkpoints are gone"
+    said = again()
+    assert "dpo 1/2: was trained before" in said and "dpo 1/2: step" not in said and "dpo 2/2: resumes at step 5 of 8" in said
+
+    folder = killed("keeping 2")
+    assert not (folder / "member-2/finished/whole.json").exists()
+    os.truncate(folder / "member-1/finished/weights.safetensors", 5000)
+    said = again()
+    for member in (1, 2):
+        assert f"dpo {member}/2: {folder}/member-{member}/finished is damaged and isn't used" in said
+    assert "dpo 1/2: step 8/8" in said and "dpo 2/2: resumes at step 8 of 8" in said and said.count("resumes") == 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "keep", stop)
+        with pytest.raises(Stopped):
+            dpo.main()
+    gc.collect()
+    capfd.readouterr()
+    said = again()
+    assert said.count("was trained before") == 2 and "step" not in said
+
+
+def test_a_policy_that_cannot_be_kept_costs_a_warning(project, often, monkeypatch, capfd):  # noqa: F811
+    project(dpo={"soup": 2})
+    sft.main()
+    dpo.main()
+    unbroken = made("dpo")
+    monkeypatch.setattr("stages.training.soup.save_file", full_disk)
+    capfd.readouterr()
+    dpo.main()
+    said = capfd.readouterr().err
+    for member in (1, 2):
+        folder = Path(checkpoints.run_folder("dpo")) / f"member-{member}/finished"
+        assert f"dpo {member}/2: warning: {folder} can't be written ([Errno 28] No space left on device; is the disk full?)" in said
+    assert made("dpo") == unbroken and left() == []
+
+    step_end = trainer.Report.on_step_end
+
+    def stops(self, args, state, control, **more):
+        step_end(self, args, state, control, **more)
+        if self.what == "dpo 2/2":
+            raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Report, "on_step_end", stops)
+        with pytest.raises(Stopped):
+            dpo.main()
+    gc.collect()
+    capfd.readouterr()
+    dpo.main()
+    assert "dpo 1/2: resumes at step 4 of 4" in capfd.readouterr().err and made("dpo") == unbroken, "its checkpoints stay"
+
+
+def stop(*_):
+    raise Stopped
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_the_last_whole_checkpoint_is_the_one_to_go_on_from(project, often, monkeypatch, capfd):  # noqa: F811
@@ -184,6 +269,16 @@ def test_a_second_process_keeps_no_checkpoints(project, often, monkeypatch, capf
     said = capfd.readouterr().err
     assert "sft: another process is in the same training; this one keeps no checkpoints" in said and "resumes" not in said
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-3", "lock"]
+
+    project(dpo={"soup": 2})
+    folder = Path(checkpoints.run_folder("dpo"))
+    folder.mkdir()
+    with (folder / "lock").open("w") as other:
+        checkpoints.fcntl.flock(other, checkpoints.fcntl.LOCK_EX)
+        dpo.main()
+    said = capfd.readouterr().err
+    assert said.count("dpo: another process is in the same training; this one keeps no checkpoints") == 1
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["lock"]
 
 
 def test_a_short_run_writes_none(project, monkeypatch):  # noqa: F811

@@ -63,6 +63,7 @@ def rename(section, old, new):
     return change
 
 
+MODEL, LORA = PARAMS["model"], {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}
 FAULTS = [
     (rename("dpo", "beta", "betta"), "`dpo.beta` is missing; `dpo.betta` is not a param, did you mean `beta`?"),
     (rename("seed", "drug_like_share", "drugs"), "`seed.drugs` is not a param; known: domain, drug_like_share, test, train, validation"),
@@ -92,6 +93,8 @@ FAULTS = [
     (put("combine", 5), "`combine`: Input should be"),
     (put("combin", {}), "params.yaml: `combin` is no section, did you mean `combine`?"),
     (put("train.processes", 3), "sft.batch_size makes 16 rows a step, which train.processes = 3 can't share evenly"),
+    (put("model", MODEL | {"base": "org/model", "lora": LORA}), "dpo.soup is 2, and the mean of adapters (model.lora) isn't that of"),
+    (put("dpo.soup", 0), "`dpo.soup`: Input should be greater than or equal to 1"),
     (put("dpo.answers", 6), "dpo.answers is 6, but a prompt gets 5 triplets"),
     (put("random_seed", -1), "params.yaml: random_seed must be a whole number of at least 0, not -1"),
     (put("random_seed", None), "params.yaml: random_seed must be a whole number of at least 0, not None"),

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from dag import ROOT
+from safetensors.torch import load_file
 from stage_process import PYTHON, stage
 from test_training import project, table  # noqa: F401
 
@@ -32,9 +34,9 @@ def same(one: pl.DataFrame, two: pl.DataFrame) -> None:
 
 
 def test_two_processes_give_the_curve_of_one(project):  # noqa: F811
-    """`sft` by a launcher, `dpo` by train.processes, killed and resumed. Both end with half a batch, all of it one process's."""
+    """`sft` by a launcher, `dpo` by train.processes, two policies, killed and resumed in the second. Both end with half a batch, all of it one process's."""
     grid = {"pairs": "grid", "answers": 2, "batch_size": 4}
-    changes = {"dpo": {"epochs": 3, "sft_weight": 4.0, "bpe_dropout": 0.2} | grid, "sft": {"bpe_dropout": 0.2, "epochs": 1}}
+    changes = {"dpo": {"epochs": 3, "sft_weight": 4.0, "bpe_dropout": 0.2, "soup": 2} | grid, "sft": {"bpe_dropout": 0.2, "epochs": 1}}
     project(**changes)
     table(7).write_parquet("data/librachemqa/train.parquet")  # 14 prompts: 4 + 4 + 4 + 2 of sft; 168 pairs of dpo, 16 a step
     table(4, 1).write_parquet("data/librachemqa/validation.parquet")
@@ -42,6 +44,7 @@ def test_two_processes_give_the_curve_of_one(project):  # noqa: F811
     dpo.main()
     alone = {name: curve(name) for name in ("sft", "dpo")}
     assert (alone["sft"].height, alone["dpo"].height) == (4, 11)
+    weights = load_file("models/dpo/model.safetensors")
     Path("models/sft").rename("models/kept")
 
     done = stage("sft", command=TORCHRUN)
@@ -53,15 +56,29 @@ def test_two_processes_give_the_curve_of_one(project):  # noqa: F811
 
     project(**changes, train={"processes": 2})
     shutil.rmtree("models/dpo")
-    killed = stage("dpo", "step 5", rank=1)
+    killed = stage("dpo", "step 5 of dpo 2/2", rank=1)
     assert killed.returncode == 1 and not Path("models/dpo").exists()
     told = "dpo: error: process 1 of 2 was ended by SIGKILL (out of memory?); run again to go on from the last checkpoint"
     assert [line for line in killed.stderr.splitlines() if "rror" in line] == [told]
     done = stage("dpo")
     assert done.returncode == 0, done.stderr
-    assert "dpo: resumes at step 4 of 11" in done.stderr
+    assert done.stderr.count("dpo 1/2: ") == done.stderr.count("dpo 1/2: was trained before") == 1
+    assert "dpo 2/2: resumes at step 4 of 11" in done.stderr
     same(alone["dpo"], curve("dpo"))
+    shared = load_file("models/dpo/model.safetensors")
+    assert all(torch.allclose(shared[name], values, atol=1e-4) for name, values in weights.items())
     assert list(Path(".cache/checkpoints").iterdir()) == []
+
+
+def test_several_policies_are_for_whole_weights(project, monkeypatch):  # noqa: F811
+    adapted = {"base": "org/model", "lora": {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear"}}
+    project(model=adapted, dpo={"soup": 2})
+    with pytest.raises(LibraError, match=r"^dpo.soup is 2, and the mean of adapters \(model.lora\) isn't .*; set dpo.soup to 1$"):
+        dpo.main()
+    project(dpo={"soup": 3})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(LibraError, match=r"^dpo.soup is 3, and FSDP or DeepSpeed leaves no process whole weights; set dpo.soup to 1$"):
+        dpo.main()
 
 
 def test_an_error_in_one_process_ends_all_with_one_message(project):  # noqa: F811

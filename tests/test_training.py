@@ -2,7 +2,8 @@
 
 import math
 import random
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -16,6 +17,7 @@ from stages.training import data, encode, trainer
 from stages.training.generate import greedy
 from stages.training.guard import train_guard
 from stages.training.models import ModelParams, load_policy, new_model, train_tokenizer
+from stages.training.soup import mean_curve
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 TINY = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "max_length": 128}
@@ -261,6 +263,54 @@ def test_every_param_of_a_trainer_makes_other_weights(project, stage):
         made[str(changes)] = (folder / "models" / stage / "model.safetensors").read_bytes()
     assert set(CHANGES[stage]) == set(PARAMS[stage]), "a param that isn't tried here"
     assert len(set(made.values())) == len(made), [key for key, weights in made.items() if list(made.values()).count(weights) > 1]
+
+
+def test_a_soup_is_the_mean_of_policies_trained_on_epochs_of_their_own(project, monkeypatch):
+    """Against each of them by itself, as the only policy of a run that sees its epochs."""
+    from stages import dpo, sft
+
+    own = {"epochs": 2, "bpe_dropout": 0.2, "sft_weight": 1.0}
+    folder = project(dpo=own | {"soup": 3})
+    sft.main()
+    recorded = []
+    record = SimpleNamespace(metrics=recorded.append, curve=recorded.append, model=lambda folder, name: None)
+    monkeypatch.setattr("stages.common.tracking.run", lambda *_, **__: nullcontext(record))
+    dpo.main()
+    assert recorded[0] == {"data": {"pairs": 3 * 2 * 16, "over_long": 0, "equal_when_cut": 0}}, "of all three"
+    assert len(recorded) == 2 and len(recorded[1]) == 2 * 16 // 4
+    found = load_file(folder / "models/dpo/model.safetensors")
+    told = pl.read_csv(folder / "models/dpo/training.csv")
+    shown, weights, curves, rows = data.dpo_rows, [], [], []
+
+    def of_member(member):
+        def dpo_rows(table, tokenizer, epochs, **how):
+            more = len(epochs) * member if "pairs" in how else 0
+            made = shown(table, tokenizer, range(more, more + len(epochs)), **how)
+            rows.append(made[0].to_list())
+            return made
+
+        return dpo_rows
+
+    project(dpo=own)
+    for member in range(3):
+        monkeypatch.setattr(data, "dpo_rows", of_member(member))
+        dpo.main()
+        weights.append(load_file(folder / "models/dpo/model.safetensors"))
+        curves.append(pl.read_csv(folder / "models/dpo/training.csv"))
+    assert rows[0] != rows[2] != rows[4] != rows[0] and rows[1] == rows[3] == rows[5], "other train rows, the same validation rows"
+    assert found.keys() == weights[0].keys() and "lm_head.weight" not in found, "tied weights stand there once"
+    assert not torch.equal(weights[0]["model.norm.weight"], weights[1]["model.norm.weight"])
+    for name, values in found.items():
+        assert torch.equal(values, (weights[0][name] + weights[1][name] + weights[2][name]) / 3), name
+    assert told.columns == curves[0].columns and told["step"].to_list() == curves[0]["step"].to_list()
+    for column in told.columns:
+        for mean, *of_each in zip(told[column], *(curve[column] for curve in curves), strict=True):
+            assert mean == (None if of_each[0] is None else pytest.approx(sum(of_each) / 3, abs=2e-6)), column
+
+
+def test_the_mean_of_curves_is_taken_step_by_step():
+    curves = [[{"step": 1, "loss": 4.0}, {"step": 2, "loss": 2.0, "eval_loss": 1.0}], [{"step": 1, "loss": 1.0}, {"step": 3, "loss": 5.0}]]
+    assert mean_curve(curves) == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0, "eval_loss": 1.0}, {"step": 3, "loss": 5.0}]
 
 
 def test_label_smoothing_is_for_the_loss_that_heeds_it(project):

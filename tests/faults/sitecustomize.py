@@ -1,7 +1,8 @@
 """First on PYTHONPATH of a stage that a test runs in a process of its own: no MLflow, a checkpoint at every step, and a FAULT.
 
-FAULT is `step 6` (SIGKILL after it), `writing 2` (SIGKILL with half of the second checkpoint's optimizer written) or `error`, in
-the process of number FAULT_RANK; nothing without it.
+FAULT, in the process of number FAULT_RANK, is `error`, or what SIGKILL ends: `step 6` (after it; `step 6 of dpo 2/2`: of the second
+policy's steps), `writing 2` (half of the second checkpoint's optimizer is written), `keeping 2` (of the second finished policy only the
+weights are written); nothing without it.
 """
 
 import os
@@ -29,14 +30,15 @@ def kill():
 def record(stage, params, inputs):
     import torch
 
-    from stages.training import checkpoints, trainer
+    from stages.training import checkpoints, soup, trainer
 
     checkpoints.SECONDS, checkpoints.SHARE = 0, float("inf")
-    step_end, save, written = trainer.Report.on_step_end, torch.save, []
+    step_end, save, keep, written = trainer.Report.on_step_end, torch.save, soup.save_file, []
 
     def on_step_end(self, args, state, control, **more):
         step_end(self, args, state, control, **more)
-        if state.global_step == int(when):
+        step, _, whose = when.partition(" of ")
+        if state.global_step == int(step) and whose in ("", self.what):
             kill()
 
     def half(thing, path):
@@ -46,11 +48,18 @@ def record(stage, params, inputs):
             os.truncate(path, os.path.getsize(path) // 2)
             kill()
 
+    def kept(weights, path):
+        keep(weights, path)
+        if f"member-{when}" in str(path):
+            kill()
+
     if os.environ.get("RANK", "0") == os.environ.get("FAULT_RANK", "0"):
         if what == "step":
             trainer.Report.on_step_end = on_step_end
         elif what == "writing":
             torch.save = half
+        elif what == "keeping":
+            soup.save_file = kept
         elif what == "error":
             raise LibraError("substance A is missing")
     return nullcontext(Record())
