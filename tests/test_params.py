@@ -144,7 +144,7 @@ def test_the_check_ends_with_one_line_and_status_1(project):
         ("combine", rename("combine", "triplets_per_seed", "triplets"), "not a param, did you mean `triplets_per_seed`?"),
         ("combine", put("combine", None), "params.yaml has no `combine`"),
         ("score", put("score.bootstrap", 5), "`score.bootstrap`: Input should be greater than or equal to 100 (got 5)"),
-        ("combine", lambda params: None, "data/rephrasings.parquet is not here; run `dvc repro` (or `dvc pull`) first"),
+        ("combine", lambda params: None, "data/rephrasings.parquet is not here; run `dvc repro` first"),
     ],
 )
 def test_a_stage_ends_with_one_line_and_status_1(project, stage, change, message):
@@ -184,8 +184,10 @@ def test_params_that_cannot_be_read(project, text, message):
 
 def test_a_table_s_fault_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(LibraError, match="^data/t.parquet is not here; run `dvc repro`"):
+    with pytest.raises(LibraError, match="^data/t.parquet is not here; run `dvc repro` first$"):
         tables.read_table("data/t.parquet", ("a",))
+    with pytest.raises(LibraError, match=r"^data/librachemqa/t.parquet is not here; run `dvc repro` \(or `dvc pull`\) first$"):
+        tables.scan_table("data/librachemqa/t.parquet", ("a",))
     tables.write_table(pl.DataFrame({"a": [2, 1], "b": ["x", "y"]}), "data/t.parquet", "a")
     assert tables.read_table("data/t.parquet", ("a",))["b"].to_list() == ["y", "x"]
     with pytest.raises(LibraError, match="^data/t.parquet lacks column c, d; it has a, b$"):

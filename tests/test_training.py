@@ -481,7 +481,7 @@ def test_a_model_of_impossible_size_is_named(tokenizer):
 
 def test_a_policy_loads_as_it_was_saved(model, tokenizer, tmp_path):
     folder = tmp_path / "models/sft"
-    with pytest.raises(LibraError, match=r"holds no model; run `dvc repro sft` \(or `dvc pull`\) first"):
+    with pytest.raises(LibraError, match=r"holds no model; run `dvc repro sft` first"):
         load_policy(folder)
     folder.mkdir(parents=True)
     (folder / "old").touch()

@@ -4,8 +4,8 @@
     make benchmark MODEL=models/dpo LIMIT=500                              # a local folder or hub id, on a sample
     python -m stages.benchmark MODEL --help
 
-Reads data/librachemqa/test.parquet, data/seeds.parquet, data/eval/metrics.json, data/eval/verdicts.parquet where it is there (`dvc pull`
-brings them) and params random_seed, budget, judge, respond, score. Writes into .cache/benchmark/NAME/, or the folder of --out:
+Reads data/librachemqa/test.parquet, data/seeds.parquet, data/eval/metrics.json, data/eval/verdicts.parquet where it is there (a run writes
+it, a clone has none) and params random_seed, budget, judge, respond, score. Writes into .cache/benchmark/NAME/, or the folder of --out:
 responses.parquet and verdicts.parquet, columns as in data/eval/, and metrics.json, the part of data/eval/metrics.json about this
 model, with `comparisons` to the others. No output of the pipeline and no dvc.lock changes.
 
@@ -128,7 +128,7 @@ def measure(options: argparse.Namespace) -> None:
     if not stored and options.limit is None and METRICS.exists():
         metrics["candidates"] |= json.loads(METRICS.read_text(encoding="utf-8"))["candidates"]
     print(table(metrics["candidates"], name))
-    print(comparisons(metrics["comparisons"]) if stored else f"no paired tests: {VERDICTS} is not here; `dvc pull {VERDICTS}` brings it")
+    print(comparisons(metrics["comparisons"]) if stored else f"no paired tests: {VERDICTS} is not here; `dvc repro judge` writes it")
     print(f"benchmark: {folder} holds the responses, the verdicts and metrics.json")
     try:
         check_abstained(verdicts, judges.max_abstained)

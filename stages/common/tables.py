@@ -10,7 +10,7 @@ import polars as pl
 
 from stages.common.errors import LibraError
 
-
+RELEASED = ("data", "librachemqa")  # the one folder that the remote in Git holds
 ROW_GROUP = 1 << 15  # rows that a reader of a part of a table has to take in at least
 
 
@@ -28,7 +28,8 @@ def scan_table(path: str | Path, columns: Sequence[str]) -> pl.LazyFrame:
 def _read(path: str | Path, columns: Sequence[str], collect: Callable[[pl.LazyFrame], pl.DataFrame]) -> pl.DataFrame:
     path = Path(path)
     if not path.exists():
-        raise LibraError(f"{path} is not here; run `dvc repro` (or `dvc pull`) first")
+        pulled = " (or `dvc pull`)" if path.parts[:2] == RELEASED else ""
+        raise LibraError(f"{path} is not here; run `dvc repro`{pulled} first")
     try:
         table = collect(pl.scan_parquet(path))
     except pl.exceptions.PolarsError as error:

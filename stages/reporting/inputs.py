@@ -126,7 +126,7 @@ def _named(metrics: Any, key: str) -> list[str]:
 def _read_csv(path: str, texts: tuple[str, ...], numbers: tuple[str, ...], others: tuple[str, ...] = ()) -> pl.DataFrame:
     """Columns `texts`, `numbers` (as floats), and `others`: numbers that may be absent and are then null."""
     if not Path(path).exists():
-        raise LibraError(f"{path} is not here; run `dvc repro` (or `dvc pull`) first")
+        raise LibraError(f"{path} is not here; run `dvc repro` first")
     try:
         table = pl.read_csv(path, infer_schema=False)
         missing = [column for column in texts + numbers if column not in table.columns]

@@ -223,7 +223,7 @@ def load_policy(
     elif (folder / "config.json").exists():
         model = pretrained.load_weights(folder, None, **how | {"quantization": None})
     else:
-        raise LibraError(f"{folder} holds no model; run `dvc repro {folder.name}` (or `dvc pull`) first")
+        raise LibraError(f"{folder} holds no model; run `dvc repro {folder.name}` first")
     return model, pretrained.load_tokenizer(folder)
 
 

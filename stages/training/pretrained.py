@@ -139,7 +139,7 @@ def load_adapted(folder: Path, dtype: str, attention: str, quantization: str | N
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").exists():
-        raise LibraError(f"{folder} holds an adapter without its weights; run `dvc repro {folder.name}` (or `dvc pull`) first")
+        raise LibraError(f"{folder} holds an adapter without its weights; run `dvc repro {folder.name}` first")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     base = config["base_model_name_or_path"]
     model = load_weights(base, find(base, config["revision"]), dtype, attention, quantization)
