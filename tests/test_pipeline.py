@@ -34,7 +34,7 @@ SMALL = {
     "combine": {"triplets_per_seed": 9, "test_triplets_per_seed": 9},
     "model": {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2},
     "sft": {"epochs": 1, "batch_size": 16},
-    "dpo": {"epochs": 1, "batch_size": 16},
+    "dpo": {"epochs": 1, "batch_size": 16, "soup": 2},
     "respond": {"max_new_tokens": 24},
     "judge": {"max_abstained": 1.0},
     "score": {"bootstrap": 100},
