@@ -34,8 +34,23 @@ from stages.score import ScoreParams
 from stages.training.answers import LocalModel, local_answers
 
 SHOWN = {"safety": "safety", "utility": "utility", "harmonic": "harmonic", "overall": "overall", "dual_balanced_accuracy": "dual"}
+PRICE = "--usd-per-million PROMPT COMPLETION"
 SEEDS = Path("data/seeds.parquet")
 VERDICTS, METRICS = Path("data/eval/verdicts.parquet"), Path("data/eval/metrics.json")
+
+
+def option(key: str) -> str:
+    """What this command calls the setting `key`."""
+    return "MODEL" if key == "model" else f"--{key.replace('_', '-')}"
+
+
+class GivenEndpoint(Endpoint):
+    """An endpoint whose settings are this command's options."""
+
+    given_in = "the command"
+
+    def called(self, key: str, value: str = "") -> str:
+        return f'{PRICE} (with make: ARGS="{PRICE}")' if key == "usd_per_million" else option(key)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -146,14 +161,14 @@ def named(options: argparse.Namespace) -> tuple[str, Endpoint | LocalModel]:
         raise LibraError(f"`{name}` is no name for a row: letters, digits, dots, dashes and underscores make one; set --name")
     if options.limit is not None and options.limit < 1:
         raise LibraError(f"--limit must be at least 1, not {options.limit}")
-    kind = LocalModel if options.base_url is None else Endpoint
+    kind = LocalModel if options.base_url is None else GivenEndpoint
     values = {key: value for key, value in vars(options).items() if key in kind.model_fields}
     if values.get("usd_per_million"):
         values["usd_per_million"] = dict(zip(("prompt", "completion"), options.usd_per_million, strict=True))
     try:
         return name, check_section("benchmark", values, kind)
     except LibraError as error:
-        told = re.sub(r"`benchmark\.([\w.]+)`", lambda key: f"`--{key[1].replace('_', '-')}`", str(error))
+        told = re.sub(r"`benchmark\.([\w.]+)`", lambda key: f"`{option(key[1])}`", str(error))
         raise LibraError(told.removeprefix("params.yaml: ")) from None
 
 
@@ -175,8 +190,7 @@ def in_this_process(local: LocalModel, name: str, prompts: list[str], random_see
     from stages.training.models import deterministic
 
     deterministic(random_seed, offline=Path(local.model).is_dir())
-    options = {"model": "MODEL", "max_tokens": "--max-tokens", "batch_size": "--batch-size"}
-    written = local_answers(local, prompts, f"respond: {name}", lambda key: options.get(key, f"--{key}"))
+    written = local_answers(local, prompts, f"respond: {name}", option)
     return [(text, None, finish, None) for text, finish in written]
 
 
