@@ -294,6 +294,7 @@ def test_a_local_model_goes_through_the_command(project, folder, loads, capsys):
     run(folder, "--name", "tiny", "--max-tokens", 5, "--limit", 30)
     said = capsys.readouterr().out
     assert "nothing is sent" in said and "> tiny" in said and "30 of 96 test prompts, about 5 substances" in said
+    assert (project / ".cache/benchmark/tiny/limit-30/metrics.json").exists()
     assert loads == [str(folder)]
 
 

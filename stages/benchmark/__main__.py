@@ -5,9 +5,9 @@
     python -m stages.benchmark MODEL --help
 
 Reads data/librachemqa/test.parquet, data/seeds.parquet, data/eval/metrics.json, data/eval/verdicts.parquet where it is there (`dvc pull`
-brings them) and params random_seed, budget, judge, respond, score. Writes into .cache/benchmark/NAME/, or the folder of --out:
-responses.parquet and verdicts.parquet, columns as in data/eval/, and metrics.json, the part of data/eval/metrics.json about this
-model, with `comparisons` to the others. No output of the pipeline and no dvc.lock changes.
+brings them) and params random_seed, budget, judge, respond, score. Writes into .cache/benchmark/NAME/ (with --limit N into
+limit-N in it), or the folder of --out: responses.parquet and verdicts.parquet, columns as in data/eval/, and metrics.json, the part of
+data/eval/metrics.json about this model, with `comparisons` to the others. No output of the pipeline and no dvc.lock changes.
 
 First it says what will be asked. Replies of endpoints come from the reply store where it has them, answers of models in this process
 from .cache/answers/; the caps of `budget` hold for each model by itself.
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model", help="a model's name at an endpoint; without --base-url a local folder or hub id")
     parser.add_argument("--base-url", help="of an OpenAI-compatible endpoint (it often ends in /v1)")
     parser.add_argument("--name", help="what the row is called; MODEL unless given")
-    parser.add_argument("--out", type=Path, help="the folder to write to; .cache/benchmark/NAME unless given")
+    parser.add_argument("--out", type=Path, help="the folder to write to; .cache/benchmark/NAME, or limit-N in it, unless given")
     parser.add_argument("--limit", type=int, help="about so many prompts, of whole substances; all unless given")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest answer")
     at_endpoint = parser.add_argument_group("of an endpoint, as in `teacher` of params.yaml")
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Ask, judge, score and print. Raises LibraError as the stages do; behind the row where more abstain than judge.max_abstained allows."""
-    from stages.benchmark.sample import whole_substances
+    from stages.benchmark.sample import folder_of, whole_substances
     from stages.common.tables import read_table, write_json, write_table
     from stages.judging.rates import TEST, judged_rows, score
     from stages.llm.offline import app
@@ -125,7 +125,7 @@ def measure(options: argparse.Namespace) -> None:
             rows = told(session)
             tallies |= session.tallies
     responses = as_responses(asked, name, rows)
-    folder = options.out or Path(".cache/benchmark") / name
+    folder = options.out or folder_of(options.limit, Path(".cache/benchmark") / name)
     write_table(responses, folder / "responses.parquet", "prompt_id")
     with Measured("judge", random_seed, caps) as session:
         verdicts = judged(session, responses, test, judges)
