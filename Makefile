@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help repro report estimate benchmark ablations test ui release lock
+.PHONY: help repro report estimate benchmark ablations test ui release lock model-named version-named
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -23,7 +23,7 @@ estimate: $(VENV)/installed  ## say what a run would ask of chat models, and its
 	$(BIN)/python -m stages.common.check
 	source $(BIN)/activate && dvc repro --quiet seed && python -m stages.llm.estimate
 
-benchmark: $(VENV)/installed  ## measure MODEL (folder, hub id, or name at BASE_URL) on the test set; LIMIT=prompts
+benchmark: model-named $(VENV)/installed  ## measure MODEL (folder, hub id, or name at BASE_URL) on the test set; LIMIT=prompts
 	source $(BIN)/activate && python -m stages.benchmark "$(MODEL)" \
 	  $(if $(BASE_URL),--base-url "$(BASE_URL)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
@@ -40,8 +40,15 @@ test: $(VENV)/installed  ## run the tests
 ui: $(VENV)/installed  ## look at the training runs in MLflow (http://127.0.0.1:5000)
 	source $(BIN)/activate && python -m stages.common.tracking
 
-release: $(VENV)/installed  ## release data/librachemqa as VERSION=v1.0.0: checks, pushes, writes CHANGELOG.md, tags
+release: version-named $(VENV)/installed  ## release data/librachemqa as VERSION=v1.0.0: checks, pushes, writes CHANGELOG.md, tags
 	source $(BIN)/activate && python -m stages.release make "$(VERSION)"
+
+# What a command can't do without is asked for before anything is installed.
+model-named:
+	@test -n "$(MODEL)" || { echo "error: which model? \`make benchmark MODEL=...\`, with BASE_URL=... for an endpoint" >&2; exit 1; }
+
+version-named:
+	@test -n "$(VERSION)" || { echo "error: which version? \`make release VERSION=v1.0.0\`; CHANGELOG.md has those there are" >&2; exit 1; }
 
 lock: ## resolve pyproject.toml anew into requirements.lock (newest versions that fit together)
 	rm -rf .cache/lock-venv && $(PYTHON) -m venv .cache/lock-venv

@@ -52,23 +52,23 @@ def main() -> None:
     from stages.release.sums import NAME, digest, sums
 
     limit = read_params("validate").section("validate", ValidateParams).probe_limit
-    bar = counter("validate: contract, probes, files", 3)
-    triplets, seeds, measured, domain = checked(limit, bar.update)
-    sources = [(path.name, digest(path, "md5"), digest(path)) for path in SOURCES]
-    text = card(triplets, seeds, measured, sources, domain)
-    teachers = sorted(triplets.select("teacher").unique().collect(engine="streaming")["teacher"])
+    tables = triplets, seeds, _, domain = inputs()
+    with counter("validate: contract, probes, files", 3) as bar:
+        measured = checked(*tables, limit, bar.update)
+        sources = [(path.name, digest(path, "md5"), digest(path)) for path in SOURCES]
+        text = card(triplets, seeds, measured, sources, domain)
+        teachers = sorted(triplets.select("teacher").unique().collect(engine="streaming")["teacher"])
 
-    def write(folder: Path) -> None:
-        for split in contract.SPLITS:
-            write_split(triplets.filter(pl.col("split") == split).select(contract.COLUMNS), folder / f"{split}.parquet")
-        write_json(measured, folder / "probes.json")
-        write_json(croissant(folder, sources, teachers, domain), folder / "croissant.json")
-        write_text(text, folder / "README.md")
-        write_text(sums(folder), folder / NAME)
+        def write(folder: Path) -> None:
+            for split in contract.SPLITS:
+                write_split(triplets.filter(pl.col("split") == split).select(contract.COLUMNS), folder / f"{split}.parquet")
+            write_json(measured, folder / "probes.json")
+            write_json(croissant(folder, sources, teachers, domain), folder / "croissant.json")
+            write_text(text, folder / "README.md")
+            write_text(sums(folder), folder / NAME)
 
-    publish(write, RELEASE)
-    bar.update()
-    bar.close()
+        publish(write, RELEASE)
+        bar.update()
     rows = {split: pl.scan_parquet(RELEASE / f"{split}.parquet").select(pl.len()).collect().item() for split in contract.SPLITS}
     sizes = ", ".join(f"{split} {count:,}" for split, count in rows.items())
     print(f"validate: {sum(rows.values()):,} triplets hold the contract ({sizes}); {RELEASE} is written")
@@ -76,26 +76,34 @@ def main() -> None:
     print("validate: label probes overall:", ", ".join(f"{name} {value}" for name, value in measured["overall"].items()))
 
 
-def checked(limit: float, done: Callable[[], object] = lambda: None) -> tuple["pl.LazyFrame", "pl.DataFrame", dict, "Domain"]:
-    """(triplets, seeds, what the probes measured, domain) of SOURCES, which hold the contract. Raises LibraError that lists what doesn't.
+def inputs() -> tuple["pl.LazyFrame", "pl.DataFrame", "pl.DataFrame", "Domain"]:
+    """(triplets, seeds, substances, domain) of SOURCES. Raises LibraError for a file that is missing or lacks a column."""
+    from stages.common.tables import read_table, scan_table
+    from stages.domain.description import kept_domain
+    from stages.release import contract
+
+    triplets = scan_table(SOURCES[0], ("triplet_id", "seed_id"))
+    seeds, substances = read_table(SOURCES[1], contract.SEED_COLUMNS), read_table(SOURCES[2], contract.SUBSTANCE_COLUMNS)
+    return triplets, seeds, substances, kept_domain()
+
+
+def checked(
+    triplets: "pl.LazyFrame", seeds: "pl.DataFrame", substances: "pl.DataFrame", domain: "Domain", limit: float,
+    done: Callable[[], object] = lambda: None,
+) -> dict:  # fmt: skip
+    """What the probes measured in `inputs` that hold the contract. Raises LibraError that lists what doesn't.
 
     `limit` is the balanced accuracy that a probe may reach; `done` is called after the contract and after the probes.
     """
-    from stages.common.tables import read_table, scan_table
-    from stages.domain.description import kept_domain
     from stages.release import contract, probes
     from stages.release.faults import stop_on
 
-    domain = kept_domain()
-    triplets = scan_table(SOURCES[0], ("triplet_id", "seed_id"))
-    seeds, substances = read_table(SOURCES[1], contract.SEED_COLUMNS), read_table(SOURCES[2], contract.SUBSTANCE_COLUMNS)
     stop_on(contract.faults(triplets, seeds, substances, domain), str(SOURCES[0]), MEND)
     done()
     measured = probes.measure(triplets, seeds, substances)
     stop_on(probes.faults(measured, triplets, substances, limit), str(SOURCES[0]), MEND)
     done()
-    measured |= {"limit": limit, "judged": measured["dual_seeds"] >= probes.FEWEST_DUAL_SEEDS}
-    return triplets, seeds, measured, domain
+    return measured | {"limit": limit, "judged": measured["dual_seeds"] >= probes.FEWEST_DUAL_SEEDS}
 
 
 if __name__ == "__main__":

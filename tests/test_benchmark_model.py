@@ -18,6 +18,7 @@ from stages.common.errors import LibraError
 from stages.common.tables import write_table
 from stages.judge import JudgeParams
 from stages.judging import offline
+from stages.llm import wire
 from stages.llm.asgi import RequestError, last_user_text, make_app
 from stages.llm.client import Session
 from stages.respond import REFUSAL, RespondParams
@@ -26,6 +27,7 @@ from stages.training import answers
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 INTENTS = {"make": "dual", "evade": "harmful", "handling": "neutral"}
 HELP = "Keep it cool and dry, and wear gloves."
+FREE = ("--usd-per-million", "0", "0")
 KEY = "sk-of-the-benchmark-test"
 
 
@@ -153,16 +155,27 @@ def test_without_stored_verdicts_the_row_stands_beside_metrics_json(project, cap
         (["always_refuse"], "a candidate of the pipeline is called always_refuse; set --name"),
         (["./nothing"], "MODEL: there is no folder ./nothing"),
         (["m", "--limit", "0"], "--limit must be at least 1"),
-        (["m", "--base-url", "http://127.0.0.1:9/v1"], "has no price in the price table"),
+        (["m", "--base-url", "http://127.0.0.1:9/v1"], 'set its --usd-per-million PROMPT COMPLETION (with make: ARGS="--usd-per-'),
+        (["m", "--base-url", "http://127.0.0.1:9/v1", *FREE], "start the server or mend --base-url"),
+        (["gpt-4o-mini", "--base-url", "https://api.openai.com/v1", "--api-key-env", "NO_KEY"], "set the environment variable NO_KEY"),
     ],
 )
-def test_a_slip_is_one_line(project, capsys, arguments, message):
+def test_a_slip_is_one_line(project, monkeypatch, arguments, message):
+    monkeypatch.setattr(wire, "MAX_RETRIES", 0)
     with pytest.raises(SystemExit) as end:
         run(*arguments)
     assert str(end.value.code).startswith("benchmark: error: ") and message in end.value.code and "\n" not in end.value.code
+    assert "params.yaml" not in end.value.code
 
 
-@pytest.mark.parametrize(("status", "words"), [(401, "OPENAI_API_KEY holds a wrong key"), (404, "mend `model` or `base_url`")])
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "mend `MODEL`, a sampling setting or `--max-tokens`"),
+        (401, "OPENAI_API_KEY holds a wrong key"),
+        (404, "mend `MODEL` or `--base-url` in the command"),
+    ],
+)
 def test_a_bad_key_and_an_unknown_model_are_one_line(project, capsys, status, words):
     def answer(body):
         raise RequestError("no", status=status)
@@ -281,6 +294,7 @@ def test_a_local_model_goes_through_the_command(project, folder, loads, capsys):
     run(folder, "--name", "tiny", "--max-tokens", 5, "--limit", 30)
     said = capsys.readouterr().out
     assert "nothing is sent" in said and "> tiny" in said and "30 of 96 test prompts, about 5 substances" in said
+    assert (project / ".cache/benchmark/tiny/limit-30/metrics.json").exists()
     assert loads == [str(folder)]
 
 

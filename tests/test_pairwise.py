@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -316,6 +317,9 @@ def test_it_says_what_it_asks_and_asks_once(project, capsys):
         params(project, at(url))
         command.main(["one", "two", "--out", "mine"])
         first = capsys.readouterr().out
+        command.main(["one", "two"])
+        whole = {path: path.read_bytes() for path in Path(".cache/pairwise/one-two").iterdir()}
+        capsys.readouterr()
         command.main(["one", "two", "--limit", "3"])  # substance a or b alone
     asked = [line.split()[2:5] for line in first.splitlines() if re.match(r"pairwise: (rules|words)", line)]
     assert asked == [["14", "0", "14"]] * 2, "requests, kept, to send"
@@ -323,6 +327,8 @@ def test_it_says_what_it_asks_and_asks_once(project, capsys):
     assert app.served["chat"] == 28, "the second time it asked nothing"
     assert "nothing to send" in capsys.readouterr().out
     assert (project / "mine/pairs.parquet").exists()
+    assert len(whole) == 2 and all(path.read_bytes() == content for path, content in whole.items())
+    assert pl.read_parquet(".cache/pairwise/one-two/limit-3/pairs.parquet").height < 8 == pl.read_parquet("mine/pairs.parquet").height
 
 
 def test_a_panel_that_abstains_too_often_is_one_line(project, monkeypatch, capsys):

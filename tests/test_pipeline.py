@@ -196,7 +196,7 @@ def test_a_release_is_made_and_pulled_from_a_bare_clone(changeable):
     fresh = folder.parent / "fresh"
     call(fresh, "dvc", "pull", "data/librachemqa")
     said = call(fresh, "python", "-m", "stages.release", "verify")
-    assert said == "data/librachemqa: all 6 files are as SHA256SUMS says\n"
+    assert said == "data/librachemqa: all 6 files that SHA256SUMS lists are as it says\n"
     rows = 9 * sum(split["seeds"] for split in SMALL["seed"].values())
     assert f"  {rows:,} triplets  " in call(fresh, "python", "-m", "stages.release", "list")
     entry = (fresh / "CHANGELOG.md").read_text()

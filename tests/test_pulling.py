@@ -139,7 +139,7 @@ def test_damage_to_the_remote_is_an_error_that_names_the_file(clone, damage, fau
     """`dvc pull` fails and leaves no file; `verify` says which, and does so before and after."""
     folder, path = clone
     verify = ("python", "-m", "stages.release", "verify", "v1.0.0")
-    assert "all 7 files are in the remote, undamaged" in call(folder, *verify)
+    assert "all 7 files, SHA256SUMS with them, are in the remote, undamaged" in call(folder, *verify)
     damage(path)
     said = call(folder, *verify, fails=True)
     assert re.search(rf"train.parquet: object {path.parent.name}/{path.name} of remote `release` is {fault}", said), said

@@ -1,8 +1,11 @@
 """README.md tells what is in the repository: its DAG and figures are those of the files, its paths exist."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 import readme
 from readme import ROOT
 
@@ -26,3 +29,12 @@ def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"`make (\w+)`|^make (\w+)", TEXT, flags=re.M):
         assert re.search(rf"^{''.join(target)}:", makefile, flags=re.M)
+
+
+@pytest.mark.parametrize(("target", "mend"), [("benchmark", "make benchmark MODEL=..."), ("release", "make release VERSION=v1.0.0")])
+def test_what_is_left_out_is_asked_for_before_anything_is_installed(tmp_path, target, mend):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.lock").touch()
+    done = subprocess.run(["make", target, "MODEL=", "VERSION="], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: which ") and mend in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Makefile", "requirements.lock"]

@@ -423,6 +423,15 @@ def test_faults_follow_from_the_seed():
         assert abs(sum(mark in one for one in shown) / 200 - share) < 0.09
 
 
+def test_a_request_fares_alone_as_it_does_in_a_batch():
+    shares = {"malformed_share": 0.3, "length_share": 0.3}
+    texts = [f"text {i} in Å" for i in range(50)]
+    _, output, _ = whole(Faults(app_of(), **shares), [line(str(i), text) for i, text in enumerate(texts)])
+    choices = [output[str(i)]["response"]["body"]["choices"][0] for i in range(50)]
+    in_batch = [(choice["message"]["content"], choice["finish_reason"]) for choice in choices]
+    assert outcomes(each(Faults(app_of(), **shares), texts)) == in_batch and len({text[:4] for text, _ in in_batch}) == 2
+
+
 def test_malformed_text_is_a_completion_but_no_json():
     app = Faults(app_of(), malformed_share=1.0)
     (choice,) = each(app, ['{"n": 1}'], response_format=SCHEMA)

@@ -282,6 +282,18 @@ def test_what_was_put_aside_stays_paid_and_no_archive_brings_it_back(path, tmp_p
         assert f"craft: not JSON\n  {bad_key}#" in said and "craft: twice the same" in said and said.count("By saponification") == 2
 
 
+@pytest.mark.parametrize("used", [False, True])
+def test_of_no_replies_no_archive_is_written(path, tmp_path, monkeypatch, used):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    if used:  # ... by what is measured beside the pipeline
+        monkeypatch.setenv("DVC_EXP_NAME", "pairwise dpo sft")
+        with Store(path) as opened:
+            keep_all(opened, 1)
+    with pytest.raises(LibraError, match=r"replies.sqlite holds no replies .*, so \S+ isn't written; what `offline` answers is never kept"):
+        store._command("export", tmp_path / "a.parquet", used)
+    assert not (tmp_path / "a.parquet").exists()
+
+
 def test_an_archive_goes_into_another_store(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     with Store(path) as opened:

@@ -390,6 +390,15 @@ def test_a_failure_lists_rows_and_leaves_the_previous_release(tmp_path, monkeypa
     assert digests(stage.RELEASE) == before
 
 
+def test_a_missing_file_is_told_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lay_out(tmp_path, *GOOD)
+    stage.SOURCES[1].unlink()
+    with pytest.raises(LibraError, match="^data/seeds.parquet is not here"):
+        stage.main()
+    assert capsys.readouterr().err == "", "no progress bar"
+
+
 def test_a_long_list_of_rules_is_cut():
     faults = pl.DataFrame({"row": ["a"] * 60, "column": ["c"] * 60, "reason": [f"reason {i // 2}" for i in range(60)]})
     with pytest.raises(LibraError, match=r"breaks 30 rule\(s\) in 60 place\(s\)") as error:

@@ -5,9 +5,9 @@
     python -m stages.benchmark MODEL --help
 
 Reads data/librachemqa/test.parquet, data/seeds.parquet, data/eval/metrics.json, data/eval/verdicts.parquet where it is there (a run writes
-it, a clone has none) and params random_seed, budget, judge, respond, score. Writes into .cache/benchmark/NAME/, or the folder of --out:
-responses.parquet and verdicts.parquet, columns as in data/eval/, and metrics.json, the part of data/eval/metrics.json about this
-model, with `comparisons` to the others. No output of the pipeline and no dvc.lock changes.
+it, a clone has none) and params random_seed, budget, judge, respond, score. Writes into .cache/benchmark/NAME/ (with --limit N into
+limit-N in it), or the folder of --out: responses.parquet and verdicts.parquet, columns as in data/eval/, and metrics.json, the part of
+data/eval/metrics.json about this model, with `comparisons` to the others. No output of the pipeline and no dvc.lock changes.
 
 First it says what will be asked. Replies of endpoints come from the reply store where it has them, answers of models in this process
 from .cache/answers/; the caps of `budget` hold for each model by itself.
@@ -34,8 +34,23 @@ from stages.score import ScoreParams
 from stages.training.answers import LocalModel, local_answers
 
 SHOWN = {"safety": "safety", "utility": "utility", "harmonic": "harmonic", "overall": "overall", "dual_balanced_accuracy": "dual"}
+PRICE = "--usd-per-million PROMPT COMPLETION"
 SEEDS = Path("data/seeds.parquet")
 VERDICTS, METRICS = Path("data/eval/verdicts.parquet"), Path("data/eval/metrics.json")
+
+
+def option(key: str) -> str:
+    """What this command calls the setting `key`."""
+    return "MODEL" if key == "model" else f"--{key.replace('_', '-')}"
+
+
+class GivenEndpoint(Endpoint):
+    """An endpoint whose settings are this command's options."""
+
+    given_in = "the command"
+
+    def called(self, key: str, value: str = "") -> str:
+        return f'{PRICE} (with make: ARGS="{PRICE}")' if key == "usd_per_million" else option(key)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model", help="a model's name at an endpoint; without --base-url a local folder or hub id")
     parser.add_argument("--base-url", help="of an OpenAI-compatible endpoint (it often ends in /v1)")
     parser.add_argument("--name", help="what the row is called; MODEL unless given")
-    parser.add_argument("--out", type=Path, help="the folder to write to; .cache/benchmark/NAME unless given")
+    parser.add_argument("--out", type=Path, help="the folder to write to; .cache/benchmark/NAME, or limit-N in it, unless given")
     parser.add_argument("--limit", type=int, help="about so many prompts, of whole substances; all unless given")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest answer")
     at_endpoint = parser.add_argument_group("of an endpoint, as in `teacher` of params.yaml")
@@ -67,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Ask, judge, score and print. Raises LibraError as the stages do; behind the row where more abstain than judge.max_abstained allows."""
-    from stages.benchmark.sample import whole_substances
+    from stages.benchmark.sample import folder_of, whole_substances
     from stages.common.tables import read_table, write_json, write_table
     from stages.judging.rates import TEST, judged_rows, score
     from stages.llm.offline import app
@@ -110,7 +125,7 @@ def measure(options: argparse.Namespace) -> None:
             rows = told(session)
             tallies |= session.tallies
     responses = as_responses(asked, name, rows)
-    folder = options.out or Path(".cache/benchmark") / name
+    folder = options.out or folder_of(options.limit, Path(".cache/benchmark") / name)
     write_table(responses, folder / "responses.parquet", "prompt_id")
     with Measured("judge", random_seed, caps) as session:
         verdicts = judged(session, responses, test, judges)
@@ -146,14 +161,14 @@ def named(options: argparse.Namespace) -> tuple[str, Endpoint | LocalModel]:
         raise LibraError(f"`{name}` is no name for a row: letters, digits, dots, dashes and underscores make one; set --name")
     if options.limit is not None and options.limit < 1:
         raise LibraError(f"--limit must be at least 1, not {options.limit}")
-    kind = LocalModel if options.base_url is None else Endpoint
+    kind = LocalModel if options.base_url is None else GivenEndpoint
     values = {key: value for key, value in vars(options).items() if key in kind.model_fields}
     if values.get("usd_per_million"):
         values["usd_per_million"] = dict(zip(("prompt", "completion"), options.usd_per_million, strict=True))
     try:
         return name, check_section("benchmark", values, kind)
     except LibraError as error:
-        told = re.sub(r"`benchmark\.([\w.]+)`", lambda key: f"`--{key[1].replace('_', '-')}`", str(error))
+        told = re.sub(r"`benchmark\.([\w.]+)`", lambda key: f"`{option(key[1])}`", str(error))
         raise LibraError(told.removeprefix("params.yaml: ")) from None
 
 
@@ -175,8 +190,7 @@ def in_this_process(local: LocalModel, name: str, prompts: list[str], random_see
     from stages.training.models import deterministic
 
     deterministic(random_seed, offline=Path(local.model).is_dir())
-    options = {"model": "MODEL", "max_tokens": "--max-tokens", "batch_size": "--batch-size"}
-    written = local_answers(local, prompts, f"respond: {name}", lambda key: options.get(key, f"--{key}"))
+    written = local_answers(local, prompts, f"respond: {name}", option)
     return [(text, None, finish, None) for text, finish in written]
 
 

@@ -7,7 +7,8 @@ Reads data/eval/responses.parquet, data/librachemqa/test.parquet, data/domain.js
 test prompt that is to be complied with and that both answered, every member of `judge.panel` says which answer serves it better, once
 in each order; one that says otherwise in the other order counts as a tie, one whose reply is of no use abstains. More than half of all
 members make a win or a loss; where no more than half of them vote, the panel abstains. Equal answers are a tie and nobody is asked.
-Writes into .cache/pairwise/A-B/, or the folder of --out, metrics.json with the printed figures and pairs.parquet, one row per prompt:
+Writes into .cache/pairwise/A-B/ (with --limit N into limit-N in it), or the folder of --out, metrics.json with the printed figures and
+pairs.parquet, one row per prompt:
 
     candidate     dpo                  whose win, tie or loss is told
     other         sft
@@ -52,13 +53,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("candidate", help="as data/eval/responses.parquet calls it")
     parser.add_argument("other", help="the one it is compared with")
     parser.add_argument("--limit", type=int, help="about so many prompts, of whole substances; all unless given")
-    parser.add_argument("--out", type=Path, help="the folder to write to; .cache/pairwise/CANDIDATE-OTHER unless given")
+    parser.add_argument("--out", type=Path, help="the folder to write to; .cache/pairwise/CANDIDATE-OTHER, or limit-N in it, unless given")
     options = parser.parse_args(arguments)
     cli.guarded("pairwise", lambda: measure(options))
 
 
 def measure(options: argparse.Namespace) -> None:
     """Pair, ask, settle and print. Raises LibraError as the stages do, and for more abstentions than judge.max_abstained allows."""
+    from stages.benchmark.sample import folder_of
     from stages.common.tables import read_table, write_json, write_table
 
     names = (options.candidate, options.other)
@@ -84,7 +86,7 @@ def measure(options: argparse.Namespace) -> None:
         found = compared(session, pairs, judges.panel, domain)
 
     panel, members = figures(found, list(judges.panel), drawn.bootstrap, drawn.confidence, random_seed)
-    folder = options.out or Path(".cache/pairwise") / "-".join(names)
+    folder = options.out or folder_of(options.limit, Path(".cache/pairwise") / "-".join(names))
     write_table(told(found, names), folder / "pairs.parquet", "prompt_id")
     about = {"candidate": names[0], "other": names[1], "limit": options.limit, "prompts": asked, "substances": substances, "equal": equal}
     generation = {what: tally.report() for what, tally in session.tallies.items()}

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+from pathlib import Path
 
 import polars as pl
 
@@ -22,6 +23,11 @@ def whole_substances(test: pl.DataFrame, limit: int, random_seed: int) -> pl.Dat
     count = max(1, round(limit * len(rows) / prompts))
     chosen = [rows[int((i + 0.5) * len(rows) / count)][2] for i in range(count)]
     return test.filter(pl.col("substance_id").is_in(chosen))
+
+
+def folder_of(limit: int | None, whole: Path) -> Path:
+    """Where results on a part of the test set go: beside, never over, those on all of it, whose folder is `whole`."""
+    return whole if limit is None else whole / f"limit-{limit}"
 
 
 def _lot(substance_id: str, random_seed: int) -> str:

@@ -6,8 +6,8 @@
 
 The caps hold for the whole pipeline run: all replies its stages use that were paid for, in this try or in an earlier one
 (`Store.spent`), by this process or by another one with the run's name (`Store.paid_elsewhere`). What is in flight counts with the
-average of what came back, so that a cap is hardly ever passed, and never by more than what is in flight. Prices come from genai-prices (Pydantic; pinned in requirements.lock, its version goes into the results), or
-from `usd_per_million` of the endpoint.
+average of what came back, so that a cap is hardly ever passed, and never by more than what is in flight. Prices come from genai-prices
+(Pydantic; pinned in requirements.lock, its version goes into the results), or from `usd_per_million` of the endpoint.
 """
 
 from collections.abc import Callable, Mapping
@@ -79,8 +79,9 @@ class Budget:
     def __init__(self, caps: BudgetParams, endpoint: Endpoint, pricing: Pricing | None, elsewhere: Callable[[], Spent]):
         if caps.max_usd is not None and pricing is None:
             raise LibraError(
-                f"{endpoint} has no price in the price table, so budget.max_usd can't be kept: set its usd_per_million: "
-                "{prompt: ..., completion: ...} (0 for a server that costs nothing), or budget.max_usd: null"
+                f"{endpoint} has no price in the price table, so budget.max_usd can't be kept: set its "
+                f"{endpoint.called('usd_per_million', '{prompt: ..., completion: ...}')} (0 for a server that costs nothing), "
+                "or budget.max_usd: null"
             )
         self._caps, self._elsewhere = caps, elsewhere
         self._answered, self._tokens, self._usd = 0, 0, 0.0

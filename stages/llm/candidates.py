@@ -53,7 +53,8 @@ def endpoint_answers(
         if len(faults) > limit * len(replies):
             raise LibraError(
                 f"{told_of}, more than respond.max_quarantined = {limit:g} allows; raise it or the candidate's "
-                "max_tokens, or have them asked for again with `python -m stages.llm.store retry`; all of them are kept"
+                f"{endpoint.called('max_tokens')}, or have them asked for again with `python -m stages.llm.store retry`; "
+                "all of them are kept"
             )
         print(f"respond: {told_of}; the judge abstains on them", file=sys.stderr)
     return [(reply.content, reply.reasoning, reply.finish_reason, reply.error) for reply in replies]

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,7 +26,9 @@ class Price(Section):
 
 
 class Endpoint(Section):
-    """Where a chat model answers and how it samples (a section of params.yaml)."""
+    """Where a chat model answers and how it samples: a section of params.yaml, or of a subclass that says where else it was given."""
+
+    given_in: ClassVar[str] = "params.yaml"
 
     base_url: str = Field(pattern=r"^(offline|https?://[^\s@?#]+)$")
     model: str = Field(min_length=1)
@@ -40,6 +42,10 @@ class Endpoint(Section):
 
     def __str__(self) -> str:
         return f"endpoint {self.base_url} (model `{self.model}`)"
+
+    def called(self, key: str, value: str = "") -> str:
+        """What its user calls the setting `key`, with the form of a `value` to give it: errors tell what to mend in these words."""
+        return f"{key}: {value}" if value else key
 
 
 @dataclass(frozen=True, slots=True)

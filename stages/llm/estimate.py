@@ -46,6 +46,7 @@ class Estimate:
     completion_tokens: int = 0
     usd: float | None = 0.0
     basis: str = ""  # what the token counts rest on
+    price: str = ""  # what the endpoint's user calls its price, to set one
 
     @property
     def to_send(self) -> int:
@@ -88,7 +89,7 @@ class Rehearsal(Session):
         elif len(of_model) >= ENOUGH:
             estimate.basis = f"rehearsal, {len(of_model)} replies of the model"
             asking, telling = _corrections(of_model, [text_of(reply) for _, reply, *_ in of_model])
-        pricing = price_of(endpoint)
+        pricing, estimate.price = price_of(endpoint), endpoint.called("usd_per_million")
         for row in missing:
             asked = round(asking * guess_asked(request_body(endpoint, row.now(), self.random_seed)))
             answered = round(telling * guess(row.reply.content))
@@ -216,19 +217,20 @@ def show(found: dict[str, Estimate], caps: BudgetParams) -> None:
         print(widths.format(what, *counts, usd, one.basis if one.to_send else "nothing to send"))
     with Store(store_path()) as store:
         paid = store.spent()
-    usd = None if any(one.usd is None for one in found.values()) else sum(one.usd for one in found.values())
+    unpriced = list(dict.fromkeys(one.price for one in found.values() if one.usd is None))
+    usd = None if unpriced else sum(one.usd for one in found.values())
     requests = sum(one.to_send for one in found.values())
     tokens_all = sum(one.prompt_tokens + one.completion_tokens for one in found.values())
-    _total("USD", "max_usd", caps.max_usd, usd, paid.usd, ",.4f")
+    if usd is None:
+        print(f"total USD: a model above has no price; set its {' or '.join(unpriced)}")
+    else:
+        _total("USD", "max_usd", caps.max_usd, usd, paid.usd, ",.4f")
     _total("requests", "max_requests", caps.max_requests, requests, paid.requests, ",")
     _total("tokens", "max_tokens", caps.max_tokens, tokens_all, paid.tokens, ",")
 
 
-def _total(unit: str, name: str, cap: float | None, value: float | None, paid: float, form: str) -> None:
+def _total(unit: str, name: str, cap: float | None, value: float, paid: float, form: str) -> None:
     """A line of the sum, with what the last run's stages paid before, against its cap."""
-    if value is None:
-        print(f"total {unit}: a model above has no price; set its usd_per_million")
-        return
     line = f"total {unit}: {value:{form}}" + (f", and {paid:{form}} paid before" if paid else "")
     if cap is not None:
         line += f"; budget.{name} is {cap:{form}}" + (": the run will stop there" if value + paid > cap else "")

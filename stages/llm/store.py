@@ -518,7 +518,11 @@ def _command(command: str, file: Path | None, used: bool = False) -> None:
 
     with Store(store_path()) as store:
         if command == "export":
-            table = pl.DataFrame(store.rows(used), _schema(), orient="row")
+            rows = store.rows(used)
+            if not rows:
+                which = "that the last run of a stage used" if used else "to export"
+                raise LibraError(f"{store.path} holds no replies {which}, so {file} isn't written; what `offline` answers is never kept")
+            table = pl.DataFrame(rows, _schema(), orient="row")
             write_table(table, file, "key")
             print(f"{table.height:,} replies written to {file}")
         elif command == "import":

@@ -240,7 +240,7 @@ class Wire:
 
     def status_words(self, status: int, fault: dict[str, Any]) -> str:
         """What an HTTP error means for the user. The key is never in it."""
-        variable = self.endpoint.api_key_env
+        variable, called = self.endpoint.api_key_env, self.endpoint.called
         said = self.masked(" ".join(str(fault.get("message") or fault.get("detail") or "").split()))[:300]
         said = f": {said}" if said else ""
         if status == 401:
@@ -249,13 +249,16 @@ class Wire:
         if status == 403:
             return f"{self.endpoint} answered 403{said}; the key in {variable} may not use this model"
         if status == 404:
-            return f"{self.endpoint} answered 404{said}; mend `model` or `base_url` in params.yaml"
+            mend = f"mend `{called('model')}` or `{called('base_url')}` in {self.endpoint.given_in}"
+            return f"{self.endpoint} answered 404{said}; {mend}"
         if status in (400, 422):
-            return f"{self.endpoint} refused the request with {status}{said}; mend `model`, a sampling setting or `max_tokens`"
+            mend = f"mend `{called('model')}`, a sampling setting or `{called('max_tokens')}`"
+            return f"{self.endpoint} refused the request with {status}{said}; {mend}"
         if status == 429:
             if fault.get("code") == "insufficient_quota":
                 return f"{self.endpoint} answered 429{said}; the account of the key in {variable} is out of credit"
-            return f"{self.endpoint} answered 429 {MAX_REFUSALS + 1} times{said}; lower concurrency or raise the account's limit"
+            mend = f"lower {called('concurrency')} or raise the account's limit"
+            return f"{self.endpoint} answered 429 {MAX_REFUSALS + 1} times{said}; {mend}"
         return f"{self.endpoint} answered {status}{said}; run again when the server is well"
 
 
@@ -350,10 +353,11 @@ def connection_words(endpoint: Endpoint, error: Exception) -> str:
     import httpx2
     import openai
 
+    called = endpoint.called
     # The aiohttp transport calls every failed connection a ConnectTimeout: only a slow answer is a matter of timeout_s.
     if isinstance(error, openai.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout):
         times = f"{endpoint.timeout_s:g} s, {MAX_RETRIES + 1} times"
-        return f"{endpoint} took longer than {times}: raise timeout_s or lower concurrency"
+        return f"{endpoint} took longer than {times}: raise {called('timeout_s')} or lower {called('concurrency')}"
     causes: list[BaseException] = [error]
     while causes[-1].__cause__ or causes[-1].__context__:
         causes.append(causes[-1].__cause__ or causes[-1].__context__)
@@ -361,10 +365,12 @@ def connection_words(endpoint: Endpoint, error: Exception) -> str:
     root = causes[-1]
     if any("Certificate" in kind or "SSL" in kind for kind in kinds):
         why = getattr(root, "verify_message", None) or getattr(root, "reason", None) or type(root).__name__
-        return f"{endpoint} has no good TLS certificate ({why}): mend base_url, or the server's certificate (SSL_CERT_FILE)"
+        mend = f"mend {called('base_url')}, or the server's certificate (SSL_CERT_FILE)"
+        return f"{endpoint} has no good TLS certificate ({why}): {mend}"
     if any("DNS" in kind for kind in kinds) or type(root).__name__ == "gaierror":
-        return f"{endpoint}: the name `{urlsplit(endpoint.base_url).hostname}` isn't known to DNS: mend base_url or the network"
+        host = urlsplit(endpoint.base_url).hostname
+        return f"{endpoint}: the name `{host}` isn't known to DNS: mend {called('base_url')} or the network"
     if kinds & {"RemoteProtocolError", "ReadError", "ClientPayloadError", "ServerDisconnectedError", "ContentLengthError"}:
         return f"{endpoint} broke the connection in the middle of a reply, {MAX_RETRIES + 1} times: see the server's log"
     why = getattr(root, "strerror", None) or type(root).__name__
-    return f"{endpoint} can't be reached ({why}): start the server or mend base_url"
+    return f"{endpoint} can't be reached ({why}): start the server or mend {called('base_url')}"

@@ -39,12 +39,12 @@ def _command(options: argparse.Namespace) -> None:
         release(options.version)
     elif options.command == "verify":
         if options.what in versions():
-            print(f"{options.what}: all {len(fetch(f'{ARTIFACT}@{options.what}'))} files are in the remote, undamaged")
+            print(f"{options.what}: all {len(fetch(f'{ARTIFACT}@{options.what}'))} files, SHA256SUMS with them, are in the remote, undamaged")
         elif is_version(options.what):
             there = ", ".join(versions()) or "none"
             raise LibraError(f"{options.what} is not released here (there are: {there}); `git fetch --tags` gets those of the origin")
         else:
-            print(f"{options.what}: all {check(Path(options.what))} files are as SHA256SUMS says")
+            print(f"{options.what}: all {check(Path(options.what))} files that SHA256SUMS lists are as it says")
     else:
         found = versions()
         if not found:

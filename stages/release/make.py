@@ -86,10 +86,10 @@ def _refuse(version: str) -> None:
     if stale:
         raise LibraError(f"`dvc status` isn't clean ({', '.join(stale)}); run `dvc repro`, which also validates, and commit dvc.lock")
     from stages.release.sums import check
-    from stages.validate import RELEASE, ValidateParams, checked
+    from stages.validate import RELEASE, ValidateParams, checked, inputs
 
     try:
-        checked(read_params("validate").section("validate", ValidateParams).probe_limit)
+        checked(*inputs(), read_params("validate").section("validate", ValidateParams).probe_limit)
         check(RELEASE)
     except LibraError as error:
         raise LibraError(f"the dataset fails validation: {error}") from None

@@ -21,7 +21,7 @@ def sums(folder: Path) -> str:
 
 
 def check(folder: Path) -> int:
-    """Number of files of `folder`, all as SHA256SUMS says. Raises LibraError that names each that isn't."""
+    """Number of files that SHA256SUMS of `folder` lists, all as it says. Raises LibraError that names each that isn't."""
     try:
         told = dict(reversed(line.split("  ", 1)) for line in (folder / NAME).read_text(encoding="utf-8").splitlines())
     except FileNotFoundError:
