@@ -89,7 +89,7 @@ def trained(kind, model, tokenizer, rows, folder, lora=False, max_length=64, bat
     )
     first = made.data_collator([made.train_dataset[i] for i in range(min(batch_size, len(rows)))])
     made.model.train()
-    made.compute_loss(made.model, first).backward()
+    made.compute_loss(made.model, made._prepare_inputs(first)).backward()
     flat = lambda values: torch.cat([value.detach().flatten() for value in values])  # noqa: E731
     learnt = [weights for weights in made.model.parameters() if weights.requires_grad]
     gradients = flat(weights.grad for weights in learnt)

@@ -229,7 +229,7 @@ def log_probs(model, rows, side):
     model.eval()
     sums = []
     for row in rows:
-        ids = torch.tensor([row["prompt_ids"] + row[f"{side}_ids"]])
+        ids = torch.tensor([row["prompt_ids"] + row[f"{side}_ids"]], device=model.device)
         with torch.no_grad():
             every = model(ids).logits.float().log_softmax(-1)[0, :-1]
         start = len(row["prompt_ids"]) - 1

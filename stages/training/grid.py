@@ -6,8 +6,8 @@ Plain DPO computes the prompt again for both answers of every pair. Here the row
 
 Each answer stands at the positions it would have behind the prompt and sees the prompt and itself, nothing else, so that every
 log-probability is the one of a row of its own. Such rows are cut and put together so that little is padding and little is looked at in
-vain (`layout`). Where a model's attention takes no such mask (FlashAttention, sliding windows), equal rows
-are computed once instead. Loss, metrics and loop are TRL's; the reference is computed before the first step (reference.py).
+vain (`layout`); on a GPU, in 16 bits, all are one row and nothing is (shared_attention.py). Where a model's attention takes no such mask
+(FlashAttention, sliding windows), equal rows are computed once instead. Loss, metrics and loop are TRL's; the reference is computed before the first step (reference.py).
 """
 
 import inspect
@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from trl import DPOTrainer
+from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from stages.common.progress import counter
-from stages.training import reference
+from stages.training import reference, shared_attention
 from stages.training.head import score_labelled_only
 
+dpo_trainer.hash_module = reference.weights_hash  # of the reference: half a table's address
 PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # what the fused head gives
 WIDTHS = 6  # of packed rows that are weighed against each other
 REFERENCE_BATCH = 32  # pairs; the table's values depend on it in their last bits, so it isn't a param
@@ -50,7 +52,8 @@ class GridTrainer(DPOTrainer):
         self._shared = True
         for model, outputs in ((self.model, ("entropy", "mean_logits", "is_top1")), (self.ref_model, ())):
             if model is not None:
-                base = model.get_base_model() if hasattr(model, "get_base_model") else model
+                base = self.accelerator.unwrap_model(model)
+                base = base.get_base_model() if hasattr(base, "get_base_model") else base
                 score_labelled_only(base, outputs)
                 share_prompts(base)
 
@@ -135,6 +138,7 @@ def share_prompts(model) -> None:
             given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
             kwargs |= {name: value for name, value in given.items() if value is not None}
             return fused(fused_lm_head=True, **kwargs) if fused_lm_head else fused(**kwargs)
+        cast_once(self, input_ids.device.type)
         if not takes_mask(self, input_ids.shape[1]):
             first, of = equal_rows(input_ids, labels)
             outputs = fused(input_ids=input_ids[first], attention_mask=attention_mask[first], labels=labels[first],
@@ -143,10 +147,18 @@ def share_prompts(model) -> None:
                 if outputs.get(name) is not None:
                     outputs[name] = outputs[name][of]
             return outputs
-        shared = packed(input_ids, labels, per_token)
-        seen = attention(shared["prompt"], shared["answer"])
-        if self.config._attn_implementation == "eager":
-            seen = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill(~seen, torch.finfo(self.dtype).min)
+        if self.config._attn_implementation == "sdpa" and shared_attention.usable(self, input_ids.device):
+            self.set_attn_implementation(shared_attention.NAME)
+        in_one_row = self.config._attn_implementation == shared_attention.NAME and shared_attention.usable(self, input_ids.device)
+        shared = packed(input_ids, labels, None if in_one_row else per_token)
+        if in_one_row:
+            kwargs["segments"] = shared_attention.segments(shared["prompt"][0].numpy(), shared["answer"][0].numpy(), input_ids.device)
+            seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)  # of four dimensions: no mask is made
+        shared = {name: column.to(input_ids.device) for name, column in shared.items()}
+        if not in_one_row:
+            seen = attention(shared["prompt"], shared["answer"])
+            if self.config._attn_implementation == "eager":
+                seen = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill(~seen, torch.finfo(self.dtype).min)
         kwargs |= {name: shared[name] for name in ("input_ids", "position_ids", "shift_labels")}
         outputs = fused(attention_mask=seen, fused_lm_head=True, **kwargs)
         found = shared["found_at"] >= 0
@@ -160,13 +172,20 @@ def share_prompts(model) -> None:
     model.forward = types.MethodType(forward, model)
 
 
+def cast_once(model, device: str) -> None:
+    """Leave it to autocast, where it is on, to cast what adapters are given: peft would turn it into their 32 bits first."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = not torch.is_autocast_enabled(device)
+
+
 def takes_mask(model, tokens: int) -> bool:
     """Whether a mask of four dimensions and positions decide what each of `tokens` sees: plain attention, and no window in the way."""
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ["sliding_attention"])  # else recurrent ones, for instance
     window = getattr(config, "sliding_window", None) or tokens
     return (
-        model.config._attn_implementation in ("sdpa", "eager")
+        model.config._attn_implementation in ("sdpa", "eager", shared_attention.NAME)
         and layers <= {"full_attention", "sliding_attention"}
         and (tokens <= window or "sliding_attention" not in layers)
         and "position_ids" in inspect.signature(type(model).forward).parameters
@@ -185,11 +204,11 @@ def equal_rows(input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
     return torch.tensor(firsts, device=input_ids.device), torch.tensor(of, device=input_ids.device)
 
 
-def packed(input_ids: torch.Tensor, labels: torch.Tensor, per_token: float) -> dict[str, torch.Tensor]:
+def packed(input_ids: torch.Tensor, labels: torch.Tensor, per_token: float | None) -> dict[str, torch.Tensor]:
     """Rows (rows x tokens) as fewer, denser ones (packed rows x packed tokens): each different answer once, behind its prompt.
 
     A packed row holds one or more prompts, each with one or more of its answers; a prompt whose answers are in several rows is in each
-    of them (`layout`, which says what `per_token` is).
+    of them (`layout`, which says what `per_token` is; None: all in one row). Tensors on the CPU.
 
     Returns `input_ids`, `position_ids`, `shift_labels`, `prompt` and `answer` of the packed rows (`prompt`: 1, 2, ... whose prompt or
     answer a token is of, 0 padding; `answer`: 0 the prompt, 1, 2, ... an answer), and `found_at` (rows x (tokens - 1)): the place, in
@@ -206,7 +225,9 @@ def packed(input_ids: torch.Tensor, labels: torch.Tensor, per_token: float) -> d
             answers.append({})
         rows.append((number, answers[number].setdefault(answer, len(answers[number]))))
     prompts, texts = list(numbers), [list(of) for of in answers]
-    packs = layout([(len(prompt) - 1, list(map(len, of))) for prompt, of in zip(prompts, texts, strict=True)], per_token)
+    packs = [{p: list(range(len(of))) for p, of in enumerate(texts)}]
+    if per_token is not None:
+        packs = layout([(len(prompt) - 1, list(map(len, of))) for prompt, of in zip(prompts, texts, strict=True)], per_token)
     width = max(1, max(sum(len(prompts[p]) - 1 + sum(len(texts[p][a]) for a in of) for p, of in pack.items()) for pack in packs))
     columns = {name: np.zeros((len(packs), width), np.int64) for name in ("input_ids", "position_ids", "shift_labels", "prompt", "answer")}
     columns["shift_labels"] -= 100
@@ -232,7 +253,7 @@ def packed(input_ids: torch.Tensor, labels: torch.Tensor, per_token: float) -> d
     for found, (p, a) in zip(columns["found_at"], rows, strict=True):
         first, count = len(prompts[p]) - 1, len(texts[p][a])
         found[first : first + count] = np.arange(starts[p, a], starts[p, a] + count)
-    return {name: torch.from_numpy(column).to(input_ids.device) for name, column in columns.items()}
+    return {name: torch.from_numpy(column) for name, column in columns.items()}
 
 
 def layout(lengths: list[tuple[int, list[int]]], per_token: float) -> list[dict[int, list[int]]]:

@@ -112,6 +112,8 @@ def deterministic(random_seed: int, offline: bool = True) -> None:
 
     transformers.set_seed(random_seed)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every buffer, to find who reads what was never written
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and batches here have many; nor does it repeat itself
     transformers.logging.set_verbosity_error()
 
 
