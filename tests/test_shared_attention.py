@@ -3,6 +3,7 @@
 FlashAttention runs on GPUs alone: elsewhere plain torch takes its place, one sequence after the other, and all around it is tested.
 """
 
+import copy
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_grid import CASES, GRID, RAGGED, model, pairs, project, same_as_trl, tokenizer  # noqa: F401
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, LlamaForCausalLM, StableLmConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from stages.training import grid, shared_attention
@@ -108,8 +109,6 @@ def test_training_through_it_is_trl_s(model, tokenizer, tmp_path, stand_in, case
 
 
 def test_activations_computed_again_take_the_same_way(model, tokenizer, stand_in):  # noqa: F811
-    import copy
-
     tokens = torch.randint(6, 300, (2, 9), generator=torch.Generator().manual_seed(1))
     labels = tokens.clone()
     labels[:, :4] = -100
@@ -124,6 +123,82 @@ def test_activations_computed_again_take_the_same_way(model, tokenizer, stand_in
         gradients.append(made.model.layers[0].self_attn.q_proj.weight.grad)
     assert torch.equal(*gradients)
     assert len(stand_in) == 2 * 2 * 3, "two layers, two looks, once and then twice"
+
+
+def scored(made, tokens, labels):
+    """Log-probabilities of the labelled tokens, and the first layer's gradient of their sum."""
+    made.zero_grad()
+    out = made(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels, fused_lm_head=True).log_probs
+    out.sum().backward()
+    return out.detach().float(), next(weights.grad for name, weights in made.named_parameters() if "q_proj" in name)
+
+
+def asked():
+    tokens = torch.randint(6, 300, (4, 24), generator=torch.Generator().manual_seed(1))
+    tokens[:, :9] = tokens[:1, :9]
+    return tokens, tokens.masked_fill(torch.arange(24) < 9, -100)
+
+
+def test_weights_in_32_bits_that_are_computed_with_in_16_reach_it_in_16(model, stand_in, monkeypatch):  # noqa: F811
+    """Autocast leaves what the positions turn in 32 bits, and FlashAttention takes 16 alone."""
+    kinds = set()
+    monkeypatch.setattr(shared_attention, "flash", lambda *given: kinds.update(x.dtype for x in given[:3]) or plain(*given))
+    found = []
+    for usable in (True, False):
+        monkeypatch.setattr(shared_attention, "usable", lambda *_, usable=usable: usable)
+        made = copy.deepcopy(model).train()
+        add_fused_lm_head(made)
+        grid.share_prompts(made)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(scored(made, *asked()))
+    assert kinds == {torch.bfloat16}
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() / theirs.norm() < 5e-2
+
+
+SIZES = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+UNFIT = {
+    "heads of 12 numbers": LlamaConfig(**SIZES),
+    "dropout": LlamaConfig(**SIZES | {"hidden_size": 32}, attention_dropout=0.1),
+    "no segments handed on": StableLmConfig(**SIZES | {"hidden_size": 32}, num_key_value_heads=4, partial_rotary_factor=0.5),
+    "keys wider than values": DeepseekV3Config(**SIZES, first_k_dense_replace=2, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+                                               qk_nope_head_dim=8, v_head_dim=8, num_key_value_heads=4, moe_intermediate_size=8, n_routed_experts=4,
+                                               num_experts_per_tok=2, n_group=1, topk_group=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_model_that_it_does_not_fit_takes_the_mask(stand_in, monkeypatch, kind):
+    torch.manual_seed(1)
+    made = AutoModelForCausalLM.from_config(UNFIT[kind]).train()
+    add_fused_lm_head(made)
+    usual = made.forward
+    found = []
+    for usable in (True, False):
+        monkeypatch.setattr(shared_attention, "usable", lambda *_, usable=usable: usable)
+        made.forward = usual
+        grid.share_prompts(made)
+        torch.manual_seed(2)
+        tokens, labels = asked()
+        found.append(made(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels, fused_lm_head=True).log_probs)
+        assert made.config._attn_implementation == "sdpa"
+    assert found[0].shape == (4, 23) and torch.isfinite(found[0]).all()
+    if kind != "dropout":  # what is drawn differs
+        assert torch.allclose(*found, atol=1e-5)
+    assert not stand_in
+
+
+def test_where_it_can_be_used_is_asked_of_the_machine_and_the_numbers(model, monkeypatch):  # noqa: F811
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert shared_attention.usable(half, gpu) and not shared_attention.usable(half, torch.device("cpu"))
+    assert not shared_attention.usable(model, gpu), "float32"
+    with monkeypatch.context() as on:
+        on.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+        assert shared_attention.usable(model, gpu), "computed with in 16 bits"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert not shared_attention.usable(half, gpu)
 
 
 def test_what_is_written_names_no_attention_of_ours(tmp_path, stand_in):

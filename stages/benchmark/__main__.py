@@ -168,7 +168,7 @@ def named(options: argparse.Namespace) -> tuple[str, Endpoint | LocalModel]:
     try:
         return name, check_section("benchmark", values, kind)
     except LibraError as error:
-        told = re.sub(r"`benchmark\.([\w.]+)`", lambda key: f"`{option(key[1])}`", str(error))
+        told = re.sub(r"`benchmark\.([\w.]+)`", lambda key: f"`{option(key[1].partition('.')[0])}`", str(error))
         raise LibraError(told.removeprefix("params.yaml: ")) from None
 
 

@@ -65,7 +65,8 @@ class GridTrainer(DPOTrainer):
         self._share()
         rows = reference.unique_rows(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"])
         config, adapters = self.model.config, getattr(self.model, "peft_config", {})
-        held = (config._attn_implementation, str(self.model.dtype), self.args.bf16, self.args.max_length)
+        attention = config._attn_implementation.replace(shared_attention.NAME, "sdpa")  # the one becomes the other on the way
+        held = (attention, str(self.model.dtype), self.args.bf16, self.args.max_length)
         shared = (self.accelerator.device.type, self.accelerator.num_processes, REFERENCE_BATCH)
         adapted = {name: str(adapter) for name, adapter in adapters.items()}
         path = reference.address(rows, self._precompute_model_hash, *held, *shared, adapted)
@@ -132,13 +133,14 @@ def share_prompts(model) -> None:
     """
     fused = model.forward
     per_token = relative_cost(model)
+    unfit: list[bool] = []  # for the two looks of shared_attention
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, fused_lm_head=False, **kwargs):
+        cast_once(self)
         if not fused_lm_head or labels is None:
             given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
             kwargs |= {name: value for name, value in given.items() if value is not None}
             return fused(fused_lm_head=True, **kwargs) if fused_lm_head else fused(**kwargs)
-        cast_once(self, input_ids.device.type)
         if not takes_mask(self, input_ids.shape[1]):
             first, of = equal_rows(input_ids, labels)
             outputs = fused(input_ids=input_ids[first], attention_mask=attention_mask[first], labels=labels[first],
@@ -147,20 +149,27 @@ def share_prompts(model) -> None:
                 if outputs.get(name) is not None:
                     outputs[name] = outputs[name][of]
             return outputs
-        if self.config._attn_implementation == "sdpa" and shared_attention.usable(self, input_ids.device):
+        if two_looks(self, input_ids.device):
+            try:
+                return scored(*one_row(input_ids, labels), kwargs)
+            except shared_attention.Unfit:
+                self.set_attn_implementation("sdpa")
+                unfit.append(True)
+        shared = {name: column.to(input_ids.device) for name, column in packed(input_ids, labels, per_token).items()}
+        seen = attention(shared["prompt"], shared["answer"])
+        if self.config._attn_implementation == "eager":
+            seen = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill(~seen, torch.finfo(self.dtype).min)
+        return scored(shared, {"attention_mask": seen}, kwargs)
+
+    def two_looks(self, device: torch.device) -> bool:
+        if unfit or not shared_attention.usable(self, device):
+            return False
+        if self.config._attn_implementation == "sdpa":
             self.set_attn_implementation(shared_attention.NAME)
-        in_one_row = self.config._attn_implementation == shared_attention.NAME and shared_attention.usable(self, input_ids.device)
-        shared = packed(input_ids, labels, None if in_one_row else per_token)
-        if in_one_row:
-            kwargs["segments"] = shared_attention.segments(shared["prompt"][0].numpy(), shared["answer"][0].numpy(), input_ids.device)
-            seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)  # of four dimensions: no mask is made
-        shared = {name: column.to(input_ids.device) for name, column in shared.items()}
-        if not in_one_row:
-            seen = attention(shared["prompt"], shared["answer"])
-            if self.config._attn_implementation == "eager":
-                seen = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill(~seen, torch.finfo(self.dtype).min)
-        kwargs |= {name: shared[name] for name in ("input_ids", "position_ids", "shift_labels")}
-        outputs = fused(attention_mask=seen, fused_lm_head=True, **kwargs)
+        return self.config._attn_implementation == shared_attention.NAME
+
+    def scored(shared: dict[str, torch.Tensor], looks: dict, kwargs: dict):
+        outputs = fused(fused_lm_head=True, **kwargs, **looks, **{name: shared[name] for name in ("input_ids", "position_ids", "shift_labels")})
         found = shared["found_at"] >= 0
         for name in PER_TOKEN:
             values = outputs.get(name)
@@ -172,11 +181,19 @@ def share_prompts(model) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-def cast_once(model, device: str) -> None:
+def one_row(input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict]:
+    """All prompts and answers as one row (`packed`), and what tells the model's attention where they stand in it."""
+    device = input_ids.device
+    row = packed(input_ids, labels, None)
+    where = shared_attention.segments(row["prompt"][0].numpy(), row["answer"][0].numpy(), device)
+    return {name: column.to(device) for name, column in row.items()}, {"segments": where, "attention_mask": shared_attention.no_mask(device)}
+
+
+def cast_once(model) -> None:
     """Leave it to autocast, where it is on, to cast what adapters are given: peft would turn it into their 32 bits first."""
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = not torch.is_autocast_enabled(device)
+            module.cast_input_dtype_enabled = not torch.is_autocast_enabled(model.device.type)
 
 
 def takes_mask(model, tokens: int) -> bool:

@@ -18,7 +18,7 @@ import torch
 
 from stages.common.folders import cache_folder
 
-KEPT = 8  # tables; the oldest go
+KEPT = 32  # tables, one for each split and policy of a run; the oldest go
 CODE = ("grid.py", "head.py", "reference.py", "shared_attention.py")  # beside this file
 LIBRARIES = ("peft", "torch", "transformers", "trl")
 Answers = dict[tuple[int, ...], list[tuple[int, ...]]]  # of each prompt, as token ids

@@ -15,8 +15,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from stages.common.errors import LibraError
-
 NAME = "shared_prompts"  # of transformers' attention: sdpa, but for rows with `segments`
 
 
@@ -61,29 +59,42 @@ def segments(prompt: np.ndarray, answer: np.ndarray, device: torch.device) -> Se
     )
 
 
+class Unfit(Exception):
+    """A model whose attention is more than the two looks give, or that doesn't hand on where they go."""
+
+
 def usable(model, device: torch.device) -> bool:
-    """Whether FlashAttention computes what `model` computes: on a GPU, in 16 bits, with no dropout and no more than 256 numbers a head."""
-    config = model.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    """Whether FlashAttention computes here: on a GPU, in 16 bits. Whether it computes what the model does shows in `attend`."""
     return (
         device.type == "cuda"
         and torch.version.hip is None
         and torch.cuda.get_device_capability(device) >= (8, 0)
         and (torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype).itemsize == 2
-        and not (model.training and getattr(config, "attention_dropout", 0))
-        and width <= 256
-        and width % 8 == 0
     )
 
 
+def no_mask(device: torch.device) -> torch.Tensor:
+    """What is given in the place of a mask: of four dimensions, so that none is made."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
 def attend(module, query, key, value, attention_mask, scaling=None, segments=None, **kwargs):
-    """transformers' attention: queries, keys, values are rows x heads x tokens x numbers; the result rows x tokens x heads x numbers."""
-    if segments is None:
-        if attention_mask is not None and attention_mask.shape[-2:] == (1, 1) and query.shape[2] > 1:
-            raise LibraError(f"model.attention: {type(module).__name__} hands on no segments; set it to eager")
+    """transformers' attention: queries, keys, values are rows x heads x tokens x numbers; the result rows x tokens x heads x numbers.
+
+    Without `segments` it is sdpa. Raises Unfit.
+    """
+    marked = attention_mask is not None and attention_mask.shape == (1, 1, 1, 1)
+    if segments is None and not (marked and query.shape[2] > 1):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return SharedAttention.apply(*(x[0].transpose(0, 1) for x in (query, key, value)), segments, scale)[None], None
+    more = [name for name in ("dropout", "softcap", "position_bias", "s_aux") if kwargs.get(name) not in (None, 0.0)]
+    width = query.shape[-1]
+    if segments is None or not marked or attention_mask.dtype != torch.bool or more:
+        raise Unfit
+    if not key.shape[-1] == value.shape[-1] == width or width > 256 or width % 8:
+        raise Unfit
+    # Of weights in 32 bits that are computed with in 16 the positions' turns give 32 again; sdpa's autocast would take them back.
+    given = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    return SharedAttention.apply(*given, segments, width**-0.5 if scaling is None else scaling)[None], None
 
 
 class SharedAttention(torch.autograd.Function):
