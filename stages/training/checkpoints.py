@@ -161,6 +161,7 @@ class Checkpoints(TrainerCallback):
 
 
 def say(whose: str, what: str) -> None:
+    """Tell on the error stream what became of `whose` training or checkpoints."""
     print(f"{whose}: {what}", file=sys.stderr, flush=True)
 
 
@@ -169,7 +170,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def seal(folder: Path) -> None:
-    """Say of all files in `folder` how they are: nothing more is to be written there."""
+    """Write the SHA-256 of all files in `folder` to its `whole.json`: nothing more is to be written there. Raises OSError."""
     write_json({str(path.relative_to(folder)): _digest(path) for path in _files(folder)}, folder / WHOLE)
 
 

@@ -25,7 +25,7 @@ from stages.common.progress import counter
 from stages.training import reference, shared_attention
 from stages.training.head import score_labelled_only
 
-dpo_trainer.hash_module = reference.weights_hash  # of the reference: half a table's address
+dpo_trainer.hash_module = reference.weights_hash  # TRL hashes the reference's weights when it is made; its own is slow
 PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # what the fused head gives
 WIDTHS = 6  # of packed rows that are weighed against each other
 REFERENCE_BATCH = 32  # pairs; the table's values depend on it in their last bits, so it isn't a param

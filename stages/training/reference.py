@@ -44,7 +44,7 @@ def address(rows: Answers, *decides: object) -> Path:
 def weights_hash(model) -> str:
     """SHA-256 over the names, types and bytes of all weights: what TRL's `hash_module` tells apart, on all cores and without a copy in fp32.
 
-    Of 8B parameters in bfloat16 that one takes 40 s.
+    That one took 41 s of an 8B model's start (tests/benchmarks/RESULTS.md).
     """
 
     def digest(item) -> bytes:

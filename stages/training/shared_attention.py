@@ -1,4 +1,4 @@
-"""Attention of one long row in which each prompt stands once, with its answers behind it, on a GPU: nothing is looked at in vain.
+"""Shared-prefix attention (Juravsky et al. 2024, Hydragen) with its gradients, on a GPU: each prompt once in one row, its answers behind it.
 
 An answer's token looks at its own answer up to itself, and at its prompt. Each of the two looks is FlashAttention (Dao 2023) over
 sequences of different lengths, and their softmaxes are put together by their logarithmic sums. Backward goes through each look with the sum
@@ -37,7 +37,7 @@ class Segments:
 
 
 def segments(prompt: np.ndarray, answer: np.ndarray, device: torch.device) -> Segments:
-    """Of the row's tokens: 1, 2, ... whose prompt they belong to, and 0 (the prompt) or 1, 2, ... which of its answers."""
+    """From two numbers of each token (arrays of the row's length): 1, 2, ... whose prompt it belongs to; 0 (the prompt) or 1, 2, ... which answer."""
     starts = np.flatnonzero(np.diff(prompt, prepend=0) | np.diff(answer, prepend=-1))
     own = np.append(starts, len(prompt))
     before = np.bincount(prompt[answer == 0], minlength=prompt.max() + 1)  # tokens of each prompt
@@ -98,7 +98,7 @@ def attend(module, query, key, value, attention_mask, scaling=None, segments=Non
 
 
 class SharedAttention(torch.autograd.Function):
-    """Queries, keys and values of a row (tokens x heads x numbers; fewer heads of keys and values divide those of queries)."""
+    """Of queries, keys and values of a row (tokens x heads x numbers; fewer heads of keys and values divide those of queries): tokens x heads x numbers."""
 
     @staticmethod
     def forward(ctx, query, key, value, of: Segments, scale: float):
@@ -135,7 +135,10 @@ class SharedAttention(torch.autograd.Function):
 
 
 def flash(query, key, value, of_queries, of_keys, most_queries, most_keys, causal, scale):
-    """(result, logarithmic sums, heads x tokens) of sequences whose lengths are summed up in `of_queries` and `of_keys`."""
+    """(result, tokens x heads x numbers; logarithmic sums, heads x tokens) of sequences whose lengths are summed up in `of_queries` and `of_keys`.
+
+    PyTorch's operator, as torch.nn.attention.varlen calls it: that module's function has no gradient of the sums.
+    """
     operator = torch.ops.aten._flash_attention_forward
     return operator(query, key, value, of_queries, of_keys, most_queries, most_keys, 0.0, causal, False, scale=scale)[:2]
 

@@ -125,7 +125,10 @@ def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, 
 
 
 def train(trl_trainer, report: Report, run: Run):
-    """Train with `report` listening, from the last checkpoint that `run` has of it; the model, without what processes wrap it in."""
+    """Train with `report` listening, from the last checkpoint that `run` has of it; the model, without what processes wrap it in.
+
+    Raises what TRL's `train` does; a checkpoint that can't be written is a warning.
+    """
     trl_trainer.add_callback(report)
     trl_trainer.remove_callback(PrinterCallback)
     logging.disable_progress_bar()  # one for every checkpoint
@@ -137,7 +140,7 @@ def train(trl_trainer, report: Report, run: Run):
 
 
 def keep(model, tokenizer, curve: list[dict[str, float]], folder: str, record, name: str, size: ModelParams, run: Run, weights=None) -> None:
-    """In the main process: write the trained `model` (`weights`: see `save_policy`), end `run`, log curve and model."""
+    """In the main process: write the trained `model` (`weights`: see `save_policy`), end `run`, log curve and model. Raises LibraError, OSError."""
     if weights is None:
         model = pretrained.finished(model, size)
     save_policy(model, tokenizer, curve, folder, weights)

@@ -72,7 +72,7 @@ def matrix_rate() -> float:
 
 
 def measure(kind: str, grids: int, tiny: bool, folder: str) -> dict:
-    """Seconds of each step and of the whole, tokens, last loss, peak memory (GiB), in this process."""
+    """Seconds (of the whole, before the first step, of the reference, of a step), tokens, first loss, peak memory (GiB), in this process."""
     from stages.training.models import deterministic, train_tokenizer
 
     if kind == "grid":  # as the stage does
@@ -158,8 +158,7 @@ def measure(kind: str, grids: int, tiny: bool, folder: str) -> dict:
         "reference": looked_up[0],
         "step": statistics.median(steps[3:] or steps),
         "steps": len(steps),
-        "loss": [float(entry["loss"]) for entry in made.state.log_history if "loss" in entry][-1],
-        "first_loss": [float(entry["loss"]) for entry in made.state.log_history if "loss" in entry][0],
+        "first_loss": next(float(entry["loss"]) for entry in made.state.log_history if "loss" in entry),
         "peak": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else float("nan"),
         "rate": rate,
         "operations": both[0] + 2 * both[1],  # backward through frozen weights costs what forward does
@@ -195,9 +194,10 @@ def table(trl: dict, grid: dict) -> str:
     before = (grid["operations"] - grid["training_operations"]) / grid["reference"] / grid["rate"]
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft"))
     met = lambda yes: "yes" if yes else "no"  # noqa: E731
+    part = "" if scale == 1 else f" --grids {triplets // SIDE**2}"
     scaled = "" if scale == 1 else f", scaled up from {triplets:,} in {grid['seconds']:.0f} s, of which {once:.0f} s are once a run"
     lines = [
-        f"{grid['device']}, {date.today()}, {libraries}; `python tests/benchmarks/gpu.py`: {grid['parameters'] / 1e9:.1f}B parameters, LoRA of rank 16, "
+        f"{grid['device']}, {date.today()}, {libraries}; `python tests/benchmarks/gpu.py{part}`: {grid['parameters'] / 1e9:.1f}B parameters, LoRA of rank 16, "
         f"bfloat16, grids of {SIDE} x {SIDE}, {PAIRS} pairs a step. A product of bfloat16 matrices ran at {grid['rate'] / 1e12:.0f} TFLOP/s.",
         "",
         "| what | figure | target | met |",
