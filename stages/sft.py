@@ -36,12 +36,12 @@ def main() -> None:
 
 def fine_tune(random_seed: int, size, sft: SftParams) -> None:
     """Train a policy of `size` (ModelParams) and write it; called in every process of the run."""
-    from stages.training.models import SCRATCH, deterministic, new_model, train_tokenizer
+    from stages.training.models import SCRATCH, base_to_train, deterministic, new_model, train_tokenizer
 
     deterministic(random_seed, offline=size.is_local)
     from trl import SFTConfig, SFTTrainer
 
-    from stages.training import data, pretrained, trainer
+    from stages.training import data, trainer
     from stages.training.checkpoints import run_folder
     from stages.training.head import score_labelled_only
 
@@ -52,9 +52,9 @@ def fine_tune(random_seed: int, size, sft: SftParams) -> None:
             shown = ["prompt", "chosen", "rejected"] + ["other_prompt"] * bool(sft.other_representation)
             texts = [text for column in shown for text in train[column].drop_nulls().unique().sort()]
             tokenizer = train_tokenizer(texts, size.vocab_size)
-            model = new_model(size, tokenizer)
+            model, commit = new_model(size, tokenizer), None
         else:
-            model, tokenizer = pretrained.start(size)
+            model, tokenizer, commit = base_to_train(size)
         print(f"sft: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
         common = {"batch_size": sft.batch_size, "max_length": size.max_length, "random_seed": random_seed}
         rows, counts = data.sft_rows(
@@ -73,7 +73,7 @@ def fine_tune(random_seed: int, size, sft: SftParams) -> None:
             learning_rate=sft.learning_rate,
             evaluations=3,
             evaluation_size=sft.batch_size,
-            folder=run_folder("sft", getattr(model.config, "_commit_hash", None)),
+            folder=run_folder("sft", commit),
             **common,
             **size.training(),
         )

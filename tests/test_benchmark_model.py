@@ -285,9 +285,16 @@ def test_weights_that_are_no_safetensors_are_not_loaded(project, folder):
         local(unsafe)
 
 
-def test_a_setting_is_called_by_its_key(project):
+def test_a_setting_is_called_by_its_key_and_a_file_by_its_name(project, folder):
     with pytest.raises(LibraError, match="^respond.candidates.mine.model: there is no folder ./nothing"):
         local("./nothing")
+    adapter = project / "adapter"
+    shutil.copytree(folder, adapter)
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    with pytest.raises(LibraError, match="/adapter lacks model.safetensors of the base model; write or pull the folder anew$"):
+        local(adapter)
 
 
 def test_a_local_model_goes_through_the_command(project, folder, loads, capsys):

@@ -1,22 +1,28 @@
 """Policies that start from a real model: three architectures through `sft` and `dpo`, what is written, the reference, the errors."""
 
+import gc
 import json
 import math
 import re
 import shlex
 import shutil
+import socket
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import polars as pl
 import pytest
+import server_process
 import torch
 import transformers
 import yaml
 from dag import ROOT
 from huggingface_hub import constants
+from openai import OpenAI
 from safetensors.torch import load_file
 from test_checkpoints import often, stop_at  # noqa: F401
 from test_training import HELP, OPENER, PARAMS, TINY, project, table, texts  # noqa: F401
@@ -26,9 +32,9 @@ from stages.common.check import check
 from stages.common.errors import LibraError
 from stages.common.params import check_section
 from stages.respond import RespondParams, policy_answers
-from stages.training import encode, pretrained
+from stages.training import adapters, answers, checkpoints, encode, pretrained
 from stages.training.generate import greedy
-from stages.training.models import LoraParams, ModelParams, load_policy
+from stages.training.models import LoraParams, ModelParams, base_to_train, load_policy
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}
 LLAMA = (
@@ -172,19 +178,24 @@ def test_a_template_that_tells_the_date_tells_the_same_one_always(hub, tmp_path)
         assert tokenizer.decode(ids).startswith("26 Jul 2024 <|begin_of_text|>")
 
 
+FILES = {
+    "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "training.csv",
+}  # fmt: skip
+BASE = {"config.json", "generation_config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("save", ["with_base", "adapter"])
 @KINDS
-def test_an_adapter_goes_through_sft_and_dpo_and_loads_as_it_lies(real, hub, kind):
-    folder = real(kind, lora=LORA)
+def test_an_adapter_goes_through_sft_and_dpo_and_loads_as_it_lies(real, hub, kind, save):
+    folder = real(kind, lora=LORA, save=save)
     run()
     assert first_row(folder)["loss"] == pytest.approx(math.log(2), abs=1e-3)
     said = []
     for name in ("sft", "dpo"):
         where = folder / "models" / name
         files = {path.name for path in where.iterdir()} - {"special_tokens_map.json", "added_tokens.json"}
-        assert files == {
-            "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja",
-            "tokenizer.json", "tokenizer_config.json", "training.csv",
-        }  # fmt: skip
+        assert files == (FILES | BASE if save == "with_base" else FILES)
+        assert all((where / path).read_bytes() == (hub / kind / path).read_bytes() for path in files & BASE)
         config = json.loads((where / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == str(hub / kind) and config["revision"] is None
         assert config["target_modules"] == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -194,6 +205,8 @@ def test_an_adapter_goes_through_sft_and_dpo_and_loads_as_it_lies(real, hub, kin
         theirs = transformers.AutoTokenizer.from_pretrained(where)
         for auto in (peft.AutoPeftModelForCausalLM, transformers.AutoModelForCausalLM):
             assert torch.allclose(logits(auto.from_pretrained(where, dtype=torch.float32), theirs), ours, atol=1e-5), auto
+        if save == "with_base":
+            assert torch.allclose(logits(*served(where)), ours, atol=1e-5)
         said.append(ours)
     size = ModelParams(**PARAMS["model"] | {"base": str(hub / kind), "attention": attention(kind), "lora": LORA})
     section = RespondParams(max_new_tokens=5, batch_size=2, max_quarantined=0.0, candidates={})
@@ -202,10 +215,110 @@ def test_an_adapter_goes_through_sft_and_dpo_and_loads_as_it_lies(real, hub, kin
     assert len({tuple(one.flatten().tolist()) for one in (logits(base, tokenizer), *said)}) == 3, "both stages learn"
 
 
-@KINDS
-def test_whole_weights_go_through_sft_and_dpo_and_load_as_they_lie(real, kind):
+def served(folder):
+    """(model, tokenizer) as `transformers serve` loads them."""
     from transformers.cli.serving.model_manager import ModelManager
 
+    return ModelManager(device="cpu", model_timeout=-1).load_model_and_processor(f"{folder}@main")
+
+
+def test_transformers_serve_answers_with_the_adapter_as_it_lies(real, hub):
+    """The server itself, from another folder, and the base it was trained on gone."""
+    base = shutil.copytree(hub / "llama", Path(real("llama"), "base"))
+    folder = real("llama", base=str(base), lora=LORA)
+    run()
+    shutil.rmtree(base)
+    prompts = ["How is it kept, substance xx?", "Why?"]
+    ours = [text for text, _ in greedy(*load_policy("models/dpo"), prompts, 8, 2, "test")]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = Path(sys.executable).with_name("transformers")
+    with server_process.served(folder, program, "serve", "models/dpo", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu") as url:
+        client = OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+        asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        said = [client.chat.completions.create(model="models/dpo", messages=one, temperature=0.0, max_tokens=8) for one in asked]
+    assert [one.choices[0].message.content.strip() for one in said] == [one.strip() for one in ours]
+
+
+def test_an_adapter_with_its_base_needs_neither_hub_nor_cache(real, cached):
+    """Pulled to a machine that has never seen the base, it answers, and DPO goes on from it."""
+    folder = real("llama", base="org/tiny", lora=LORA)
+    sft.main()
+    before = logits(*load_policy("models/sft"))
+    told = answers.identity("models/sft")
+    shutil.rmtree(cached)
+    model, tokenizer = load_policy("models/sft")
+    assert torch.equal(logits(model, tokenizer), before) and answers.identity("models/sft") == told
+    assert model.get_base_model().name_or_path == "models/sft"
+    dpo.main()
+    config = json.loads((folder / "models/dpo/adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", COMMIT)
+    assert all(Path("models/dpo", name).read_bytes() == Path("models/sft", name).read_bytes() for name in BASE)
+    assert not torch.equal(logits(*load_policy("models/dpo")), before)
+
+
+def test_a_disk_that_is_full_of_the_base_loses_no_training(real, often, monkeypatch, capfd):  # noqa: F811
+    real("llama", lora=LORA)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "copyfile", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device", "x")))
+        with pytest.raises(LibraError, match=r"^the base \(0.0 GB\) can't be put beside the adapter \(No space left on device: x\); mend"):
+            sft.main()
+    assert not list(Path("models").iterdir())
+    gc.collect()  # the error's frames hold the run's lock, which a process that ends gives back
+    capfd.readouterr()
+    sft.main()
+    assert "sft: resumes at step " in capfd.readouterr().err and Path("models/sft/model.safetensors").exists()
+
+
+def test_a_base_in_several_files_is_put_beside_the_adapter_whole_or_named_before_training(real, hub):
+    shards = Path(real("llama"), "shards")
+    transformers.AutoModelForCausalLM.from_pretrained(hub / "llama").save_pretrained(shards, max_shard_size="40KB")
+    for path in (hub / "llama").glob("*token*"):
+        shutil.copyfile(path, shards / path.name)
+    shutil.copyfile(hub / "llama/chat_template.jinja", shards / "chat_template.jinja")
+    parts = {path.name for path in shards.glob("model-*.safetensors")}
+    real("llama", base=str(shards), lora=LORA)
+    sft.main()
+    assert len(parts) > 1 and {path.name for path in Path("models/sft").glob("model*")} == parts | {"model.safetensors.index.json"}
+    assert torch.allclose(logits(*served(Path("models/sft").resolve())), logits(*load_policy("models/sft")), atol=1e-5)
+    part = sorted(parts)[0]
+    Path("models/sft", part).unlink()
+    with pytest.raises(LibraError, match=f"^models/sft lacks {part} of the base model; write or pull the folder anew$"):
+        dpo.main()
+    assert not Path("models/dpo").exists()
+
+
+def test_a_base_that_can_not_be_put_beside_the_adapter_is_named_before_training(hub, monkeypatch):
+    size = ModelParams(**PARAMS["model"] | {"base": str(hub / "llama"), "lora": LORA})
+    model, _, commit = base_to_train(size)
+    assert commit is None
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1e5))
+        message = r"^model.save: with_base puts the base \(0.0 GB\) beside the adapter, and 0.0 GB of the disk are free; free the disk, or"
+        with pytest.raises(LibraError, match=message):
+            base_to_train(size)
+        base_to_train(size.model_copy(update={"save": "adapter"}))
+    (hub / "llama/model.safetensors").rename(hub / "llama/elsewhere")
+    try:
+        with pytest.raises(LibraError, match="/llama lacks model.safetensors of the base model; mend it, or set model.save to adapter$"):
+            adapters.check_written(model, size)
+    finally:
+        (hub / "llama/elsewhere").rename(hub / "llama/model.safetensors")
+
+
+def test_a_policy_of_ours_is_no_base_while_it_is_an_adapter(real):
+    """Training would go on from both and write what is new alone."""
+    folder = real("llama", lora=LORA)
+    sft.main()
+    mine = shutil.move("models/sft", "mine")
+    for lora in (LORA, LORA | {"target_modules": ["v_proj"]}, None):
+        real("llama", base=str(folder / mine), lora=lora)
+        with pytest.raises(LibraError, match="^model.base: .*/mine holds an adapter beside its base; merge the two .* name the whole weights$"):
+            sft.main()
+
+
+@KINDS
+def test_whole_weights_go_through_sft_and_dpo_and_load_as_they_lie(real, kind):
     folder = real(kind)
     run()
     assert first_row(folder)["loss"] == pytest.approx(math.log(2), abs=1e-3)
@@ -213,8 +326,7 @@ def test_whole_weights_go_through_sft_and_dpo_and_load_as_they_lie(real, kind):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / "models/dpo")
     assert torch.equal(logits(theirs, transformers.AutoTokenizer.from_pretrained(folder / "models/dpo")), logits(model, tokenizer))
     assert theirs.generation_config.eos_token_id == ([1, 4] if kind == "gemma2" else tokenizer.eos_token_id)
-    served, processor = ModelManager(device="cpu", model_timeout=-1).load_model_and_processor(f"{folder}/models/dpo@main")
-    assert torch.equal(logits(served, processor), logits(model, tokenizer))
+    assert torch.equal(logits(*served(folder / "models/dpo")), logits(model, tokenizer))
 
 
 def captured(monkeypatch):
@@ -255,7 +367,7 @@ def test_an_adapter_in_bfloat16_that_was_stopped_goes_on_to_the_same_bytes(real,
     ("kind", "how"),
     [
         ("llama", {"lora": LORA}),
-        ("llama", {"lora": LORA, "merge": True}),
+        ("llama", {"lora": LORA, "save": "merged"}),
         ("llama", {}),
         ("qwen3", {"lora": LORA}),
         ("gemma2", {"lora": LORA}),
@@ -292,8 +404,8 @@ def test_merged_weights_say_what_the_adapter_says(real):
     from stages import sft
 
     said = []
-    for merge in (False, True):
-        folder = real("qwen3", lora=LORA, merge=merge)
+    for save in ("adapter", "merged"):
+        folder = real("qwen3", lora=LORA, save=save)
         sft.main()
         said.append(logits(*load_policy(folder / "models/sft")))
     assert (folder / "models/sft/model.safetensors").exists() and not (folder / "models/sft/adapter_config.json").exists()
@@ -310,12 +422,12 @@ def test_what_was_learnt_on_four_bits_is_merged_into_the_base_as_it_is(real, hub
 
     real("qwen3", lora=LORA)
     sft.main()
-    plain = ModelParams(**PARAMS["model"] | {"base": str(hub / "qwen3"), "lora": LORA, "merge": True})
+    plain = ModelParams(**PARAMS["model"] | {"base": str(hub / "qwen3"), "lora": LORA, "save": "merged"})
     merged = []
     for size in (plain, plain.model_copy(update={"quantization": "nf4"})):
         model, tokenizer = load_policy("models/sft", trainable=True)
         model.add_adapter("ref", model.peft_config["default"])
-        merged.append(pretrained.finished(model, size))
+        merged.append(adapters.finished(model, size))
     assert torch.allclose(logits(merged[0], tokenizer), logits(merged[1], tokenizer), atol=1e-5)
     assert not any("lora" in name for one in merged for name in one.state_dict())
     assert torch.allclose(logits(merged[0], tokenizer), logits(*load_policy("models/sft")), atol=1e-4)
@@ -368,8 +480,8 @@ def test_a_target_module_that_is_not_there_is_named_with_those_that_are(hub, tar
     model = pretrained.load_weights(hub / "llama", None, "float32", "sdpa", None)
     known = "it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
     with pytest.raises(LibraError, match=rf"^model.lora.target_modules: {named} no linear module of .*; {known}$"):
-        pretrained.with_adapter(model, LoraParams(**LORA | {"target_modules": targets}), None)
-    adapted = pretrained.with_adapter(model, LoraParams(**LORA | {"target_modules": ["q_proj", "mlp.down_proj"]}), None)
+        adapters.with_adapter(model, LoraParams(**LORA | {"target_modules": targets}), None)
+    adapted = adapters.with_adapter(model, LoraParams(**LORA | {"target_modules": ["q_proj", "mlp.down_proj"]}), None)
     trained = {name.split(".")[-4] for name, weights in adapted.named_parameters() if weights.requires_grad}
     assert trained == {"q_proj", "down_proj"}
 
@@ -381,7 +493,8 @@ def test_a_target_module_that_is_not_there_is_named_with_those_that_are(hub, tar
         ({"quantization": "nf4"}, "`quantization` is for a real model, and `base` is scratch"),
         ({"revision": "main"}, "`revision` is for a real model, and `base` is scratch"),
         ({"base": "a/b", "quantization": "nf4"}, "`quantization` freezes the weights, .*; set `lora`, or `quantization` to null"),
-        ({"base": "a/b", "merge": True}, "`merge` is for adapters, and `lora` is null"),
+        ({"base": "a/b", "save": "merged"}, "`save: merged` is for adapters, and `lora` is null; set `lora`, or `save` to with_base"),
+        ({"base": "a/b", "save": "whole"}, "`model.save`: Input should be 'with_base', 'adapter' or 'merged'"),
         ({"base": "tests", "revision": "main"}, "`revision` is for a model on a hub, and `base` is the folder tests"),
         ({"attention": "flash_attention_2"}, "flash_attention_2` doesn't compute in float32"),
         ({"quantization": "int4"}, "`model.quantization`: Input should be 'nf4'"),
@@ -449,9 +562,12 @@ def cached(hub, tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_an_adapter_knows_the_commit_of_its_base(real, cached):
-    folder = real("llama", base="org/tiny", lora=LORA)
+def test_an_adapter_knows_the_commit_of_its_base(real, cached, monkeypatch):
+    folder = real("llama", base="org/tiny", lora=LORA, save="adapter")
+    keyed, usual = [], checkpoints.run_folder
+    monkeypatch.setattr(checkpoints, "run_folder", lambda *given: keyed.append(given) or usual(*given))
     run()
+    assert keyed == [("sft", COMMIT), ("dpo",)], "another commit's checkpoints are not gone on from"
     for name in ("sft", "dpo"):
         config = json.loads((folder / f"models/{name}/adapter_config.json").read_text())
         assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", COMMIT)

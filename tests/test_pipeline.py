@@ -9,10 +9,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +18,7 @@ import pytest
 import yaml
 from asking import ask_all, endpoint
 from dag import ROOT
+from server_process import served
 from test_dag import UNCACHED
 
 from stages.common.errors import LibraError
@@ -210,24 +209,6 @@ def test_a_second_run_runs_nothing(clone):
     said = call(folder, "dvc", "repro")
     assert ran(said) == [] and "up to date" in said
     assert (folder / "dvc.lock").read_bytes() == before
-
-
-@contextmanager
-def served(folder: Path, *command: str):
-    """The address that a server started in `folder` prints."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(folder)}
-    server = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        said = ""
-        while not (found := re.search(r"(http://127\.0\.0\.1:\d+)(?:/v1)?", said)):
-            line = server.stdout.readline()
-            assert line, f"{command} ended: {said}"
-            said += line
-        threading.Thread(target=server.stdout.read, daemon=True).start()  # so that it never waits for a reader
-        yield f"{found[1]}/v1"
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 def commit(folder: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from dag import ROOT
 from safetensors.torch import load_file
-from stage_process import PYTHON, stage
+from stage_process import PYTHON, environment, stage
 from test_training import project, table  # noqa: F401
 
 from stages import dpo, sft
@@ -68,6 +70,31 @@ def test_two_processes_give_the_curve_of_one(project):  # noqa: F811
     shared = load_file("models/dpo/model.safetensors")
     assert all(torch.allclose(shared[name], values, atol=1e-4) for name, values in weights.items())
     assert list(Path(".cache/checkpoints").iterdir()) == []
+
+
+WORKER = """
+import torch.distributed as dist
+from stages import sft
+dist.init_process_group("gloo")
+sft.main()
+assert dist.is_initialized()
+dist.destroy_process_group()
+"""
+
+
+def test_processes_that_were_joined_before_train_as_one_and_stay_joined(project):  # noqa: F811
+    """As in Ray Train's workers: the environment of torchrun without torchrun, and a group that Ray has made and will part."""
+    project(sft={"bpe_dropout": 0.2})
+    sft.main()
+    alone = curve("sft")
+    shutil.rmtree("models/sft")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [environment() | address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"} for rank in range(2)]
+    workers = [subprocess.Popen([*PYTHON, "-c", WORKER], env=rank, stderr=subprocess.PIPE, text=True) for rank in ranks]
+    said = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    same(alone, curve("sft"))
 
 
 def test_several_policies_are_for_whole_weights(project, monkeypatch):  # noqa: F811

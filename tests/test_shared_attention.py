@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_grid import CASES, GRID, RAGGED, model, pairs, project, same_as_trl, tokenizer  # noqa: F401
+from test_grid import CASES, model, project, same_as_trl, tokenizer  # noqa: F401
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, LlamaForCausalLM, StableLmConfig
 from trl.trainer.utils import add_fused_lm_head
 
@@ -93,18 +93,11 @@ def test_two_looks_are_the_masked_look_and_so_are_their_gradients(stand_in):
     assert stand_in == [len(PROMPT), 6 + 6], "all tokens, then those of answers whose prompt has tokens before its last"
 
 
-@pytest.mark.parametrize("case", ["grid", *(case for case in CASES if case not in ("eager", "another attention"))])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("eager", "another attention")])
 def test_training_through_it_is_trl_s(model, tokenizer, tmp_path, stand_in, case):  # noqa: F811
     """The same gradients, weights and log of an epoch, to 1e-5."""
-    more = {
-        "truncated": {"max_length": 9},
-        "lora": {"lora": True},
-        "one pair a step": {"batch_size": 1},
-        "before": {"precompute_ref_log_probs": True},
-        "before, lora": {"precompute_ref_log_probs": True, "lora": True},
-    }
-    rows = pairs(GRID if case == "grid" else RAGGED, longest=1 if case == "prompts of one token" else 12)
-    same_as_trl(model, tokenizer, tmp_path, rows, **more.get(case, {}))
+    rows, options = CASES[case]
+    same_as_trl(model, tokenizer, tmp_path, rows, **options)
     assert stand_in
 
 

@@ -1,8 +1,10 @@
 """The MLflow record: what a run holds, where it goes, that the model loads back, and what an unreachable store says."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -123,25 +125,34 @@ def test_a_revision_tells_uncommitted_changes_of_what_a_run_is_made_by(folder):
     assert not tracking._git_revision().endswith("-dirty")
 
 
-def test_an_adapter_is_recorded_with_its_base(folder):
+@pytest.mark.parametrize("base_is", ["in its folder", "beside the adapter", "beside the adapter, copied"])
+def test_an_adapter_is_recorded_with_its_base(folder, monkeypatch, base_is):
     """MLflow by itself would keep the base under names that no model has, and load fresh weights in their place."""
     import torch
     from test_training import SIZE, table
 
-    from stages.training import pretrained
+    from stages.training import adapters, pretrained
     from stages.training.models import LoraParams, new_model, train_tokenizer
     from stages.training.trainer import save_policy
 
     tokenizer = train_tokenizer(table()["chosen"].unique().sort().to_list(), SIZE.vocab_size)
     save_policy(new_model(SIZE, tokenizer), tokenizer, [{"step": 1, "loss": 0.5}], "base")
     base = pretrained.load_weights("base", None, "float32", "sdpa", None)
-    model = pretrained.with_adapter(base, LoraParams(r=2, alpha=4, dropout=0.0, target_modules=["q_proj"]), None)
+    model = adapters.with_adapter(base, LoraParams(r=2, alpha=4, dropout=0.0, target_modules=["q_proj"]), None)
     for name, weights in model.named_parameters():
         if "lora_B" in name:
             weights.data += 0.5
-    save_policy(model, tokenizer, [{"step": 1, "loss": 0.5}], "models/sft")
+    save_policy(model, tokenizer, [{"step": 1, "loss": 0.5}], "models/sft", with_base="beside" in base_is)
+    if "beside" in base_is:
+        shutil.rmtree("base")
+    if "copied" in base_is:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
     with tracking.run("sft", PARAMS, []) as record:
         record.model("models/sft", "libra-sft")
+    if "beside" in base_is:
+        shutil.rmtree("models/sft")  # the next policy's takes its place
+        (kept,) = Path(".cache/bases").iterdir()
+        assert {path.name for path in kept.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
     loaded = mlflow.transformers.load_model("models:/libra-sft/1", return_type="components")["model"]
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad(), model.disable_adapter():

@@ -11,6 +11,7 @@ import torch
 import yaml
 from dag import ROOT
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from stages.common.errors import LibraError
 from stages.training import data, encode, trainer
@@ -496,6 +497,14 @@ def test_a_policy_loads_as_it_was_saved(model, tokenizer, tmp_path):
     text = "<|user|>How is it kept?<|end|><|assistant|>"
     assert words(text)["input_ids"] == tokenizer(text)["input_ids"] and words.chat_template == tokenizer.chat_template
     assert words.padding_side == "left" and loaded.dtype == torch.float32
+
+
+def test_weights_from_elsewhere_are_loaded_in_the_type_they_are_written_in(model, tokenizer, tmp_path):
+    """FSDP's model is in float32, the weights gathered of it needn't be: loaded as float32 they would take twice the memory."""
+    halves = {name: values.bfloat16() for name, values in model.state_dict().items()}
+    trainer.save_policy(model, tokenizer, [{"step": 1, "loss": 0.5}], tmp_path / "sft", dict(halves))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "sft")
+    assert loaded.dtype == torch.bfloat16 and all(torch.equal(values, halves[name]) for name, values in loaded.state_dict().items())
 
 
 def test_a_failure_while_saving_leaves_the_old_policy(model, tokenizer, tmp_path):

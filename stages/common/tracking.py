@@ -5,8 +5,10 @@ times stay in MLflow, so a stage's outputs are the same bytes whether it is reco
 """
 
 import fcntl
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,13 +112,14 @@ class Record:
         Of an adapted policy the adapter is logged, with the folder its base is in on this machine.
         """
         import mlflow
-        from peft import AutoPeftModelForCausalLM
+        from peft import PeftModel
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         def log() -> None:
             base = _base_folder(Path(folder))
-            kind = AutoPeftModelForCausalLM if base else AutoModelForCausalLM
-            model = kind.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(base or folder, local_files_only=True)
+            if base:
+                model = PeftModel.from_pretrained(model, folder)
             mlflow.transformers.log_model(
                 transformers_model={"model": model, "tokenizer": AutoTokenizer.from_pretrained(folder, local_files_only=True)},
                 name=name,
@@ -142,18 +145,35 @@ class Record:
 
 
 def _base_folder(folder: Path) -> str | None:
-    """Where the base of the adapter in `folder` is on this machine; None when `folder` holds whole weights.
+    """Where the base of the adapter in `folder` is on this machine, without the adapter; None when `folder` holds whole weights.
 
-    MLflow has to be told: left alone it would write a local base's weights under the names they have beneath the adapter.
+    MLflow has to be told: left alone it would write a local base's weights under the names they have beneath the adapter. A base that
+    lies beside the adapter alone is linked into `.cache/bases/`, where the next policy's doesn't replace it.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import errors, hf_hub_download
 
     path = folder / "adapter_config.json"
     if not path.exists():
         return None
     config = json.loads(path.read_text(encoding="utf-8"))
-    base = config["base_model_name_or_path"]
-    return base if Path(base).is_dir() else str(Path(hf_hub_download(base, "config.json", revision=config["revision"])).parent)
+    base, commit = config["base_model_name_or_path"], config.get("revision")
+    if Path(base).is_dir():
+        return base
+    try:
+        return str(Path(hf_hub_download(base, "config.json", revision=commit, local_files_only=True)).parent)
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        if not (folder / "config.json").exists():
+            raise
+    kept = cache_folder() / "bases" / hashlib.sha256(f"{base}@{commit}".encode()).hexdigest()[:16]
+    kept.mkdir(parents=True, exist_ok=True)
+    for file in [*folder.glob("config.json"), *folder.glob("generation_config.json"), *folder.glob("model*.safetensors*")]:
+        if not (kept / file.name).exists():
+            try:
+                os.link(file, kept / file.name)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(file, half := kept / f".{file.name}.{os.getpid()}")
+                half.rename(kept / file.name)
+    return str(kept)
 
 
 def _run_name(stage: str) -> str:

@@ -23,7 +23,7 @@ from stages.common.errors import LibraError
 from stages.common.folders import cache_folder
 from stages.common.params import Section
 
-CODE = ("answers.py", "encode.py", "generate.py", "models.py", "pretrained.py")  # beside this file
+CODE = ("adapters.py", "answers.py", "encode.py", "generate.py", "models.py", "pretrained.py")  # beside this file
 LIBRARIES = ("peft", "tokenizers", "torch", "transformers")
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"  # of a tokenizer without a chat template
 Written = list[tuple[str, str]]  # (answer, finish_reason) of each prompt
@@ -57,7 +57,7 @@ def local_answers(local: LocalModel, prompts: list[str], what: str, called: Call
     try:
         return kept_answers(identity(local.model, local.revision), lambda: _load(local), prompts, how, what)
     except LibraError as error:
-        words = re.sub(r"\bmodel\.(\w+)", lambda found: called("model" if found[1] == "base" else found[1]), str(error))
+        words = re.sub(r"\bmodel\.(base|revision|dtype|attention|quantization)\b", lambda found: called("model" if found[1] == "base" else found[1]), str(error))
         raise LibraError(words) from None
 
 
@@ -93,13 +93,15 @@ def kept_answers(model_is: object, load: Callable[[], tuple], prompts: list[str]
 
 def identity(source: str | Path, revision: str | None = None) -> list:
     """What tells the model in a folder or on the hub from every other: digests of its files, or its commit; its base's as well."""
-    from stages.training.pretrained import find
+    from stages.training import adapters, pretrained
 
     folder = Path(source)
-    if not (folder / "adapter_config.json").exists():
-        commit = find(str(source), revision)
+    if not (folder / adapters.ADAPTER).exists():
+        commit = pretrained.find(str(source), revision)
         return [str(source), commit] if commit else _digests(folder)
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if adapters.has_base(folder):
+        return _digests(folder)
+    config = json.loads((folder / adapters.ADAPTER).read_text(encoding="utf-8"))
     return [_digests(folder), identity(config["base_model_name_or_path"], config.get("revision"))]
 
 
@@ -115,11 +117,11 @@ def _load(local: LocalModel) -> tuple:
     """(model, tokenizer); one without a chat template shows the prompt as it is, with a new line behind it."""
     from transformers import AutoTokenizer
 
-    from stages.training import pretrained
+    from stages.training import adapters, pretrained
 
     folder = Path(local.model)
-    if (folder / "adapter_config.json").exists():
-        model = pretrained.load_adapted(folder, trainable=False, **local.held())
+    if (folder / adapters.ADAPTER).exists():
+        model = adapters.load_adapted(folder, trainable=False, **local.held())
     else:
         model = pretrained.load_weights(local.model, local.revision, **local.held())
     where = {"revision": local.revision or "main", "trust_remote_code": False, "local_files_only": folder.is_dir()}

@@ -1,6 +1,6 @@
 """Policies: the tokenizer and the small Llama trained from scratch, and loading any policy from a folder again.
 
-Those that start from a real model come from stages.training.pretrained.
+Those that start from a real model come from stages.training.pretrained and adapters.
 """
 
 import os
@@ -41,7 +41,7 @@ class ModelParams(Section):
     quantization: Literal["nf4"] | None
     lora: LoraParams | None
     checkpointing: bool
-    merge: bool
+    save: Literal["with_base", "adapter", "merged"]
     vocab_size: int = Field(ge=300, le=65536)
     hidden_size: int = Field(ge=16)
     intermediate_size: int = Field(ge=16)
@@ -60,8 +60,8 @@ class ModelParams(Section):
             raise ValueError(f"`revision` is for a model on a hub, and `base` is the folder {self.base}; set `revision` to null")
         if self.quantization and not self.lora:
             raise ValueError("`quantization` freezes the weights, so something else must be trained; set `lora`, or `quantization` to null")
-        if self.merge and not self.lora:
-            raise ValueError("`merge` is for adapters, and `lora` is null; set `lora`, or `merge` to false")
+        if self.save != "with_base" and not self.lora:
+            raise ValueError(f"`save: {self.save}` is for adapters, and `lora` is null; set `lora`, or `save` to with_base")
         if self.attention == "flash_attention_2" and self.dtype == "float32":
             raise ValueError("`attention: flash_attention_2` doesn't compute in float32; set `dtype` to bfloat16 or `attention` to sdpa")
         return self
@@ -212,16 +212,16 @@ def load_policy(
 ):
     """(model, tokenizer) from a folder written by `sft` or `dpo`: safetensors only, no code from the folder is run.
 
-    The folder holds whole weights, or an adapter that names its base; an adapter is frozen unless `trainable`. Quantised is a base
-    alone: whole weights here are merged ones, which would be rounded anew. Raises
-    LibraError when there is no model in it, or its base or the hardware that was asked for can't be had.
+    The folder holds whole weights, or an adapter with its base beside it or named; an adapter is frozen unless `trainable`. Quantised
+    is a base alone: whole weights here are merged ones, which would be rounded anew. Raises LibraError when there is no model in it,
+    or its base or the hardware that was asked for can't be had.
     """
-    from stages.training import pretrained
+    from stages.training import adapters, pretrained
 
     folder = Path(folder)
     how = {"dtype": dtype, "attention": attention, "quantization": quantization}
-    if (folder / "adapter_config.json").exists():
-        model = pretrained.load_adapted(folder, trainable=trainable, **how)
+    if (folder / adapters.ADAPTER).exists():
+        model = adapters.load_adapted(folder, trainable=trainable, **how)
     elif (folder / "config.json").exists():
         model = pretrained.load_weights(folder, None, **how | {"quantization": None})
     else:
@@ -229,15 +229,39 @@ def load_policy(
     return model, pretrained.load_tokenizer(folder)
 
 
+def base_to_train(params: ModelParams):
+    """(model, tokenizer, commit) that `sft` trains: `params.base`, with fresh adapters where `params.lora` asks for them.
+
+    The commit is that of a hub's model, and None for a folder. Raises LibraError when the model or the hardware that was asked for
+    can't be had.
+    """
+    from stages.training import adapters, pretrained
+
+    pretrained.loading(**params.held(trained=True))  # hardware that isn't there shows before a download of many gigabytes
+    revision = pretrained.find(params.base, params.revision)
+    tokenizer = pretrained.load_tokenizer(params.base, revision)
+    model = pretrained.load_weights(params.base, revision, **params.held(trained=True))
+    if adapters.is_adapted(model):
+        raise LibraError(
+            f"model.base: {params.base} holds an adapter beside its base; merge the two (model.save: merged does) and name the whole weights"
+        )
+    if params.lora:
+        model = adapters.with_adapter(model, params.lora, revision)
+        adapters.check_written(model, params)
+    return model, tokenizer, revision
+
+
 def policy_to_train(folder: str | Path, params: ModelParams):
     """(model, tokenizer) from `folder`, as DPO is to go on training it.
 
     An adapter is loaded trainable on its own base: a new one would start from that base again, not from what SFT learnt. On
     merged weights a new one is put: at its start it changes nothing. Either way the policy that is loaded is the one in `folder`.
+    Raises LibraError as `load_policy` does.
     """
-    from stages.training import pretrained
+    from stages.training import adapters
 
     model, tokenizer = load_policy(folder, **params.held(trained=True), trainable=True)
-    if params.lora and not pretrained.is_adapted(model):
-        model = pretrained.with_adapter(model, params.lora, None)
+    if params.lora and not adapters.is_adapted(model):
+        model = adapters.with_adapter(model, params.lora, None)
+    adapters.check_written(model, params)
     return model, tokenizer

@@ -1,30 +1,17 @@
-"""Policies that start from a real model: where it comes from, adapters on it, and what is written of it.
+"""Policies that start from a real model: where it comes from and how it is loaded.
 
 A model is a hub id or a local folder in hub layout (config.json, *.safetensors, tokenizer files). Weights are read as safetensors
 only and no code from a model's repository is run.
 """
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 
 from stages.common.errors import LibraError
-from stages.training.models import LoraParams, ModelParams
 
 # Put before a chat template that tells the date (Llama 3's): the same prompt on every day, in training and where it is served.
 SAME_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
-
-
-def start(params: ModelParams):
-    """(model, tokenizer) that `sft` trains: `params.base`, with fresh adapters where `params.lora` asks for them."""
-    loading(**params.held(trained=True))  # hardware that isn't there shows before a download of many gigabytes
-    revision = find(params.base, params.revision)
-    tokenizer = load_tokenizer(params.base, revision)
-    model = load_weights(params.base, revision, **params.held(trained=True))
-    if params.lora:
-        model = with_adapter(model, params.lora, revision)
-    return model, tokenizer
 
 
 def find(base: str, revision: str | None) -> str | None:
@@ -127,69 +114,6 @@ def load_tokenizer(source: str | Path, revision: str | None = None):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def is_adapted(model) -> bool:
-    """Whether `model` is a base with adapters (peft's) and not whole weights."""
-    return hasattr(model, "peft_config")
-
-
-def load_adapted(folder: Path, dtype: str, attention: str, quantization: str | None, trainable: bool):
-    """The adapter in `folder` on the base it names, as a `PeftModel`; the adapter is in float32."""
-    from peft import PeftModel
-
-    if not (folder / "adapter_model.safetensors").exists():
-        raise LibraError(f"{folder} holds an adapter without its weights; run `dvc repro {folder.name}` first")
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = config["base_model_name_or_path"]
-    model = load_weights(base, find(base, config["revision"]), dtype, attention, quantization)
-    return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-
-
-def with_adapter(model, lora: LoraParams, revision: str | None):
-    """`model` frozen, with fresh adapters (which change nothing yet); `revision` is the commit that `model` was loaded from.
-
-    Raises LibraError when a name in `lora.target_modules` matches no linear module: peft is content when one name of a list does.
-    """
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    head = model.get_output_embeddings()  # is left alone: the trainers read its weights without an adapter
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
-    known = sorted({name.rpartition(".")[2] for name in linear})
-    targets = known if lora.target_modules == "all-linear" else lora.target_modules
-    if strays := [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]:
-        raise LibraError(
-            f"model.lora.target_modules: {', '.join(strays)} is no linear module of {model.name_or_path} that an adapter can be put on; "
-            f"it has {', '.join(known)}"
-        )
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, revision=revision
-    )
-    return get_peft_model(model, config)
-
-
-def finished(model, params: ModelParams):
-    """What is written of the trained `model`: whole weights in `params.dtype`, or the adapted model itself.
-
-    Adapters on a 4-bit base are merged into the base as it is in `params.dtype`: merged weights in 4 bits would be rounded anew.
-    """
-    import torch
-
-    dtype = getattr(torch, params.dtype)
-    if not is_adapted(model):
-        return model.to(dtype)
-    if not params.merge:
-        return model
-    if params.quantization:
-        from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-
-        config = model.peft_config["default"]
-        learnt = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
-        base = load_weights(config.base_model_name_or_path, config.revision, params.dtype, params.attention, None)
-        model = get_peft_model(base, config)
-        set_peft_model_state_dict(model, learnt)
-    return model.merge_and_unload(safe_merge=True, adapter_names=["default"]).to(dtype)
 
 
 def _line(error: Exception) -> str:

@@ -140,16 +140,20 @@ def _one_of_many(train: Callable[[], None]) -> None:
         warnings.simplefilter("ignore")
         os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+    joined = _is_joined()
     try:
         train()
     except Exception as error:
         if not is_main() or _lost_another(error):
             time.sleep(WAIT)
         raise
-    import torch.distributed as dist
+    if _is_joined() and not joined:  # else whoever joined the processes, as Ray Train does, parts them
+        sys.modules["torch.distributed"].destroy_process_group()
 
-    if dist.is_initialized():
-        dist.destroy_process_group()
+
+def _is_joined() -> bool:
+    """Whether this process is in torch's group; torch isn't imported for that, as `deterministic` has to come first."""
+    return "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized()
 
 
 def _lost_another(error: Exception) -> bool:

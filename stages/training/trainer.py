@@ -10,12 +10,12 @@ from typing import Any
 
 import polars as pl
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PrinterCallback, TrainerCallback, logging
 
 from stages.common.errors import LibraError
 from stages.common.tables import write_atomically
-from stages.training import pretrained, processes
+from stages.training import adapters, processes
 from stages.training.checkpoints import KEEP, Checkpoints, Run
 from stages.training.models import ModelParams
 from stages.training.shared_loss import share_loss
@@ -112,13 +112,13 @@ def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, 
     Goes on from the last checkpoint of the same run, where there is one. The main process writes and records; `size` says in
     what form: merged or not, in which type. Raises LibraError when adapters are to be merged that are spread over processes.
     """
-    if processes.is_sharded() and size.merge:
-        raise LibraError("model.merge: true needs the whole model in one process, and FSDP or DeepSpeed spreads it; set it to false")
+    if processes.is_sharded() and size.save == "merged":
+        raise LibraError("model.save: merged needs the whole model in one process, and FSDP or DeepSpeed spreads it; set it to with_base")
     run = Run(trl_trainer.args.output_dir, report.what)
     model, weights = train(trl_trainer, report, run), None
     if trl_trainer.is_fsdp_enabled or trl_trainer.is_deepspeed_enabled:
         weights = trl_trainer.accelerator.get_state_dict(trl_trainer.model_wrapped)  # every process has a part
-        if not pretrained.is_adapted(model):
+        if not adapters.is_adapted(model):
             weights = {name: values.to(getattr(torch, size.dtype)) for name, values in weights.items()}
     if processes.is_main():
         keep(model, tokenizer, report.curve(), folder, record, name, size, run, weights)
@@ -142,26 +142,30 @@ def train(trl_trainer, report: Report, run: Run):
 def keep(model, tokenizer, curve: list[dict[str, float]], folder: str, record, name: str, size: ModelParams, run: Run, weights=None) -> None:
     """In the main process: write the trained `model` (`weights`: see `save_policy`), end `run`, log curve and model. Raises LibraError, OSError."""
     if weights is None:
-        model = pretrained.finished(model, size)
-    save_policy(model, tokenizer, curve, folder, weights)
+        model = adapters.finished(model, size)
+    save_policy(model, tokenizer, curve, folder, weights, with_base=size.save == "with_base")
     run.forget()
     record.curve(curve)
     record.model(folder, name)
 
 
-def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | Path, weights: dict[str, Any] | None = None) -> None:
-    """Write model (safetensors; of an adapted one the adapter), tokenizer and `training.csv` to `folder`, whole or not at all.
+def save_policy(
+    model, tokenizer, curve: list[dict[str, float]], folder: str | Path, weights: dict[str, Any] | None = None, with_base: bool = True
+) -> None:
+    """Write model, tokenizer and `training.csv` to `folder`, whole or not at all.
 
-    `weights` are those of `model` where its own are spread over processes. Raises LibraError, OSError.
+    Of an adapted model the adapter is written, with its base beside it or without; all weights are safetensors. `weights` are those
+    of `model` where its own are spread over processes. Raises LibraError, OSError.
     """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        if pretrained.is_adapted(model):
-            _save_adapter(model, temporary, weights)
+        if adapters.is_adapted(model):
+            adapters.write(model, temporary, weights, with_base)
         else:
             model.save_pretrained(temporary, state_dict=weights)
+            _name_type(temporary)
         tokenizer.save_pretrained(temporary)
         table = pl.DataFrame(curve, infer_schema_length=None)
         write_atomically(temporary / "training.csv", lambda path: table.write_csv(path, float_precision=6))
@@ -174,11 +178,11 @@ def save_policy(model, tokenizer, curve: list[dict[str, float]], folder: str | P
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _save_adapter(model, folder: Path, weights: dict[str, Any] | None) -> None:
-    """Write the adapter that was trained (DPO keeps another one, its reference), the same bytes each time."""
-    model.save_pretrained(folder, state_dict=weights, selected_adapters=["default"], save_embedding_layers=False)
-    (folder / "README.md").unlink()  # a form to fill in, with the versions of this machine
-    path = folder / "adapter_config.json"
+def _name_type(folder: Path) -> None:
+    """Let config.json in `folder` name the type that the weights have there: FSDP's in memory, which transformers names, is float32."""
+    with safe_open(next(folder.glob("*.safetensors")), "pt") as file:
+        dtype = str(file.get_tensor(next(iter(file.keys()))).dtype).removeprefix("torch.")
+    path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["target_modules"].sort()  # peft writes a set in the order that this process has it
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if config["dtype"] != dtype:
+        path.write_text(json.dumps(config | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """DPO on a preference grid on a GPU against TRL's DPOTrainer: an 8B model's LoRA in bfloat16, in one run, as ratios.
 
-    python tests/benchmarks/gpu.py                     # about eight minutes on an H200; writes its part of RESULTS.md
+    python tests/benchmarks/gpu.py                     # seven minutes on an H200; writes its part of RESULTS.md
     python tests/benchmarks/gpu.py --grids 400         # the same of a part of the epoch, whose time is then scaled up
     python tests/benchmarks/gpu.py --tiny --grids 8    # on a model of two narrow layers, on the CPU too: prints, writes nothing
 
