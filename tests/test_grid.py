@@ -118,6 +118,7 @@ def test_every_loss_is_trl_s(model, tokenizer, tmp_path, losses):
 
 
 CASES = {  # rows, options
+    "grid": (pairs(GRID), {}),
     "grid, lora": (pairs(GRID), {"lora": True}),
     "ragged": (pairs(RAGGED), {}),
     "truncated": (pairs(RAGGED), {"max_length": 9}),

@@ -206,7 +206,7 @@ def test_an_adapter_goes_through_sft_and_dpo_and_loads_as_it_lies(real, hub, kin
         for auto in (peft.AutoPeftModelForCausalLM, transformers.AutoModelForCausalLM):
             assert torch.allclose(logits(auto.from_pretrained(where, dtype=torch.float32), theirs), ours, atol=1e-5), auto
         if save == "with_base":
-            assert torch.allclose(logits(*served(where)), ours, atol=1e-5)
+            assert torch.allclose(logits(*as_served(where)), ours, atol=1e-5)
         said.append(ours)
     size = ModelParams(**PARAMS["model"] | {"base": str(hub / kind), "attention": attention(kind), "lora": LORA})
     section = RespondParams(max_new_tokens=5, batch_size=2, max_quarantined=0.0, candidates={})
@@ -215,7 +215,7 @@ def test_an_adapter_goes_through_sft_and_dpo_and_loads_as_it_lies(real, hub, kin
     assert len({tuple(one.flatten().tolist()) for one in (logits(base, tokenizer), *said)}) == 3, "both stages learn"
 
 
-def served(folder):
+def as_served(folder):
     """(model, tokenizer) as `transformers serve` loads them."""
     from transformers.cli.serving.model_manager import ModelManager
 
@@ -223,7 +223,7 @@ def served(folder):
 
 
 def test_transformers_serve_answers_with_the_adapter_as_it_lies(real, hub):
-    """The server itself, from another folder, and the base it was trained on gone."""
+    """The server itself; the base that it was trained on is gone."""
     base = shutil.copytree(hub / "llama", Path(real("llama"), "base"))
     folder = real("llama", base=str(base), lora=LORA)
     run()
@@ -280,7 +280,7 @@ def test_a_base_in_several_files_is_put_beside_the_adapter_whole_or_named_before
     real("llama", base=str(shards), lora=LORA)
     sft.main()
     assert len(parts) > 1 and {path.name for path in Path("models/sft").glob("model*")} == parts | {"model.safetensors.index.json"}
-    assert torch.allclose(logits(*served(Path("models/sft").resolve())), logits(*load_policy("models/sft")), atol=1e-5)
+    assert torch.allclose(logits(*as_served(Path("models/sft").resolve())), logits(*load_policy("models/sft")), atol=1e-5)
     part = sorted(parts)[0]
     Path("models/sft", part).unlink()
     with pytest.raises(LibraError, match=f"^models/sft lacks {part} of the base model; write or pull the folder anew$"):
@@ -301,7 +301,7 @@ def test_a_base_that_can_not_be_put_beside_the_adapter_is_named_before_training(
     (hub / "llama/model.safetensors").rename(hub / "llama/elsewhere")
     try:
         with pytest.raises(LibraError, match="/llama lacks model.safetensors of the base model; mend it, or set model.save to adapter$"):
-            adapters.check_written(model, size)
+            adapters.check_base(model, size)
     finally:
         (hub / "llama/elsewhere").rename(hub / "llama/model.safetensors")
 
@@ -326,7 +326,7 @@ def test_whole_weights_go_through_sft_and_dpo_and_load_as_they_lie(real, kind):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / "models/dpo")
     assert torch.equal(logits(theirs, transformers.AutoTokenizer.from_pretrained(folder / "models/dpo")), logits(model, tokenizer))
     assert theirs.generation_config.eos_token_id == ([1, 4] if kind == "gemma2" else tokenizer.eos_token_id)
-    assert torch.equal(logits(*served(folder / "models/dpo")), logits(model, tokenizer))
+    assert torch.equal(logits(*as_served(folder / "models/dpo")), logits(model, tokenizer))
 
 
 def captured(monkeypatch):

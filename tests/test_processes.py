@@ -88,13 +88,21 @@ def test_processes_that_were_joined_before_train_as_one_and_stay_joined(project)
     sft.main()
     alone = curve("sft")
     shutil.rmtree("models/sft")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    ranks = [environment() | address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"} for rank in range(2)]
-    workers = [subprocess.Popen([*PYTHON, "-c", WORKER], env=rank, stderr=subprocess.PIPE, text=True) for rank in ranks]
-    said = [worker.communicate(timeout=300)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    both([*PYTHON, "-c", WORKER], [environment() | address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"} for rank in range(2)])
     same(alone, curve("sft"))
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return str(free.getsockname()[1])
+
+
+def both(command: list[str], environments: list[dict[str, str]]) -> None:
+    """The command once in each environment, at the same time, to its end."""
+    started = [subprocess.Popen(command, env=of, stderr=subprocess.PIPE, text=True) for of in environments]
+    said = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
 
 
 def test_several_policies_are_for_whole_weights(project, monkeypatch):  # noqa: F811
@@ -142,11 +150,57 @@ def test_a_launcher_s_processes_are_not_launched_again(monkeypatch):
     assert done == ["here", ("sft", 2), "one of four", "alone"]
 
 
-def test_processes_of_srun_that_do_not_know_each_other_are_refused(monkeypatch):
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
-    with pytest.raises(LibraError, match="let it start torchrun, as README.md shows"):
+SLURM = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_JOB_ID": "71234",
+         "SLURM_STEP_ID": "2"}  # fmt: skip
+
+
+@pytest.fixture()
+def scontrol(tmp_path, monkeypatch):
+    """Slurm's own reader of node lists, in short."""
+    program = tmp_path / "bin/scontrol"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[07-08]" ] && echo gpu07 && echo gpu08 || echo localhost\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # so that what is set is put back
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(("gpus", "local"), [(None, "1"), ("0,1,2,3", "1"), ("0", "0")])
+def test_tasks_of_srun_are_told_what_torchrun_tells(scontrol, monkeypatch, gpus, local):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    if gpus:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.setattr(processes, "_one_of_many", lambda train: train())
+    seen = []
+    processes.run("sft", 1, 16, lambda: seen.append({name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}))
+    assert seen == [{"RANK": "5", "LOCAL_RANK": local, "WORLD_SIZE": "8", "MASTER_ADDR": "gpu07", "MASTER_PORT": "28640"}]
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    processes.run("sft", 1, 12, lambda: seen.append(os.environ["WORLD_SIZE"]))
+    assert seen[1] == "6", "a torchrun that srun has started comes first"
+
+
+@pytest.mark.parametrize(("gone", "told"), [("SLURM_LOCALID", ": SLURM_LOCALID is missing"), ("PATH", r" \(.*'scontrol'\)")])
+def test_tasks_of_srun_that_can_not_find_each_other_are_refused(scontrol, monkeypatch, gone, told):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", "") if gone == "PATH" else monkeypatch.delenv(gone)
+    with pytest.raises(LibraError, match=f"^srun has started processes that can't find each other{told}; let it start torchrun, one a node"):
         processes.run("sft", 1, 16, lambda: pytest.fail("eight policies"))
     assert "--ntasks-per-node 1 torchrun" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_two_tasks_of_srun_give_the_curve_of_one(project, scontrol):  # noqa: F811
+    project(sft={"bpe_dropout": 0.2})
+    sft.main()
+    alone = curve("sft")
+    shutil.rmtree("models/sft")
+    step = SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": free_port()}
+    tasks = [environment() | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    both([*PYTHON, "-m", "stages.sft"], tasks)
+    same(alone, curve("sft"))
 
 
 def launched(file: str, monkeypatch):

@@ -13,6 +13,7 @@ from dag import ROOT
 
 from stages.common import tracking
 from stages.common.errors import LibraError
+from stages.training.adapters import base_folder
 
 LOCK = {
     "stages": {
@@ -56,7 +57,7 @@ def test_a_run_tells_what_it_was_made_from(folder, monkeypatch):
         record.metrics({"candidates": {"dpo": {"safety": 0.9, "utility": None}}, "rows": 3, "name": "text", "flag": True})
         record.curve([{"step": 1, "loss": 0.7}, {"step": 2, "loss": 0.5, "eval_loss": 0.6, "rewards/margins": None}])
         record.files("note.txt")
-        record.model("models/dpo", "libra")
+        record.model("models/dpo", "libra", base_folder)
     client, (run,) = runs(folder)
     assert run.info.status == "FINISHED" and run.info.run_name == "dpo-warm-pine"
     assert run.data.params == {"random_seed": "7", "dpo.beta": "0.1", "dpo.loss": "sigmoid"}
@@ -148,7 +149,7 @@ def test_an_adapter_is_recorded_with_its_base(folder, monkeypatch, base_is):
     if "copied" in base_is:
         monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
     with tracking.run("sft", PARAMS, []) as record:
-        record.model("models/sft", "libra-sft")
+        record.model("models/sft", "libra-sft", base_folder)
     if "beside" in base_is:
         shutil.rmtree("models/sft")  # the next policy's takes its place
         (kept,) = Path(".cache/bases").iterdir()

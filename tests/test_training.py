@@ -98,7 +98,7 @@ def project(tmp_path, monkeypatch):
             def curve(self, rows):
                 assert rows and "eval_loss" in rows[-1]
 
-            def model(self, folder, name):
+            def model(self, folder, name, base_folder):
                 assert (folder, name) in (("models/sft", "libra-sft"), ("models/dpo", "libra"))
 
         yield Record()
@@ -274,7 +274,7 @@ def test_a_soup_is_the_mean_of_policies_trained_on_epochs_of_their_own(project, 
     folder = project(dpo=own | {"soup": 3})
     sft.main()
     recorded = []
-    record = SimpleNamespace(metrics=recorded.append, curve=recorded.append, model=lambda folder, name: None)
+    record = SimpleNamespace(metrics=recorded.append, curve=recorded.append, model=lambda folder, name, base_folder: None)
     monkeypatch.setattr("stages.common.tracking.run", lambda *_, **__: nullcontext(record))
     dpo.main()
     assert recorded[0] == {"data": {"pairs": 3 * 2 * 16, "over_long": 0, "equal_when_cut": 0}}, "of all three"

@@ -5,13 +5,11 @@ times stay in MLflow, so a stage's outputs are the same bytes whether it is reco
 """
 
 import fcntl
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -106,17 +104,18 @@ class Record:
         client = mlflow.MlflowClient()
         self._guarded(lambda: [client.log_batch(run_id, metrics=points[i : i + 1000]) for i in range(0, len(points), 1000)])
 
-    def model(self, folder: str | Path, name: str) -> None:
+    def model(self, folder: str | Path, name: str, base_folder: Callable[[Path], str | None]) -> None:
         """Log the policy in `folder` and register it as `name`, so that `mlflow.transformers.load_model` loads it back.
 
-        Of an adapted policy the adapter is logged, with the folder its base is in on this machine.
+        Of an adapted policy the adapter is logged, with the folder its base is in on this machine, which `base_folder` tells (None for
+        whole weights): left alone MLflow would write a local base's weights under the names they have beneath the adapter.
         """
         import mlflow
         from peft import PeftModel
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         def log() -> None:
-            base = _base_folder(Path(folder))
+            base = base_folder(Path(folder))
             model = AutoModelForCausalLM.from_pretrained(base or folder, local_files_only=True)
             if base:
                 model = PeftModel.from_pretrained(model, folder)
@@ -142,38 +141,6 @@ class Record:
             log()
         except Exception as error:  # as above: any store error
             print(f"warning: MLflow store {self._uri} lost a part of the record: {str(error).splitlines()[0][:200]}", file=sys.stderr)
-
-
-def _base_folder(folder: Path) -> str | None:
-    """Where the base of the adapter in `folder` is on this machine, without the adapter; None when `folder` holds whole weights.
-
-    MLflow has to be told: left alone it would write a local base's weights under the names they have beneath the adapter. A base that
-    lies beside the adapter alone is linked into `.cache/bases/`, where the next policy's doesn't replace it.
-    """
-    from huggingface_hub import errors, hf_hub_download
-
-    path = folder / "adapter_config.json"
-    if not path.exists():
-        return None
-    config = json.loads(path.read_text(encoding="utf-8"))
-    base, commit = config["base_model_name_or_path"], config.get("revision")
-    if Path(base).is_dir():
-        return base
-    try:
-        return str(Path(hf_hub_download(base, "config.json", revision=commit, local_files_only=True)).parent)
-    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
-        if not (folder / "config.json").exists():
-            raise
-    kept = cache_folder() / "bases" / hashlib.sha256(f"{base}@{commit}".encode()).hexdigest()[:16]
-    kept.mkdir(parents=True, exist_ok=True)
-    for file in [*folder.glob("config.json"), *folder.glob("generation_config.json"), *folder.glob("model*.safetensors*")]:
-        if not (kept / file.name).exists():
-            try:
-                os.link(file, kept / file.name)
-            except OSError:  # another file system, or one without links
-                shutil.copyfile(file, half := kept / f".{file.name}.{os.getpid()}")
-                half.rename(kept / file.name)
-    return str(kept)
 
 
 def _run_name(stage: str) -> str:

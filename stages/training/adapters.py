@@ -1,10 +1,12 @@
-"""Adapters (LoRA) on a base: fresh ones, those in a folder, and what is written of them.
+"""Adapters (LoRA, Hu et al. 2022) on a base: fresh ones, those in a folder, and what is written of them.
 
 A folder with an adapter names its base and the base's commit, which `peft` loads. With the base's own files beside it (`model.save:
 with_base`) `transformers` and `transformers serve` load it as well, and this project asks no hub for it.
 """
 
+import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.errors import LibraError
+from stages.common.folders import cache_folder
 from stages.training.models import LoraParams, ModelParams
 from stages.training.pretrained import find, load_weights
 
@@ -107,7 +110,7 @@ def finished(model, params: ModelParams):
     return model.merge_and_unload(safe_merge=True, adapter_names=["default"]).to(dtype)
 
 
-def check_written(model, params: ModelParams) -> None:
+def check_base(model, params: ModelParams) -> None:
     """Raises LibraError before training for what would else show behind it: a base that can't be put beside the adapter."""
     if not is_adapted(model) or params.save != "with_base":
         return
@@ -143,6 +146,37 @@ def _base_files(folder: Path, mend: str) -> list[Path]:
 def _size(files: list[Path]) -> int:
     """Bytes."""
     return sum(path.stat().st_size for path in files)
+
+
+def base_folder(folder: Path) -> str | None:
+    """Where the base of the adapter in `folder` is on this machine, without the adapter; None when `folder` holds whole weights.
+
+    A base that is nowhere but beside the adapter is linked into `.cache/bases/`, where the next policy's doesn't take its place. Raises
+    huggingface_hub's LocalEntryNotFoundError when it isn't on this machine, and OSError.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    if not (folder / ADAPTER).exists():
+        return None
+    config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    base, commit = config["base_model_name_or_path"], config.get("revision")
+    if Path(base).is_dir():
+        return base
+    try:
+        return str(Path(hf_hub_download(base, CONFIG, revision=commit, local_files_only=True)).parent)
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        if not has_base(folder):
+            raise
+    kept = cache_folder() / "bases" / hashlib.sha256(f"{base}@{commit}".encode()).hexdigest()[:16]
+    kept.mkdir(parents=True, exist_ok=True)
+    for file in _base_files(folder, "write or pull the folder anew"):
+        if not (kept / file.name).exists():
+            try:
+                os.link(file, kept / file.name)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(file, half := kept / f".{file.name}.{os.getpid()}")
+                half.rename(kept / file.name)
+    return str(kept)
 
 
 def write(model, folder: Path, weights: dict[str, Any] | None, with_base: bool) -> None:

@@ -247,7 +247,7 @@ def base_to_train(params: ModelParams):
         )
     if params.lora:
         model = adapters.with_adapter(model, params.lora, revision)
-        adapters.check_written(model, params)
+        adapters.check_base(model, params)
     return model, tokenizer, revision
 
 
@@ -263,5 +263,5 @@ def policy_to_train(folder: str | Path, params: ModelParams):
     model, tokenizer = load_policy(folder, **params.held(trained=True), trainable=True)
     if params.lora and not adapters.is_adapted(model):
         model = adapters.with_adapter(model, params.lora, None)
-    adapters.check_written(model, params)
+    adapters.check_base(model, params)
     return model, tokenizer

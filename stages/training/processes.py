@@ -2,15 +2,18 @@
 
     python -m stages.dpo                                                  # train.processes, through torchrun
     torchrun --nnodes 2 --nproc_per_node 8 ... -m stages.dpo              # a launcher's own number
+    srun --nodes 2 --ntasks-per-node 8 ... python -m stages.dpo
     accelerate launch --config_file stages/training/launch/fsdp.yaml -m stages.dpo
 
 Each process computes its part of every batch, and the loss is that of the whole batch (stages.training.shared_loss): the curve is
-the one of a single process but for rounding, and for the validation loss where the last batch of that split isn't full. The main process alone prints, records and writes the policy.
+the one of a single process but for rounding, and for the validation loss where the last batch of that split isn't full. The main process
+alone prints, records and writes the policy.
 """
 
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +24,7 @@ from pydantic import Field
 from stages.common.errors import Interrupted, LibraError
 from stages.common.params import Section
 
+MEND = "let it start torchrun, one a node, as README.md shows"
 WAIT = 5.0  # seconds in which a launcher ends the other processes once one has failed
 
 
@@ -35,9 +39,9 @@ def run(stage: str, processes: int, rows: int, train: Callable[[], None]) -> Non
 
     A step's `rows` are shared evenly. Raises LibraError where that can't be, and Interrupted.
     """
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        _join_slurm()
     of_launcher = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    if not of_launcher and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        raise LibraError("srun has started processes that don't know of each other; let it start torchrun, as README.md shows")
     count = world_size() if of_launcher else processes
     if rows % count:
         whose = "that the launcher has started" if of_launcher else "of train.processes"
@@ -81,6 +85,27 @@ def record(stage: str, params: Mapping[str, Any], inputs: Sequence[str]):
     from stages.common import tracking
 
     return tracking.run(stage, params, inputs=inputs) if is_main() else contextlib.nullcontext(NoRecord())
+
+
+def _join_slurm() -> None:
+    """Set in the environment of a task of `srun` what torchrun would (the output variables of srun's manual, Slurm 20.11 and later).
+
+    The first node of the step, which has task 0, is where all meet. Raises LibraError when they can't find each other.
+    """
+    try:
+        rank, local, count, nodes = (os.environ[f"SLURM_{name}"] for name in ("PROCID", "LOCALID", "STEP_NUM_TASKS", "STEP_NODELIST"))
+        port = 20000 + (int(os.environ["SLURM_JOB_ID"]) * 7 + int(os.environ["SLURM_STEP_ID"])) % 10000  # below those that systems give out
+        first = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True).stdout.split()[0]
+    except KeyError as error:
+        raise LibraError(f"srun has started processes that can't find each other: {error.args[0]} is missing; {MEND}") from None
+    except (ValueError, IndexError, OSError, subprocess.CalledProcessError) as error:
+        raise LibraError(f"srun has started processes that can't find each other ({error}); {MEND}") from None
+    only = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if only and "," not in only:  # --gpus-per-task: each task sees its own GPU alone
+        local = "0"
+    os.environ |= {"RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": count}
+    os.environ.setdefault("MASTER_ADDR", first)
+    os.environ.setdefault("MASTER_PORT", str(port))
 
 
 def _launch(stage: str, processes: int) -> None:

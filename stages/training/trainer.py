@@ -146,7 +146,7 @@ def keep(model, tokenizer, curve: list[dict[str, float]], folder: str, record, n
     save_policy(model, tokenizer, curve, folder, weights, with_base=size.save == "with_base")
     run.forget()
     record.curve(curve)
-    record.model(folder, name)
+    record.model(folder, name, adapters.base_folder)
 
 
 def save_policy(

@@ -19,7 +19,7 @@ class Record(processes.NoRecord):
     def curve(self, rows):
         pass
 
-    def model(self, folder, name):
+    def model(self, folder, name, base_folder):
         pass
 
 
