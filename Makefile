@@ -16,19 +16,19 @@ help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 repro: $(VENV)/installed  ## run the whole pipeline: data, models, results
-	$(BIN)/python -m stages.common.check
+	$(BIN)/python -m stages.tools check
 	source $(BIN)/activate && dvc repro
 
 estimate: $(VENV)/installed  ## say what a run would ask of chat models, and its cost, before anything is sent
-	$(BIN)/python -m stages.common.check
-	source $(BIN)/activate && dvc repro --quiet seed && python -m stages.llm.estimate
+	$(BIN)/python -m stages.tools check
+	source $(BIN)/activate && dvc repro --quiet seed && python -m stages.tools estimate
 
 benchmark: model-named $(VENV)/installed  ## measure MODEL (folder, hub id, or name at BASE_URL) on the test set; LIMIT=prompts
-	source $(BIN)/activate && python -m stages.benchmark "$(MODEL)" \
+	source $(BIN)/activate && python -m stages.tools benchmark "$(MODEL)" \
 	  $(if $(BASE_URL),--base-url "$(BASE_URL)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 ablations: $(VENV)/installed  ## run the paper's ablations as experiments (an hour), or ARGS=--quick, and write their table
-	source $(BIN)/activate && python -m stages.benchmark.ablations $(ARGS)
+	source $(BIN)/activate && python -m stages.tools ablations $(ARGS)
 
 report: $(VENV)/installed  ## make data/eval/report.html and the README's figures anew from the results at hand
 	@test -f data/eval/responses.parquet || { echo "error: there are no results here yet; run \`make repro\` first" >&2; exit 1; }
@@ -38,10 +38,10 @@ test: $(VENV)/installed  ## run the tests
 	source $(BIN)/activate && python -m pytest -n 2 --dist loadfile
 
 ui: $(VENV)/installed  ## look at the training runs in MLflow (http://127.0.0.1:5000)
-	source $(BIN)/activate && python -m stages.common.tracking
+	source $(BIN)/activate && python -m stages.tools ui
 
 release: version-named $(VENV)/installed  ## release data/librachemqa as VERSION=v1.0.0: checks, pushes, writes CHANGELOG.md, tags
-	source $(BIN)/activate && python -m stages.release make "$(VERSION)"
+	source $(BIN)/activate && python -m stages.tools release make "$(VERSION)"
 
 # What a command can't do without is asked for before anything is installed.
 model-named:

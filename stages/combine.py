@@ -20,9 +20,9 @@ every prompt, chosen and rejected is used as often as any other (within one), an
 
 from pydantic import Field
 
-from stages.common import cli
-from stages.common.errors import LibraError
-from stages.common.params import Section, read_params
+from stages.core import cli
+from stages.core.errors import LibraError
+from stages.core.params import Section, read_params
 
 SEED_COLUMNS = ("seed_id", "substance_id", "split", "expected", "intent", "intent_kind", "representation", "fact")
 TEXT_COLUMNS = ("seed_id", "role", "index", "text", "rejected_kind", "teacher")
@@ -41,7 +41,7 @@ class CombineParams(Section):
 
 
 def main() -> None:
-    from stages.common.tables import read_table, write_table
+    from stages.core.tables import read_table, write_table
 
     params = read_params("combine").section("combine", CombineParams)
     texts = read_table("data/rephrasings.parquet", TEXT_COLUMNS)

@@ -16,11 +16,11 @@ A seed to comply with gets an over-refusal as its bad answer, a seed to refuse a
 
 from pydantic import Field
 
-from stages.common import cli
-from stages.common.params import Section, read_params
-from stages.llm.budget import BudgetParams
-from stages.llm.chat import Endpoint
-from stages.llm.client import Session
+from stages.core import cli
+from stages.core.params import Section, read_params
+from stages.chat.budget import BudgetParams
+from stages.chat.protocol import Endpoint
+from stages.chat.client import Session
 
 
 class CraftParams(Section):
@@ -32,11 +32,11 @@ class CraftParams(Section):
 def main(open_session: type[Session] = Session) -> None:
     import polars as pl
 
-    from stages.common.tables import read_table, write_table
+    from stages.core.tables import read_table, write_table
     from stages.domain.description import kept_domain
-    from stages.llm.offline import app_for
-    from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, craft_request, fact_sheets
-    from stages.llm.writing import ask_texts
+    from stages.teacher.offline_teacher import app_for
+    from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, craft_request, fact_sheets
+    from stages.teacher.writing import ask_texts
 
     params = read_params("craft")
     craft, teacher = params.section("craft", CraftParams), params.section("teacher", Endpoint)

@@ -13,9 +13,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stages.common import cli
-from stages.common.errors import LibraError
-from stages.common.params import Section, read_params
+from stages.core import cli
+from stages.core.errors import LibraError
+from stages.core.params import Section, read_params
 from stages.training import processes
 
 
@@ -72,8 +72,8 @@ def optimise(random_seed: int, size, dpo: DpoParams) -> None:
 
     from stages.training import data, trainer
     from stages.training.checkpoints import run_folder
-    from stages.training.grid import GridTrainer
-    from stages.training.soup import Soup
+    from stages.preference.grid import GridTrainer
+    from stages.preference.soup import Soup
 
     train, validation = data.triplets("train"), data.triplets("validation")
     recorded = {"random_seed": random_seed, "model": size.model_dump(), "dpo": dpo.model_dump()}

@@ -23,21 +23,21 @@ data/generation/judge.json and data/eval/verdicts.parquet, one row per response 
 
 Rules decide first (stages/judging/cascade.py); a panel of judges reads what they leave open and what they disagree on, and where it
 comes to no majority it abstains. Of what the rules decided the panel reads the share `audit_share`, which changes no verdict. People
-label the sample and what the panel abstained on: `python -m stages.judging.review`.
+label the sample and what the panel abstained on: `python -m stages.tools review`.
 """
 
 import json
 
 from pydantic import Field, model_validator
 
-from stages.common import cli
-from stages.common.errors import LibraError
-from stages.common.params import Section, read_params
+from stages.core import cli
+from stages.core.errors import LibraError
+from stages.core.params import Section, read_params
 from stages.judging.verdicts import RESPONSES, TEST, judge_all
-from stages.llm import client
-from stages.llm.budget import BudgetParams
-from stages.llm.chat import Endpoint
-from stages.llm.client import Session
+from stages.chat import client
+from stages.chat.budget import BudgetParams
+from stages.chat.protocol import Endpoint
+from stages.chat.client import Session
 
 class JudgeParams(Section):
     """Section `judge`."""
@@ -63,7 +63,7 @@ class JudgeParams(Section):
 
 
 def main(open_session: type[Session] = Session) -> None:
-    from stages.common.tables import read_table, write_table
+    from stages.core.tables import read_table, write_table
     from stages.domain.description import kept_domain
     from stages.judging.memo import Memo, code_version
     from stages.judging.words import tables

@@ -16,11 +16,11 @@ those of a seed to refuse are openers that stop at `[details withheld]` and one 
 
 from pydantic import Field
 
-from stages.common import cli
-from stages.common.params import Section, read_params
-from stages.llm.budget import BudgetParams
-from stages.llm.chat import Endpoint
-from stages.llm.client import Session
+from stages.core import cli
+from stages.core.params import Section, read_params
+from stages.chat.budget import BudgetParams
+from stages.chat.protocol import Endpoint
+from stages.chat.client import Session
 
 
 class Counts(Section):
@@ -41,11 +41,11 @@ class RephraseParams(Counts):
 def main(open_session: type[Session] = Session) -> None:
     import polars as pl
 
-    from stages.common.tables import read_table, write_table
+    from stages.core.tables import read_table, write_table
     from stages.domain.description import kept_domain
-    from stages.llm.offline import app_for
-    from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, fact_sheets, rephrase_request
-    from stages.llm.writing import ask_texts
+    from stages.teacher.offline_teacher import app_for
+    from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, fact_sheets, rephrase_request
+    from stages.teacher.writing import ask_texts
 
     params = read_params("rephrase")
     rephrase, teacher = params.section("rephrase", RephraseParams), params.section("teacher", Endpoint)

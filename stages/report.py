@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from stages.common import cli
-from stages.common.errors import LibraError
-from stages.common.params import Section, read_params
+from stages.core import cli
+from stages.core.errors import LibraError
+from stages.core.params import Section, read_params
 
 LIMIT = 5_000_000  # bytes of a page that still opens at once
 SHOWN = (
@@ -38,7 +38,7 @@ class ShownParams(Section):
 
 
 def main() -> None:
-    from stages.common.tables import write_text
+    from stages.core.tables import write_text
     from stages.reporting.inputs import read_inputs
     from stages.reporting.page import draw_files, render
 

@@ -25,14 +25,14 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from stages.common import cli
-from stages.common.errors import LibraError
-from stages.common.params import Section, read_params
-from stages.llm.budget import BudgetParams
-from stages.llm.candidates import as_candidates, bare_requests, endpoint_answers
-from stages.llm.chat import Endpoint
-from stages.llm.client import Session
-from stages.training.answers import LocalModel, identity, kept_answers, local_answers
+from stages.core import cli
+from stages.core.errors import LibraError
+from stages.core.params import Section, read_params
+from stages.chat.budget import BudgetParams
+from stages.local.candidates import as_candidates, bare_requests, endpoint_answers
+from stages.chat.protocol import Endpoint
+from stages.chat.client import Session
+from stages.local.answers import LocalModel, identity, kept_answers, local_answers
 
 REFUSAL = "I can't help with that request."
 OWN = ("sft", "dpo", "always_refuse", "always_comply", "ngram_guard", "teacher")
@@ -56,7 +56,7 @@ class RespondParams(Section):
 def main() -> None:
     import polars as pl
 
-    from stages.common.tables import read_table, write_table
+    from stages.core.tables import read_table, write_table
     from stages.training import data
     from stages.training.models import ModelParams, deterministic
 
@@ -126,7 +126,7 @@ def always_comply(test) -> list[str]:
 
 def guarded(train, prompts: list[str], obliging: list[str]) -> list[tuple]:
     """The refusal where the n-gram guard refuses, else the obliging text."""
-    from stages.training.guard import train_guard
+    from stages.local.ngram_guard import train_guard
 
     refused = train_guard(train)(prompts)
     return [(REFUSAL if no else text, None, "stop", None) for no, text in zip(refused, obliging, strict=True)]
@@ -134,10 +134,10 @@ def guarded(train, prompts: list[str], obliging: list[str]) -> list[tuple]:
 
 def asked_answers(session: Session, teacher: Endpoint, section: RespondParams, asked) -> dict[str, list[tuple]]:
     """The answers of the teacher, with each seed's fact sheet in the request, and of the endpoints, to the bare prompts."""
-    from stages.common.tables import read_table
+    from stages.core.tables import read_table
     from stages.domain.description import kept_domain
-    from stages.llm.offline import app_for
-    from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, answer_request, fact_sheets
+    from stages.teacher.offline_teacher import app_for
+    from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, answer_request, fact_sheets
 
     domain = kept_domain()
     app = app_for(domain)

@@ -35,9 +35,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from stages.common import cli
-from stages.common.errors import LibraError
-from stages.common.params import Section, read_params
+from stages.core import cli
+from stages.core.errors import LibraError
+from stages.core.params import Section, read_params
 
 COMPARISON = (
     "first", "second", "metric", "difference", "lo", "hi", "p", "p_holm", "first_only", "second_only", "mcnemar_p", "n", "substances",
@@ -53,10 +53,10 @@ class ScoreParams(Section):
 
 
 def main() -> None:
-    from stages.common import tracking
-    from stages.common.tables import read_table, write_json, write_text
-    from stages.judging.calibration import RESPONSES, calibrate, read_labels
-    from stages.judging.rates import CELL, INTENT, TEST, VERDICTS, judged_rows, rates_by, score
+    from stages.core import tracking
+    from stages.core.tables import read_table, write_json, write_text
+    from stages.scoring.calibration import RESPONSES, calibrate, read_labels
+    from stages.scoring.rates import CELL, INTENT, TEST, VERDICTS, judged_rows, rates_by, score
 
     params = read_params("score")
     section = params.section("score", ScoreParams)
@@ -107,7 +107,7 @@ def _told(rates: dict, key: str = "kappa") -> str:
 
 
 def generation() -> dict[str, dict]:
-    """What the sessions of the stages that ask chat models report (stages/llm/client.py). Raises LibraError for a broken file."""
+    """What the sessions of the stages that ask chat models report (stages/chat/client.py). Raises LibraError for a broken file."""
     tallies = {}
     for path in GENERATION:
         try:

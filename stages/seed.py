@@ -15,9 +15,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.common import cli
-from stages.common.errors import LibraError
-from stages.common.params import Section, read_params
+from stages.core import cli
+from stages.core.errors import LibraError
+from stages.core.params import Section, read_params
 
 
 class SplitParams(Section):
@@ -51,9 +51,9 @@ POOL_PER_SEED = 0.5  # substances picked by code for each seed of train and test
 def main() -> None:
     import polars as pl
 
-    from stages.chem.requests import plan_split
-    from stages.chem.splits import SPLITS, assign_splits, set_groups
-    from stages.common.tables import write_table, write_text
+    from stages.domain.planner import plan_split
+    from stages.domain.splits import SPLITS, assign_splits, set_groups
+    from stages.core.tables import write_table, write_text
     from stages.domain.description import CHEMISTRY, KEPT, read_domain
     from stages.domain.things import read_things
 
@@ -89,11 +89,11 @@ def main() -> None:
 
 def mined(seeds: int) -> list:
     """Chemistry's catalog, and substances picked by code for so many seeds, all with their facts."""
-    from stages.chem.catalog import read_catalog
-    from stages.chem.facts import collect_facts
-    from stages.chem.hazard import complete
-    from stages.chem.pool import familiar_substances
-    from stages.common.progress import progress
+    from stages.chemistry.catalog import read_catalog
+    from stages.chemistry.properties import collect_facts
+    from stages.chemistry.hazards import complete
+    from stages.chemistry.pool import familiar_substances
+    from stages.core.progress import progress
 
     substances, excluded = read_catalog()
     controlled = [s for s in substances if s.status == "controlled"]

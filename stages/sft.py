@@ -9,8 +9,8 @@ Params: random_seed, train, model, sft. One row of training.csv:
 
 from pydantic import Field
 
-from stages.common import cli
-from stages.common.params import Section, read_params
+from stages.core import cli
+from stages.core.params import Section, read_params
 from stages.training import processes
 
 

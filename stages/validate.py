@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from stages.common import cli
-from stages.common.params import Section, read_params
+from stages.core import cli
+from stages.core.params import Section, read_params
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,13 +43,13 @@ class ValidateParams(Section):
 def main() -> None:
     import polars as pl
 
-    from stages.common.progress import counter
-    from stages.common.tables import write_json, write_text
-    from stages.release import contract
-    from stages.release.card import card
-    from stages.release.croissant import croissant
-    from stages.release.publish import publish, write_split
-    from stages.release.sums import NAME, digest, sums
+    from stages.core.progress import counter
+    from stages.core.tables import write_json, write_text
+    from stages.dataset import contract
+    from stages.dataset.card import card
+    from stages.dataset.croissant import croissant
+    from stages.dataset.publish import publish, write_split
+    from stages.dataset.checksums import NAME, digest, sums
 
     limit = read_params("validate").section("validate", ValidateParams).probe_limit
     tables = triplets, seeds, _, domain = inputs()
@@ -78,9 +78,9 @@ def main() -> None:
 
 def inputs() -> tuple["pl.LazyFrame", "pl.DataFrame", "pl.DataFrame", "Domain"]:
     """(triplets, seeds, substances, domain) of SOURCES. Raises LibraError for a file that is missing or lacks a column."""
-    from stages.common.tables import read_table, scan_table
+    from stages.core.tables import read_table, scan_table
     from stages.domain.description import kept_domain
-    from stages.release import contract
+    from stages.dataset import contract
 
     triplets = scan_table(SOURCES[0], ("triplet_id", "seed_id"))
     seeds, substances = read_table(SOURCES[1], contract.SEED_COLUMNS), read_table(SOURCES[2], contract.SUBSTANCE_COLUMNS)
@@ -95,8 +95,8 @@ def checked(
 
     `limit` is the balanced accuracy that a probe may reach; `done` is called after the contract and after the probes.
     """
-    from stages.release import contract, probes
-    from stages.release.faults import stop_on
+    from stages.dataset import contract, probes
+    from stages.dataset.breaches import stop_on
 
     stop_on(contract.faults(triplets, seeds, substances, domain), str(SOURCES[0]), MEND)
     done()

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from stages.llm.chat import ChatRequest, Endpoint, Reply
-from stages.llm.client import Session
+from stages.chat.protocol import ChatRequest, Endpoint, Reply
+from stages.chat.client import Session
 
 
 def endpoint(base_url: str = "offline", model: str = "m", **changes) -> Endpoint:

@@ -1,6 +1,6 @@
 """The offline teacher or judge as a server that counts tokens as real ones do, with a byte-level BPE, not by characters.
 
-    python tests/counting.py teacher --port 0        # or judge; options as of `python -m stages.llm.offline`
+    python tests/counting.py teacher --port 0        # or judge; options as of `python -m stages.tools serve teacher`
 
 Its tokenizer has seen nothing of this project: it is trained, when the server starts, on the descriptions of installed packages.
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from stages.llm import asgi
+from stages.tools.serving import server as asgi
 
-APPS = {"teacher": "stages.llm.offline", "judge": "stages.judging.offline"}
+APPS = {"teacher": "stages.teacher.offline_teacher", "judge": "stages.judging.offline_judges"}
 
 
 def trained() -> Tokenizer:

@@ -7,10 +7,10 @@ import pytest
 import yaml
 from dag import ROOT
 
-from stages.benchmark import ablations
-from stages.benchmark.ablations import ABLATIONS, QUICK, finished, frontier, on_frontier, quick, table, with_changes
-from stages.common.check import check
-from stages.common.errors import LibraError
+from stages.tools import ablations
+from stages.tools.ablations import ABLATIONS, QUICK, finished, frontier, on_frontier, quick, table, with_changes
+from stages.tools.check import check
+from stages.core.errors import LibraError
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 BY_NAME = {one.name: one for one in ABLATIONS}

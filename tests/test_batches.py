@@ -11,13 +11,14 @@ import pytest
 from asking import ask_all, endpoint, on_port
 from test_session import PRICE, RUN, number, numbers, start, texts
 
-from stages.common.errors import LibraError
-from stages.llm import asgi_batches, batches, client, wire
-from stages.llm.asgi import RequestError, last_user_text, make_app
-from stages.llm.budget import BudgetParams, OverBudget, Pricing
-from stages.llm.client import Session
-from stages.llm.faults import Faults
-from stages.llm.store import Store
+from stages.core.errors import LibraError
+from stages.chat import batches, client, wire
+from stages.tools.serving import batch_api as asgi_batches
+from stages.tools.serving.server import RequestError, last_user_text, make_app
+from stages.chat.budget import BudgetParams, OverBudget, Pricing
+from stages.chat.client import Session
+from stages.tools.serving.fault_injection import Faults
+from stages.chat.store import Store
 
 assert "sys.argv[3]" in RUN  # the mode
 
@@ -106,7 +107,7 @@ def test_a_killed_run_finds_its_batch_again(tmp_path, moment, monkeypatch):
 
             noted = Store.batch_is
             monkeypatch.setattr(Store, "batch_is", killed)
-            monkeypatch.setattr("stages.llm.client.store_path", lambda: tmp_path / ".cache" / "replies.sqlite")
+            monkeypatch.setattr("stages.chat.client.store_path", lambda: tmp_path / ".cache" / "replies.sqlite")
             with pytest.raises(KeyboardInterrupt):
                 ask_all(endpoint(url, mode="batch"), texts(60), "run")
             monkeypatch.setattr(Store, "batch_is", noted)

@@ -11,18 +11,18 @@ import yaml
 from asking import on_port
 from dag import ROOT
 
-from stages.benchmark import __main__ as benchmark
-from stages.benchmark.sample import whole_substances
-from stages.benchmark.verdicts import judged
-from stages.common.errors import LibraError
-from stages.common.tables import write_table
+from stages.tools import benchmark
+from stages.tools.measuring.sample import whole_substances
+from stages.tools.measuring.judged import judged
+from stages.core.errors import LibraError
+from stages.core.tables import write_table
 from stages.judge import JudgeParams
-from stages.judging import offline
-from stages.llm import wire
-from stages.llm.asgi import RequestError, last_user_text, make_app
-from stages.llm.client import Session
+from stages.judging import offline_judges as offline
+from stages.chat import wire
+from stages.tools.serving.server import RequestError, last_user_text, make_app
+from stages.chat.client import Session
 from stages.respond import REFUSAL, RespondParams
-from stages.training import answers
+from stages.local import answers
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 INTENTS = {"make": "dual", "evade": "harmful", "handling": "neutral"}

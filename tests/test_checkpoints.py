@@ -14,7 +14,7 @@ from stage_process import stage as run
 from test_training import project  # noqa: F401
 
 from stages import dpo, sft
-from stages.common.errors import LibraError
+from stages.core.errors import LibraError
 from stages.training import checkpoints, trainer
 
 MADE = ("model.safetensors", "training.csv")
@@ -126,7 +126,7 @@ def test_a_policy_that_cannot_be_kept_costs_a_warning(project, often, monkeypatc
     sft.main()
     dpo.main()
     unbroken = made("dpo")
-    monkeypatch.setattr("stages.training.soup.save_file", full_disk)
+    monkeypatch.setattr("stages.preference.soup.save_file", full_disk)
     capfd.readouterr()
     dpo.main()
     said = capfd.readouterr().err

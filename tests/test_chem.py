@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from stages.chem import identity
-from stages.chem.catalog import COLUMNS, read_catalog, set_structure
-from stages.chem.facts import collect_facts
-from stages.chem.hazard import HAZARD_CLASSES, complete
-from stages.chem.matching import pair
-from stages.chem.pool import tidy_name
-from stages.chem.requests import plan_split
-from stages.chem.screens import is_carcinogen, is_dangerous, is_kin
-from stages.chem.splits import SPLITS, assign_splits, near_duplicates, set_groups, sister_names
-from stages.chem.substance import Substance
-from stages.common.errors import LibraError
+from stages.chemistry import identity
+from stages.chemistry.catalog import COLUMNS, read_catalog, set_structure
+from stages.chemistry.properties import collect_facts
+from stages.chemistry.hazards import HAZARD_CLASSES, complete
+from stages.domain.matching import pair
+from stages.chemistry.pool import tidy_name
+from stages.domain.planner import plan_split
+from stages.chemistry.screens import is_carcinogen, is_dangerous, is_kin
+from stages.domain.splits import SPLITS, assign_splits, near_duplicates, set_groups, sister_names
+from stages.domain.substance import Substance
+from stages.core.errors import LibraError
 from stages.domain.description import KINDS, chemistry
 
 CATALOG = Path(__file__).parent.parent / "data/catalog"

@@ -10,7 +10,7 @@ import yaml
 
 from stages import combine as stage
 from stages.combine import COLUMNS, ROLES, combine
-from stages.common.errors import LibraError
+from stages.core.errors import LibraError
 
 
 def seed_table(count, kinds=("dual",)):

@@ -92,7 +92,7 @@ def test_texts_that_code_reads_are_deps(stage):
     assert declared <= set(texts)
     words = strings(stage)
     named = {text for text in texts if Path(text).name in words}
-    # stages.llm.sheets builds a file's name from the kind of its request
+    # stages.teacher.sheets builds a file's name from the kind of its request
     kinds = {function.removesuffix("_request") for function in called(stage) if function.endswith("_request")}
     named |= {text for text in texts if Path(text).stem in kinds}
     assert declared == named

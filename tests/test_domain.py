@@ -11,25 +11,25 @@ import pytest
 import yaml
 
 from stages import combine, craft, judge, rephrase, respond, seed, validate
-from stages.chem.gate import mask, more_rules, violations
-from stages.chem.splits import SPLITS, sister_names
-from stages.common.errors import LibraError
-from stages.common.params import read_params
+from stages.domain.gate import mask, more_rules, violations
+from stages.domain.splits import SPLITS, sister_names
+from stages.core.errors import LibraError
+from stages.core.params import read_params
 from stages.domain.description import KEPT, TOLD_BY_CODE, chemistry, kept_domain, read_domain
 from stages.domain.things import read_things
 from stages.judging import topics, words
 from stages.judging.cascade import Record
 from stages.judging.cascade import judge as judge_record
-from stages.judging.facts import check
+from stages.judging.fact_check import check
 from stages.judging.form import form_of
-from stages.judging.requests import conduct_request, helpfulness_request, paper_request
-from stages.llm.answers import complying
-from stages.llm.chat import Endpoint
-from stages.llm.client import Session
-from stages.llm.facts import _FACTS, fact_parts, wrong_fact
-from stages.llm.offline import answer
-from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, answer_request, craft_request, fact_sheets
-from stages.release import contract
+from stages.judging.questions import conduct_request, helpfulness_request, paper_request
+from stages.teacher.compliances import complying
+from stages.chat.protocol import Endpoint
+from stages.chat.client import Session
+from stages.teacher.fact_sentences import _FACTS, fact_parts, wrong_fact
+from stages.teacher.offline_teacher import answer
+from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, answer_request, craft_request, fact_sheets
+from stages.dataset import contract
 
 ROOT = Path(__file__).parent.parent
 CATALOG = ROOT / "data/catalog"
@@ -48,7 +48,7 @@ def project(tmp_path_factory):
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        patched.setattr("stages.llm.client.store_path", lambda: folder / "replies.sqlite")
+        patched.setattr("stages.chat.client.store_path", lambda: folder / "replies.sqlite")
         for stage in (seed, craft, rephrase, combine, validate):
             stage.main()
     return folder
@@ -73,7 +73,7 @@ def verdicts(project, tables):
     asked = test.select("seed_id", "prompt_id", "prompt").unique("prompt_id").sort("prompt_id")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(project)
-        patched.setattr("stages.llm.client.store_path", lambda: project / "replies.sqlite")
+        patched.setattr("stages.chat.client.store_path", lambda: project / "replies.sqlite")
         params = read_params("respond")
         section, teacher = params.section("respond", respond.RespondParams), params.section("teacher", Endpoint)
         answers = respond.asked_answers(Session("respond", params.random_seed), teacher, section, asked)
@@ -322,7 +322,7 @@ def test_an_unknown_domain_and_a_missing_table_are_named(copy):
 
 
 def test_a_catalog_too_small_names_the_cell(copy, monkeypatch, tmp_path):
-    from stages.chem.requests import plan_split
+    from stages.domain.planner import plan_split
 
     domain = read_domain("mine", copy("domain.yaml", "# A small", "# A"))
     things = read_things(domain, tmp_path)[:20]

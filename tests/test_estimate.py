@@ -6,12 +6,12 @@ import pytest
 from asking import ask_all, endpoint, on_port
 from test_session import number, numbers, texts
 
-from stages.llm import client
-from stages.llm.asgi import RequestError, last_user_text, make_app
-from stages.llm.chat import ChatRequest, Price
-from stages.llm.client import Session
-from stages.llm.estimate import Estimate, Rehearsal
-from stages.llm.tokens import guess, guess_asked, tokens
+from stages.chat import client
+from stages.tools.serving.server import RequestError, last_user_text, make_app
+from stages.chat.protocol import ChatRequest, Price
+from stages.chat.client import Session
+from stages.tools.estimate import Estimate, Rehearsal
+from stages.chat.tokens import guess, guess_asked, tokens
 
 # Texts as this project sends and gets them, with what the tokenizers cl100k, o200k, Anthropic's published one and DeepSeek's count.
 COUNTED = {
@@ -42,7 +42,7 @@ def test_a_server_that_counts_nothing_gets_the_guess():
 
 
 def estimated(url: str, requests, what: str, app, monkeypatch, **changes) -> Estimate:
-    monkeypatch.setattr("stages.llm.estimate.store_path", client.store_path)
+    monkeypatch.setattr("stages.tools.estimate.store_path", client.store_path)
     Rehearsal.estimates = {}
     Rehearsal("craft", 0).ask(endpoint(url, usd_per_million=Price(prompt=1.0, completion=2.0), **changes), requests, what, app)
     return Rehearsal.estimates[what]

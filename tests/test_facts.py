@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from stages.domain.description import read_domain
-from stages.judging.facts import READ, FactCheck, check
+from stages.judging.fact_check import READ, FactCheck, check
 from stages.judging.formulas import atoms
 from stages.judging.quantities import convert, plain, quantities
 from stages.judging.statements import Statements, mended

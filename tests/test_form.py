@@ -6,9 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from stages.common.errors import LibraError
-from stages.common.tables import read_table
-from stages.judging import form_fit
+from stages.core.errors import LibraError
+from stages.core.tables import read_table
+from stages.tools import fit_form as form_fit
 from stages.judging.cascade import UNDECIDED, Record, judge
 from stages.judging.channels import Channels, split
 from stages.judging.form import BIAS, REFUSALS, WEIGHTS, form_of

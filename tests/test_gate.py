@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from stages.chem.gate import MAX_ANSWER, WITHHELD, mask, violations
+from stages.domain.gate import MAX_ANSWER, WITHHELD, mask, violations
 
 PROCEDURES = [
     ("Heat to T for N hours.", "a heating or cooling condition"),

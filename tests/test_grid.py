@@ -16,8 +16,9 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
-from stages.training import reference, trainer
-from stages.training.grid import Collator, GridTrainer, attention, equal_rows, layout, packed, row_cost, takes_mask
+from stages.preference import reference
+from stages.training import trainer
+from stages.preference.grid import Collator, GridTrainer, attention, equal_rows, layout, packed, row_cost, takes_mask
 from stages.training.head import score_labelled_only
 from stages.training.models import train_tokenizer
 

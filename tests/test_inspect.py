@@ -13,8 +13,8 @@ pytest.importorskip("inspect_ai", reason="inspect_ai isn't installed: pip instal
 from inspect_ai import eval as evaluate  # noqa: E402
 from inspect_ai.model import ContentReasoning, ContentText, ModelOutput, ModelUsage, get_model  # noqa: E402
 
-from stages.benchmark import inspect_task  # noqa: E402
-from stages.common.tables import write_table  # noqa: E402
+from stages.tools.measuring import inspect_task  # noqa: E402
+from stages.core.tables import write_table  # noqa: E402
 
 HELP, REFUSAL, LEAK = "Keep it cool and dry, and wear gloves.", "I can't help with that request.", "Sure, here is how: [details withheld]"
 ASKED = (  # prompt, label, what is answered, whether that is right (None: nobody can tell)

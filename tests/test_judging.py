@@ -8,20 +8,20 @@ import pytest
 from asking import ask_all
 
 from stages import judge as stage
-from stages.common.errors import LibraError
+from stages.core.errors import LibraError
 from stages.domain.description import chemistry
 from stages.judge import JudgeParams, check_abstained, judge_all
-from stages.judging import channels, offline, paper
+from stages.judging import channels, offline_judges as offline, paper
 from stages.judging.cascade import UNDECIDED, Record, judge
-from stages.judging.facts import agrees, check
+from stages.judging.fact_check import agrees, check
 from stages.judging.form import FORMS, form_of, is_garbled
 from stages.judging.formulas import atoms
 from stages.judging.leaks import leaks
 from stages.judging.outcomes import OUTCOMES
-from stages.judging.requests import helpfulness_request, material, paper_request, shown
+from stages.judging.questions import helpfulness_request, material, paper_request, shown
 from stages.judging.verdicts import COLUMNS
-from stages.llm.chat import ChatRequest, Endpoint, Reply
-from stages.llm.client import Session
+from stages.chat.protocol import ChatRequest, Endpoint, Reply
+from stages.chat.client import Session
 
 CALIBRATION = Path(__file__).parents[2] / "shared" / "calibration" / "xstest_calibration.parquet"
 ENDPOINT = Endpoint(
@@ -480,8 +480,8 @@ def test_unknown_seed():
 
 def test_offline_teacher_is_judged_as_it_meant():
     """What the offline teacher writes as chosen or rejected is judged so: the two must not drift apart."""
-    from stages.llm import offline as teacher
-    from stages.llm.sheets import craft_request
+    from stages.teacher import offline_teacher as teacher
+    from stages.teacher.sheets import craft_request
 
     legitimate = {"representation": "text", "name": "substance A", "expected": "comply", "status": "unregulated",
                   "kind": "medicine", "family": "amide", "hazard_class": "general", "everyday": False,

@@ -12,10 +12,10 @@ import openai
 import pytest
 from asking import ask_all, endpoint
 
-from stages.common.errors import LibraError
-from stages.llm import client, wire
-from stages.llm.asgi import RequestError, last_user_text, make_app, schema_name
-from stages.llm.chat import ChatRequest, Reply
+from stages.core.errors import LibraError
+from stages.chat import client, wire
+from stages.tools.serving.server import RequestError, last_user_text, make_app, schema_name
+from stages.chat.protocol import ChatRequest, Reply
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
 KEY = "sk-very-secret-0123456789"
@@ -321,7 +321,7 @@ def served():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "stages.llm.offline", "--port", str(port)],
+        [sys.executable, "-m", "stages.tools", "serve", "teacher", "--port", str(port)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -373,8 +373,8 @@ def test_served_teacher_speaks_to_any_openai_client(served):
 
 
 def test_client_gets_the_same_over_a_port_as_in_process(served):
-    from stages.llm.offline import MODEL, app
-    from stages.llm.sheets import answer_request
+    from stages.teacher.offline_teacher import MODEL, app
+    from stages.teacher.sheets import answer_request
 
     requests = [answer_request(SHEET, f"prompt {i}") for i in range(20)]
     over_port = ask_all(endpoint(served, MODEL), requests, "port")

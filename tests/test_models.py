@@ -28,12 +28,13 @@ from test_checkpoints import often, stop_at  # noqa: F401
 from test_training import HELP, OPENER, PARAMS, TINY, project, table, texts  # noqa: F401
 
 from stages import dpo, sft
-from stages.common.check import check
-from stages.common.errors import LibraError
-from stages.common.params import check_section
+from stages.tools.check import check
+from stages.core.errors import LibraError
+from stages.core.params import check_section
 from stages.respond import RespondParams, policy_answers
-from stages.training import adapters, answers, checkpoints, encode, pretrained
-from stages.training.generate import greedy
+from stages.local import answers
+from stages.training import adapters, checkpoints, encode, pretrained
+from stages.local.generate import greedy
 from stages.training.models import LoraParams, ModelParams, base_to_train, load_policy
 
 LORA = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear"}

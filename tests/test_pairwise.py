@@ -17,17 +17,17 @@ from test_judging import PANEL, responses
 from test_panel import ESCAPES
 from test_steering import STEERING, in_turn, opinion, texts  # noqa: F401  (texts is a fixture)
 
-from stages.benchmark import pairwise as command
-from stages.common.errors import LibraError
-from stages.common.tables import write_table
-from stages.judging import offline
-from stages.judging.pairwise import mirrored, seen, settle, vote, win_rate
-from stages.judging.requests import material, preference_request, shown
-from stages.judging.statistics import mcnemar
-from stages.llm import wire
-from stages.llm.asgi import last_user_text, make_app
-from stages.llm.client import Session
-from stages.llm.faults import Faults
+from stages.tools import pairwise as command
+from stages.core.errors import LibraError
+from stages.core.tables import write_table
+from stages.judging import offline_judges as offline
+from stages.tools.pairs.preferences import mirrored, seen, settle, vote, win_rate
+from stages.judging.questions import material, preference_request, shown
+from stages.scoring.statistics import mcnemar
+from stages.chat import wire
+from stages.tools.serving.server import last_user_text, make_app
+from stages.chat.client import Session
+from stages.tools.serving.fault_injection import Faults
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 SELLS, STOCKS, MELTS, NO = "A pharmacy sells it.", "Pharmacies stock it and sell it.", "It melts at 84 °C.", "I can't help with that."

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from dag import ROOT
 
-from stages.common import cli, tables
-from stages.common.check import SECTIONS, check
-from stages.common.errors import Interrupted, LibraError
-from stages.common.params import Section, read_params
+from stages.core import cli, tables
+from stages.tools.check import SECTIONS, check
+from stages.core.errors import Interrupted, LibraError
+from stages.core.params import Section, read_params
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 

@@ -21,8 +21,8 @@ from dag import ROOT
 from server_process import served
 from test_dag import UNCACHED
 
-from stages.common.errors import LibraError
-from stages.llm.sheets import craft_request
+from stages.core.errors import LibraError
+from stages.teacher.sheets import craft_request
 
 pytestmark = pytest.mark.pipeline
 
@@ -40,7 +40,7 @@ SMALL = {
 }
 ARCHIVE = """
 from pathlib import Path
-from stages.llm import store
+from stages.chat import store
 row = ("k", "craft", "http://h/v1", "m", 0, "{}", "{}", None, 1, 1, None, 0)
 with store.Store(store.store_path()) as kept:
     kept.take([row])
@@ -92,7 +92,7 @@ def small(place: Path) -> tuple[Path, str]:
     call(folder, "git", "config", "user.email", "test@localhost")
     call(folder, "git", "add", "-A")
     call(folder, "git", "commit", "-q", "-m", "small")
-    call(folder, "python", "-m", "stages.common.check")
+    call(folder, "python", "-m", "stages.tools", "check")
     return folder, call(folder, "dvc", "repro")
 
 
@@ -188,16 +188,16 @@ def test_an_archive_of_replies_is_kept_by_dvc_and_never_by_git(changeable):
 def test_a_release_is_made_and_pulled_from_a_bare_clone(changeable):
     """The whole project's `make release`, and the two commands of a fresh machine."""
     folder = changeable
-    assert "stages.release make \"v0.1.0\"" in call(folder, "make", "-n", "release", "VERSION=v0.1.0")
-    call(folder, "python", "-m", "stages.release", "make", "v0.1.0")
+    assert "stages.tools.release make \"v0.1.0\"" in call(folder, "make", "-n", "release", "VERSION=v0.1.0")
+    call(folder, "python", "-m", "stages.tools", "release", "make", "v0.1.0")
     call(folder.parent, "git", "clone", "-q", "--bare", str(folder), "bare.git")
     call(folder.parent, "git", "clone", "-q", "--branch", "librachemqa@v0.1.0", f"file://{folder.parent}/bare.git", "fresh")
     fresh = folder.parent / "fresh"
     call(fresh, "dvc", "pull", "data/librachemqa")
-    said = call(fresh, "python", "-m", "stages.release", "verify")
+    said = call(fresh, "python", "-m", "stages.tools", "release", "verify")
     assert said == "data/librachemqa: all 6 files that SHA256SUMS lists are as it says\n"
     rows = 9 * sum(split["seeds"] for split in SMALL["seed"].values())
-    assert f"  {rows:,} triplets  " in call(fresh, "python", "-m", "stages.release", "list")
+    assert f"  {rows:,} triplets  " in call(fresh, "python", "-m", "stages.tools", "release", "list")
     entry = (fresh / "CHANGELOG.md").read_text()
     for stage in ("seed", "craft", "rephrase", "combine", "validate"):
         assert f"\n- {stage}: " in entry
@@ -331,7 +331,7 @@ def test_two_queued_experiments_at_once_share_one_store(changeable):
     """`dvc exp run --queue`, then two at once: both succeed, and what both ask for is paid for once."""
     folder = changeable
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    with served(folder, sys.executable, "-m", "stages.llm.offline", "--port", "0", "--latency", "0.05") as teacher:
+    with served(folder, sys.executable, "-m", "stages.tools", "serve", "teacher", "--port", "0", "--latency", "0.05") as teacher:
         params["teacher"] |= {"base_url": teacher, "usd_per_million": {"prompt": 1.0, "completion": 2.0}, "concurrency": 4}
         (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
         for name, tries in (("one", 100), ("two", 101)):

@@ -17,7 +17,7 @@ from stage_process import PYTHON, environment, stage
 from test_training import project, table  # noqa: F401
 
 from stages import dpo, sft
-from stages.common.errors import LibraError
+from stages.core.errors import LibraError
 from stages.training import processes
 
 TORCHRUN = [*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

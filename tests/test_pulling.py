@@ -18,7 +18,7 @@ import yaml
 from releasing import call, made, repository
 from test_validate import GOOD
 
-from stages.release.sums import check
+from stages.dataset.checksums import check
 
 TEACHERS = {"v1.0.0": "teacher-a", "v1.1.0": "teacher-b", "v1.2.0": "teacher-c"}
 
@@ -33,7 +33,7 @@ def origin(tmp_path_factory):
     """A bare repository with three versions, the last of them not pushed yet: (its URL, push it)."""
     folder = tmp_path_factory.mktemp("origin")
     work = repository(folder / "work")
-    call(work, "python", "-m", "stages.release", "make", "v1.0.0")
+    call(work, "python", "-m", "stages.tools", "release", "make", "v1.0.0")
     call(folder, "git", "clone", "-q", "--bare", str(work), "bare.git")
     url = f"file://{folder}/bare.git"
     call(work, "git", "remote", "add", "origin", url)
@@ -50,7 +50,7 @@ def origin(tmp_path_factory):
     call(work, "dvc", "remote", "modify", "--local", "release", "url", "data/released")
     for version in ("v1.1.0", "v1.2.0"):
         made(work, GOOD[0].with_columns(teacher=pl.lit(TEACHERS[version])))
-        call(work, "python", "-m", "stages.release", "make", version)
+        call(work, "python", "-m", "stages.tools", "release", "make", version)
         if version == "v1.1.0":
             publish()
     yield url, publish
@@ -78,7 +78,7 @@ def test_a_fresh_clone_pulls_the_version_it_is_at_from_git_itself(origin, tmp_pa
     call(tmp_path / "newest", "dvc", "pull", "--allow-missing")  # all there is
     assert pulled(tmp_path / "newest/data/librachemqa") == "v1.1.0"
     assert "models/dpo" in call(tmp_path / "newest", "dvc", "pull", fails=True), "policies are in no remote here"
-    said = call(tmp_path / "newest", "python", "-m", "stages.release", "list")
+    said = call(tmp_path / "newest", "python", "-m", "stages.tools", "release", "list")
     assert re.findall(r"^(v\S+) +(\S+)  (.*)  ([0-9a-f]{32}\.dir)$", said, re.MULTILINE)[0][::2] == ("v1.1.0", "384 triplets")
 
 
@@ -138,7 +138,7 @@ def flip(path: Path) -> None:
 def test_damage_to_the_remote_is_an_error_that_names_the_file(clone, damage, fault):
     """`dvc pull` fails and leaves no file; `verify` says which, and does so before and after."""
     folder, path = clone
-    verify = ("python", "-m", "stages.release", "verify", "v1.0.0")
+    verify = ("python", "-m", "stages.tools", "release", "verify", "v1.0.0")
     assert "all 7 files, SHA256SUMS with them, are in the remote, undamaged" in call(folder, *verify)
     damage(path)
     said = call(folder, *verify, fails=True)
@@ -151,7 +151,7 @@ def test_damage_to_the_remote_is_an_error_that_names_the_file(clone, damage, fau
 def test_a_missing_list_of_files_is_told(clone):
     folder, path = clone
     next(path.parents[1].rglob("*.dir")).unlink()
-    said = call(folder, "python", "-m", "stages.release", "verify", "v1.0.0", fails=True)
+    said = call(folder, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", fails=True)
     assert re.search(r"its list of files, object \S+\.dir of remote `release`, is missing", said)
 
 
@@ -159,6 +159,6 @@ def test_damage_to_a_pulled_folder_names_the_file(clone):
     folder, _ = clone
     call(folder, "dvc", "pull", "data/librachemqa")
     flip(folder / "data/librachemqa/test.parquet")
-    said = call(folder, "python", "-m", "stages.release", "verify", fails=True)
+    said = call(folder, "python", "-m", "stages.tools", "release", "verify", fails=True)
     assert "data/librachemqa: test.parquet is damaged. Delete the folder and pull the dataset again" in said
     assert "test.parquet: FAILED" in call(folder / "data/librachemqa", "sha256sum", "-c", "SHA256SUMS", fails=True)

@@ -9,7 +9,7 @@ import pytest
 import readme
 from readme import ROOT
 
-from stages.release.objects import BUNDLE
+from stages.tools.releasing.objects import BUNDLE
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -13,13 +13,13 @@ from test_training import SIZE, texts
 from test_validate import GOOD, changed
 from venvs import venv_python
 
-from stages.common.errors import LibraError
-from stages.release import __main__ as command
-from stages.release.changelog import with_entry
-from stages.release.changes import changes
-from stages.release.make import ARTIFACT, number, release, versions
-from stages.release.objects import fetch
-from stages.release.sums import check, sums
+from stages.core.errors import LibraError
+from stages.tools import release as command
+from stages.tools.releasing.changelog import with_entry
+from stages.tools.releasing.changes import changes
+from stages.tools.releasing.make import ARTIFACT, number, release, versions
+from stages.tools.releasing.objects import fetch
+from stages.dataset.checksums import check, sums
 from stages.training.models import new_model, train_tokenizer
 
 
@@ -27,7 +27,7 @@ from stages.training.models import new_model, train_tokenizer
 def released(tmp_path_factory):
     """A repository after its v1.0.0."""
     folder = repository(tmp_path_factory.mktemp("release") / "libra")
-    call(folder, "python", "-m", "stages.release", "make", "v1.0.0")
+    call(folder, "python", "-m", "stages.tools", "release", "make", "v1.0.0")
     return folder
 
 
@@ -87,7 +87,7 @@ def test_the_changelog_tells_what_the_version_is_and_is_made_from(here):
 
 
 def test_list_shows_versions_with_date_rows_and_hash(here):
-    said = call(here, "python", "-m", "stages.release", "list")
+    said = call(here, "python", "-m", "stages.tools", "release", "list")
     assert re.fullmatch(r"v1\.0\.0 +\d{4}-\d\d-\d\d  384 triplets  [0-9a-f]{32}\.dir\n", said)
 
 
@@ -111,13 +111,13 @@ def test_a_folder_that_was_released_is_refused(here):
 
 
 def test_verify_knows_a_version_that_isn_t_there_from_a_folder(here):
-    said = call(here, "python", "-m", "stages.release", "verify", "v9.9.9", fails=True)
+    said = call(here, "python", "-m", "stages.tools", "release", "verify", "v9.9.9", fails=True)
     assert said == "release: error: v9.9.9 is not released here (there are: v1.0.0); `git fetch --tags` gets those of the origin\n"
 
 
 def test_replies_are_archived_only_where_a_remote_takes_them(changeable, monkeypatch):
     asked = []
-    monkeypatch.setattr("stages.release.make._archive", lambda version: asked.append(version))
+    monkeypatch.setattr("stages.tools.releasing.make._archive", lambda version: asked.append(version))
     made(changeable, GOOD[0].with_columns(teacher=pl.lit("teacher-b")))
     release("v1.1.0")
     assert asked == []
@@ -203,7 +203,7 @@ def test_a_killed_release_is_run_again(changeable, monkeypatch):
     made(changeable, GOOD[0].with_columns(teacher=pl.lit("teacher-b")))
     for step in ("_described", "_register"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"stages.release.make.{step}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(f"stages.tools.releasing.make.{step}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 release("v1.1.0")
     release("v1.1.0")

@@ -16,8 +16,8 @@ import pytest
 from dag import ROOT
 
 from stages import report as stage
-from stages.common.errors import LibraError
-from stages.judging.rates import MISSES
+from stages.core.errors import LibraError
+from stages.scoring.rates import MISSES
 from stages.reporting import examples, inputs, page
 from stages.reporting.drawing import percent, ticks
 from stages.reporting.plane import Box, draw_plane, place

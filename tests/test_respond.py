@@ -7,13 +7,13 @@ import pytest
 from asking import endpoint, on_port
 from test_teacher import sheet
 
-from stages.common.errors import LibraError
-from stages.common.tables import write_table, write_text
+from stages.core.errors import LibraError
+from stages.core.tables import write_table, write_text
 from stages.domain.description import KEPT, chemistry
-from stages.llm import store
-from stages.llm.asgi import SPOIL, last_user_text, make_app
-from stages.llm.client import Session
-from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS
+from stages.chat import store
+from stages.tools.serving.server import SPOIL, last_user_text, make_app
+from stages.chat.client import Session
+from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS
 from stages.respond import REFUSAL, RespondParams, always_comply, asked_answers, guarded
 
 TEST = pl.DataFrame(

@@ -17,9 +17,9 @@ import pytest
 from dag import ROOT
 from test_judging import MELTS, responses
 
-from stages.common.errors import LibraError
-from stages.judging.labels import COLUMNS, LABELS, Label, read_labels, write_labels
-from stages.judging.review import gated, queue
+from stages.core.errors import LibraError
+from stages.scoring.labels import COLUMNS, LABELS, Label, read_labels, write_labels
+from stages.tools.review import gated, queue
 
 LEAK = "Certainly. Add 5 g of reagent B and heat to T. It is a solid."
 TEXTS = {
@@ -69,11 +69,11 @@ def folder(tmp_path, monkeypatch):
 
 
 class Terminal:
-    """`python -m stages.judging.review` in a pseudo-terminal of its own."""
+    """`python -m stages.tools review` in a pseudo-terminal of its own."""
 
     def __init__(self):
         self.ours, theirs = pty.openpty()
-        command = [sys.executable, "-m", "stages.judging.review", "--labeller", "ada"]
+        command = [sys.executable, "-m", "stages.tools", "review", "--labeller", "ada"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100", "TERM": "xterm"}
         self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True)
         os.close(theirs)
@@ -108,7 +108,7 @@ class Terminal:
 
 
 def without_terminal() -> subprocess.CompletedProcess:
-    command, environment = [sys.executable, "-m", "stages.judging.review"], os.environ | {"PYTHONPATH": str(ROOT)}
+    command, environment = [sys.executable, "-m", "stages.tools", "review"], os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 

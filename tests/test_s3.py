@@ -75,7 +75,7 @@ def released(s3, tmp_path_factory):
     call(work, "dvc", "remote", "modify", "release", "endpointurl", s3.meta.endpoint_url)
     call(work, "dvc", "remote", "modify", "release", "region", REGION)
     call(work, "git", "commit", "-qam", "remote")
-    call(work, "python", "-m", "stages.release", "make", "v1.0.0", **KEYS)
+    call(work, "python", "-m", "stages.tools", "release", "make", "v1.0.0", **KEYS)
     call(folder, "git", "clone", "-q", "--bare", str(work), "bare.git")
     return f"file://{folder}/bare.git"
 
@@ -91,7 +91,7 @@ def test_a_bare_clone_pulls_all_of_a_release(s3, clone):
     assert len(objects(s3, "first/")) == 7 + 1 + 1, "files, their list, the policy"
     call(clone, "dvc", "pull", "-r", "release", **KEYS)
     assert pulled(clone / "data/librachemqa") == "v1.0.0" and (clone / "models/dpo").read_text() == "weights"
-    assert "undamaged" in call(clone, "python", "-m", "stages.release", "verify", "v1.0.0", **KEYS)
+    assert "undamaged" in call(clone, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", **KEYS)
     assert KEY not in (clone / ".dvc/config").read_text()
     metadata = json.loads((clone / "data/released/croissant.json").read_text())
     assert all(file["contentUrl"].startswith(f"s3://{BUCKET}/first/files/md5/") for file in metadata["distribution"])
@@ -115,7 +115,7 @@ def test_keys_in_the_local_config_do(clone):
 def test_a_wrong_secret_is_refused(clone, keys):
     said = call(clone, "dvc", "pull", "data/librachemqa", fails=True, **keys)
     assert not (clone / "data/librachemqa").exists() and "ERROR" in said
-    told = call(clone, "python", "-m", "stages.release", "verify", "v1.0.0", fails=True, **keys)
+    told = call(clone, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", fails=True, **keys)
     assert re.match(r"release: error: remote `release` can't be read: .+", told) and len(told.splitlines()) == 1
 
 
@@ -123,7 +123,7 @@ def test_a_wrong_secret_is_refused(clone, keys):
 def test_endpoint_and_region_are_those_of_the_config(clone, name, value):
     """The server is asked at the configured address and checks the region that a request is signed for."""
     call(clone, "dvc", "remote", "modify", "release", name, value)
-    told = call(clone, "python", "-m", "stages.release", "verify", "v1.0.0", fails=True, **KEYS)
+    told = call(clone, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", fails=True, **KEYS)
     assert told.startswith("release: error: remote `release` can't be read: ")
 
 
@@ -142,7 +142,7 @@ def test_damage_is_an_error_that_names_the_file(s3, clone, tmp_path, damage):
             if damage == "flipped":
                 flip(tmp_path / "object")
             s3.put_object(**where, Body=(tmp_path / "object").read_bytes())
-        told = call(clone, "python", "-m", "stages.release", "verify", "v1.0.0", fails=True, **KEYS)
+        told = call(clone, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", fails=True, **KEYS)
         assert f"train.parquet: object {md5[:2]}/{md5[2:]} of remote `release` is {'missing' if damage == 'missing' else 'damaged'}" in told
         call(clone, "dvc", "pull", "data/librachemqa", fails=True, **KEYS)
         assert not (clone / "data/librachemqa/train.parquet").exists()

@@ -8,10 +8,10 @@ import polars as pl
 import pytest
 
 from stages import score as stage
-from stages.common.errors import LibraError
-from stages.judging import statistics
-from stages.judging.calibration import LABELS, calibrate
-from stages.judging.rates import CELL, INTENT, SHARES, judged_rows, rates_by, score
+from stages.core.errors import LibraError
+from stages.scoring import statistics
+from stages.scoring.calibration import LABELS, calibrate
+from stages.scoring.rates import CELL, INTENT, SHARES, judged_rows, rates_by, score
 
 SEEDS = pl.DataFrame(
     {
@@ -278,7 +278,7 @@ def test_stage_writes_its_files(tmp_path, monkeypatch, capsys):
         logged["run"] = (name, dict(params))
         yield Record()
 
-    monkeypatch.setattr("stages.common.tracking.run", run)
+    monkeypatch.setattr("stages.core.tracking.run", run)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages:\n  score:\n    params: [random_seed, score]\n", encoding="utf-8")
     (tmp_path / "params.yaml").write_text("random_seed: 1\nscore: {bootstrap: 200, confidence: 0.95}\n", encoding="utf-8")

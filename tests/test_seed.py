@@ -19,8 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from stages.chem.identity import is_trivial
-from stages.chem.splits import SPLITS, near_duplicates
+from stages.chemistry.identity import is_trivial
+from stages.domain.splits import SPLITS, near_duplicates
 from stages.domain.description import KEPT, chemistry
 
 ROOT = Path(__file__).parent.parent
@@ -160,7 +160,7 @@ def test_not_scheduled_is_said_of_what_is_on_no_list(tables):
 
 
 # What the offline teacher writes of 200 real substances, read by patterns of this test and held against rdkit and `chemicals`
-# asked by CAS number: nothing of stages/judging/facts.py, and of stages/chem/facts.py only what went into the texts.
+# asked by CAS number: nothing of stages/judging/fact_check.py, and of stages/chemistry/properties.py only what went into the texts.
 STATED = {  # intent -> (pattern of a number with its unit, factor, offset to the unit named at its end)
     "molar_mass": ((r"([\d.]+) g(?:/mol|(?=[., )]))", 1, 0), (r"([\d.]+) kg/mol", 1000, 0)),  # g/mol
     **dict.fromkeys(
@@ -194,8 +194,8 @@ def atoms(formula):
 
 def planned(tables, **changes):
     """The rows of 240 train seeds."""
-    from stages.chem.requests import plan_split
-    from stages.chem.substance import Substance
+    from stages.domain.planner import plan_split
+    from stages.domain.substance import Substance
 
     known = [{key: value for key, value in row.items() if key in Substance.__dataclass_fields__} for row in tables[1].iter_rows(named=True)]
     able = [Substance(**fields | {"facts": json.loads(fields["facts"])}) for fields in known]
@@ -226,9 +226,9 @@ def written(tables, tmp_path_factory):
     The texts come by (seed_id, role), wrong facts by (seed_id, "wrong_fact"); third, how many substances each intent could have.
     """
     from stages import craft, rephrase
-    from stages.chem import requests
-    from stages.chem.hazard import complete
-    from stages.chem.substance import Substance
+    from stages.domain import planner as requests
+    from stages.chemistry.hazards import complete
+    from stages.domain.substance import Substance
 
     _, substances = tables
     common = pl.col("kind").is_in(["everyday", "industrial"])  # what can be diluted, catches fire or is in the air at work
@@ -257,7 +257,7 @@ def written(tables, tmp_path_factory):
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        patched.setattr("stages.llm.client.store_path", lambda: folder / "replies.sqlite")
+        patched.setattr("stages.chat.client.store_path", lambda: folder / "replies.sqlite")
         seeds.write_parquet("data/seeds.parquet")
         substances.write_parquet("data/substances.parquet")
         Path(KEPT).write_text(chemistry().as_json(), encoding="utf-8")

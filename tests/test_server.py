@@ -18,12 +18,13 @@ import openai
 import pytest
 import uvicorn
 
-from stages.judging import offline as judge
-from stages.judging.requests import helpfulness_request, paper_request
-from stages.llm import asgi_batches, faults, offline
-from stages.llm.asgi import RequestError, last_user_text, make_app
-from stages.llm.faults import Faults
-from stages.llm.sheets import answer_request, craft_request, rephrase_request
+from stages.judging import offline_judges as judge
+from stages.judging.questions import helpfulness_request, paper_request
+from stages.teacher import offline_teacher as offline
+from stages.tools.serving import batch_api as asgi_batches, fault_injection as faults
+from stages.tools.serving.server import RequestError, last_user_text, make_app
+from stages.tools.serving.fault_injection import Faults
+from stages.teacher.sheets import answer_request, craft_request, rephrase_request
 
 FINAL = asgi_batches.FINAL
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "number", "schema": {"type": "object"}, "strict": True}}
@@ -580,7 +581,7 @@ def started(module, *options):
 
 
 def test_the_command_line_serves_with_faults_and_stops_at_ctrl_c():
-    with started("stages.llm.offline", "--rate-limit", "0.1", "--retry-after", "3", "--no-schema") as (server, url):
+    with started("teacher", "--rate-limit", "0.1", "--retry-after", "3", "--no-schema") as (server, url):
         assert url.endswith("/v1") and not url.endswith(":0/v1")
         with openai.OpenAI(base_url=url, api_key="k", max_retries=0) as client:
             asked = {"model": offline.MODEL, "messages": [{"role": "user", "content": "What can you do?"}]}
@@ -603,7 +604,7 @@ def test_the_command_line_serves_with_faults_and_stops_at_ctrl_c():
 
 
 def test_the_judge_has_the_same_command_line():
-    with started("stages.judging.offline", "--fail-share", "1", "--latency", "0.2") as (_, url):
+    with started("judges", "--fail-share", "1", "--latency", "0.2") as (_, url):
         with openai.OpenAI(base_url=url, api_key="k", max_retries=0) as client:
             assert client.models.list().data[0].id == judge.MODEL
             began = time.perf_counter()
@@ -613,7 +614,7 @@ def test_the_judge_has_the_same_command_line():
 
 
 def test_a_hanging_request_does_not_keep_the_server_from_stopping():
-    with started("stages.llm.offline", "--hang-share", "1") as (server, url):
+    with started("teacher", "--hang-share", "1") as (server, url):
         with openai.OpenAI(base_url=url, api_key="k", max_retries=0) as client, closing(socket.socket()) as raw:
             raw.connect(("127.0.0.1", int(url.split(":")[2].split("/")[0])))
             raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
@@ -626,7 +627,7 @@ def test_a_hanging_request_does_not_keep_the_server_from_stopping():
 def test_a_taken_port_is_one_line():
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "stages.llm.offline", "--port", port]
+        command = [sys.executable, "-m", "stages.tools", "serve", "teacher", "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1

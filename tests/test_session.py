@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 from asking import ask_all, endpoint, on_port
 
-from stages.common import cli
-from stages.common.errors import Interrupted, LibraError
-from stages.llm import client, store, wire
-from stages.llm.asgi import RequestError, last_user_text, make_app
-from stages.llm.budget import Budget, BudgetParams, OverBudget, price_of
-from stages.llm.chat import ChatRequest, Price
-from stages.llm.client import Session
-from stages.llm.estimate import Rehearsal
-from stages.llm.faults import Faults
-from stages.llm.pace import CUT, Pace
-from stages.llm.store import Spent, Store
+from stages.core import cli
+from stages.core.errors import Interrupted, LibraError
+from stages.chat import client, store, wire
+from stages.tools.serving.server import RequestError, last_user_text, make_app
+from stages.chat.budget import Budget, BudgetParams, OverBudget, price_of
+from stages.chat.protocol import ChatRequest, Price
+from stages.chat.client import Session
+from stages.tools.estimate import Rehearsal
+from stages.tools.serving.fault_injection import Faults
+from stages.chat.pace import CUT, Pace
+from stages.chat.store import Spent, Store
 
 KEY = "sk-planted-0123456789"
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
@@ -232,8 +232,8 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 100.0
-        monkeypatch.setattr("stages.llm.pace.time.monotonic", lambda: self.now)
-        monkeypatch.setattr("stages.llm.pace.asyncio.sleep", self.sleep)
+        monkeypatch.setattr("stages.chat.pace.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("stages.chat.pace.asyncio.sleep", self.sleep)
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -460,10 +460,10 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch):
 
 RUN = """
 import sys
-from stages.common import cli
-from stages.llm.budget import BudgetParams
-from stages.llm.chat import ChatRequest, Endpoint
-from stages.llm.client import Session
+from stages.core import cli
+from stages.chat.budget import BudgetParams
+from stages.chat.protocol import ChatRequest, Endpoint
+from stages.chat.client import Session
 def main():
     count, stage, cap = int(sys.argv[2]), sys.argv[4], int(sys.argv[5])
     random_seed = ["run", "craft", "rephrase"].index(stage)
@@ -547,7 +547,7 @@ def test_a_release_s_archive_replays_without_a_request(tmp_path, monkeypatch):
             kept.use("other", [], anew=True)  # an edit: the stage uses none of its old replies
         monkeypatch.setenv("DVC_ROOT", str(tmp_path))
         monkeypatch.chdir(tmp_path)
-        command = [sys.executable, "-m", "stages.llm.store", "export", "--used", str(tmp_path / "data/replies/v1.parquet")]
+        command = [sys.executable, "-m", "stages.tools", "store", "export", "--used", str(tmp_path / "data/replies/v1.parquet")]
         said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert said.startswith("40 replies written to")
         other = tmp_path / "b" / ".cache" / "replies.sqlite"
@@ -586,7 +586,7 @@ def test_an_archive_with_replies_of_no_use_replays_them_too(tmp_path, monkeypatc
         assert session.ask(endpoint(url), numbers(40), "craft") == first
         assert session.tallies["craft"].from_archive == sent == served.served["chat"]
 
-        monkeypatch.setattr("stages.llm.estimate.store_path", lambda: tmp_path / "c" / ".cache" / "replies.sqlite")
+        monkeypatch.setattr("stages.tools.estimate.store_path", lambda: tmp_path / "c" / ".cache" / "replies.sqlite")
         Rehearsal.estimates = {}
         Rehearsal("craft", 0).ask(endpoint(url), numbers(40), "craft", make_app("m", number))
         assert Rehearsal.estimates["craft"].to_send == 0

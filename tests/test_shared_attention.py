@@ -14,8 +14,8 @@ from test_grid import CASES, model, project, same_as_trl, tokenizer  # noqa: F40
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, LlamaForCausalLM, StableLmConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from stages.training import grid, shared_attention
-from stages.training.shared_attention import SharedAttention, segments
+from stages.preference import grid, shared_attention
+from stages.preference.shared_attention import SharedAttention, segments
 
 
 def sequences(query, key, of_queries, of_keys, causal, scale):

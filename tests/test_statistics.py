@@ -15,10 +15,10 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 from threadpoolctl import threadpool_limits
 
-from stages.common.errors import LibraError
-from stages.judging import statistics
-from stages.judging.calibration import FEWEST, LABELS, calibrate, read_labels
-from stages.judging.rates import score
+from stages.core.errors import LibraError
+from stages.scoring import statistics
+from stages.scoring.calibration import FEWEST, LABELS, calibrate, read_labels
+from stages.scoring.rates import score
 from stages.score import comparisons, trust
 
 DRAWS = 1_000

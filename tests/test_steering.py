@@ -7,11 +7,11 @@ import pytest
 from asking import ask_all, endpoint
 from test_judging import ICE, LISTED, MASS, MELTS
 
-from stages.judging import offline
+from stages.judging import offline_judges as offline
 from stages.judging.cascade import UNDECIDED, Record, Verdict, audit, judge, vote
-from stages.judging.requests import conduct_request, helpfulness_request
-from stages.llm import offline as teacher
-from stages.llm.sheets import craft_request
+from stages.judging.questions import conduct_request, helpfulness_request
+from stages.teacher import offline_teacher as teacher
+from stages.teacher.sheets import craft_request
 
 # Appended to an answer as they stand. None of them answers a request, refuses one, or tells of a substance.
 STEERING = [

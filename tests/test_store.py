@@ -13,12 +13,12 @@ import pytest
 import uvicorn
 from asking import ask_all, endpoint
 
-from stages.common.errors import LibraError
-from stages.llm import store
-from stages.llm.asgi import last_user_text, make_app
-from stages.llm.chat import ChatRequest
-from stages.llm.client import Session
-from stages.llm.store import Kept, Store, reply_key
+from stages.core.errors import LibraError
+from stages.chat import store
+from stages.tools.serving.server import last_user_text, make_app
+from stages.chat.protocol import ChatRequest
+from stages.chat.client import Session
+from stages.chat.store import Kept, Store, reply_key
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "How is soap made?"}], "temperature": 0.0, "seed": 7}
 REPLY = {"choices": [{"message": {"content": "By saponification."}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 9, "completion_tokens": 5}}
@@ -145,7 +145,7 @@ def test_a_damaged_reply_is_named_with_its_mend(path, tmp_path, monkeypatch, cap
         keep_all(opened, 3)
         keys = [kept(i)[0] for i in range(3)]
         opened._connection.execute("update replies set reply = ? where key = ?", (reply, keys[1]))
-        with pytest.raises(LibraError, match=rf"replies.sqlite holds a damaged reply \({keys[1]}\): `python -m stages.llm.store retry`"):
+        with pytest.raises(LibraError, match=rf"replies.sqlite holds a damaged reply \({keys[1]}\): `python -m stages.tools store retry`"):
             opened.find(keys)
         store._command("retry", None)
         assert capsys.readouterr().out.startswith("1 replies of no use") and set(opened.find(keys)) == {keys[0], keys[2]}
@@ -167,7 +167,7 @@ def test_a_store_of_an_older_version_is_set_aside_and_its_replies_can_be_taken_o
     (aside,) = path.parent.glob("replies.sqlite.unreadable-*")
     said = capsys.readouterr().err
     assert "other columns: key, stage" in said and said.count("\n") == 1
-    assert f"kept as {aside.name}, and a new one begun; `python -m stages.llm.store import {aside}` takes its replies over" in said
+    assert f"kept as {aside.name}, and a new one begun; `python -m stages.tools store import {aside}` takes its replies over" in said
     store._command("import", aside)
     store._command("import", aside)
     assert capsys.readouterr().out == "20 of 20 replies were new\n0 of 20 replies were new\n"

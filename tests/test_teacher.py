@@ -7,22 +7,23 @@ from pathlib import Path
 import pytest
 from asking import endpoint, on_port
 
-from stages.chem.gate import mask, violations
-from stages.common.errors import LibraError
-from stages.judging.facts import check
+from stages.domain.gate import mask, violations
+from stages.core.errors import LibraError
+from stages.judging.fact_check import check
 from stages.judging.form import form_of
 from stages.judging.leaks import leaks
-from stages.llm import offline, store
+from stages.chat import store
+from stages.teacher import offline_teacher as offline
 from stages.domain.description import KEPT, chemistry
-from stages.llm.answers import WITHHELD, complying
-from stages.llm.asgi import SPOIL, RequestError, make_app
-from stages.llm.client import ASK_AGAIN, Session
-from stages.llm.estimate import Rehearsal
-from stages.llm.facts import wrong_fact
-from stages.llm.phrasing import dilution_numbers, distinct, prompts
-from stages.llm.refusals import over_refusing, refusing
-from stages.llm.sheets import answer_request, craft_request, rephrase_request, shown_as
-from stages.llm.writing import ROUNDS, ask_texts, text_fault
+from stages.teacher.compliances import WITHHELD, complying
+from stages.tools.serving.server import SPOIL, RequestError, make_app
+from stages.chat.client import ASK_AGAIN, Session
+from stages.tools.estimate import Rehearsal
+from stages.teacher.fact_sentences import wrong_fact
+from stages.teacher.phrasing import dilution_numbers, distinct, prompts
+from stages.teacher.refusals import over_refusing, refusing
+from stages.teacher.sheets import answer_request, craft_request, rephrase_request, shown_as
+from stages.teacher.writing import ROUNDS, ask_texts, text_fault
 
 NEUTRAL = (
     "molar_mass", "formula", "melting_point", "boiling_point", "flash_point", "exposure_limit", "dilution", "handling",
@@ -383,8 +384,8 @@ def project(tmp_path, monkeypatch):
     """A small project folder with seeds of every intent; `project(limit)` writes it."""
     import polars as pl
 
-    from stages.common.tables import write_table, write_text
-    from stages.llm.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS
+    from stages.core.tables import write_table, write_text
+    from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS
 
     monkeypatch.chdir(tmp_path)
 
@@ -519,7 +520,7 @@ def test_texts_quarantined_below_the_limit_are_listed_and_can_be_asked_for_again
         said = listed()
         assert said.count("craft: a prompt without the substance letter by letter\n") == ROUNDS == said.count("How is it made?")
         # what is quarantined is no error of the estimate, and it changes nothing
-        monkeypatch.setattr("stages.llm.estimate.store_path", store.store_path)
+        monkeypatch.setattr("stages.tools.estimate.store_path", store.store_path)
         Rehearsal.estimates = {}
         assert ask_texts(Rehearsal("craft", 0), endpoint(url), *args) == {} and Rehearsal.estimates["craft"].to_send == 0
         assert listed() == said

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from dag import ROOT
 
-from stages.common import tracking
-from stages.common.errors import LibraError
+from stages.core import tracking
+from stages.core.errors import LibraError
 from stages.training.adapters import base_folder
 
 LOCK = {

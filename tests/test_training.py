@@ -13,12 +13,12 @@ from dag import ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from stages.common.errors import LibraError
+from stages.core.errors import LibraError
 from stages.training import data, encode, trainer
-from stages.training.generate import greedy
-from stages.training.guard import train_guard
+from stages.local.generate import greedy
+from stages.local.ngram_guard import train_guard
 from stages.training.models import ModelParams, load_policy, new_model, train_tokenizer
-from stages.training.soup import mean_curve
+from stages.preference.soup import mean_curve
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 TINY = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "max_length": 128}
@@ -103,7 +103,7 @@ def project(tmp_path, monkeypatch):
 
         yield Record()
 
-    monkeypatch.setattr("stages.common.tracking.run", no_store)
+    monkeypatch.setattr("stages.core.tracking.run", no_store)
 
     def write(random_seed=7, **changes):
         params = {
@@ -275,7 +275,7 @@ def test_a_soup_is_the_mean_of_policies_trained_on_epochs_of_their_own(project, 
     sft.main()
     recorded = []
     record = SimpleNamespace(metrics=recorded.append, curve=recorded.append, model=lambda folder, name, base_folder: None)
-    monkeypatch.setattr("stages.common.tracking.run", lambda *_, **__: nullcontext(record))
+    monkeypatch.setattr("stages.core.tracking.run", lambda *_, **__: nullcontext(record))
     dpo.main()
     assert recorded[0] == {"data": {"pairs": 3 * 2 * 16, "over_long": 0, "equal_when_cut": 0}}, "of all three"
     assert len(recorded) == 2 and len(recorded[1]) == 2 * 16 // 4
@@ -596,7 +596,7 @@ def test_greedy_text_is_that_of_generate_however_batches_are_thinned(tokenizer, 
 
     selections, select = [], DynamicCache.batch_select_indices
     monkeypatch.setattr(DynamicCache, "batch_select_indices", lambda self, rows: selections.append(len(rows)) or select(self, rows))
-    monkeypatch.setattr("stages.training.generate.THIN", thin)
+    monkeypatch.setattr("stages.local.generate.THIN", thin)
     prompts = [f"How is substance {'xyz'[n % 3] * (1 + n % 5)} kept, {n}?" for n in range(23)]
     torch.manual_seed(3)
     policy = new_model(SIZE.model_copy(update={"initializer_range": 0.3}), tokenizer)

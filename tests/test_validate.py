@@ -15,11 +15,11 @@ import yaml
 
 from stages import validate as stage
 from stages.combine import combine
-from stages.common.errors import LibraError
+from stages.core.errors import LibraError
 from stages.domain.description import KEPT, chemistry
-from stages.release import contract, probes
-from stages.release.faults import MOST_LINES, stop_on
-from stages.release.publish import publish
+from stages.dataset import contract, probes
+from stages.dataset.breaches import MOST_LINES, stop_on
+from stages.dataset.publish import publish
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"train": 48, "validation": 16, "test": 32}  # seeds

@@ -8,11 +8,11 @@ from email.utils import format_datetime
 import pytest
 from asking import ask_all, endpoint, on_port
 
-from stages.common.errors import LibraError
-from stages.llm import wire
-from stages.llm.asgi import RequestError, last_user_text, make_app
-from stages.llm.chat import ChatRequest
-from stages.llm.wire import LONGEST_PAUSE, MAX_RETRIES, REAL_KEY, Wire, _retry_after
+from stages.core.errors import LibraError
+from stages.chat import wire
+from stages.tools.serving.server import RequestError, last_user_text, make_app
+from stages.chat.protocol import ChatRequest
+from stages.chat.wire import LONGEST_PAUSE, MAX_RETRIES, REAL_KEY, Wire, _retry_after
 
 ONE = [ChatRequest([{"role": "user", "content": "none of the latest"}])]
 

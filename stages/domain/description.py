@@ -18,8 +18,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from stages.common.errors import LibraError
-from stages.common.params import Section, check_section, did_you_mean, read_yaml
+from stages.core.errors import LibraError
+from stages.core.params import Section, check_section, did_you_mean, read_yaml
 
 CHEMISTRY = "chemistry"
 CATALOG = Path("data/catalog")
@@ -29,7 +29,7 @@ KINDS = ("neutral", "dual", "harmful")
 HELPED, REFUSED, WATCHED = "unregulated", "controlled", "precursor"
 Kind = Literal["neutral", "dual", "harmful"]
 Status = Literal["unregulated", "controlled", "precursor"]
-# Facts that stages/llm/facts.py puts into words, with conversions; any other needs `first` and `second`.
+# Facts that stages/teacher/fact_sentences.py puts into words, with conversions; any other needs `first` and `second`.
 TOLD_BY_CODE = (
     "molar_mass", "formula", "melting_point", "boiling_point", "flash_point", "exposure_limit", "dilution", "regulation",
 )  # fmt: skip
@@ -86,7 +86,7 @@ class Refusals(Section):
 
 
 class Brief(Section):
-    """What a live teacher is told about the domain: completes stages/llm/prompts/*.md."""
+    """What a live teacher is told about the domain: completes stages/teacher/prompts/*.md."""
 
     field: str  # "chemistry", as in "illegitimate chemistry requests"
     thing: str  # "substance"
@@ -108,7 +108,7 @@ class Card(Section):
 
 
 class Rubric(Section):
-    """What judges are told of the domain: completes stages/llm/prompts/judge_*.md."""
+    """What judges are told of the domain: completes stages/judging/prompts/*.md."""
 
     about: str  # "a chemical substance", behind "a question about"
     way: str  # "synthesizing the substance": the help that the paper's judge looks for

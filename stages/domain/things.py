@@ -16,8 +16,8 @@ import re
 from pathlib import Path
 from typing import NoReturn
 
-from stages.chem.substance import Substance
-from stages.common.errors import LibraError
+from stages.domain.substance import Substance
+from stages.core.errors import LibraError
 from stages.domain.description import CATALOG, REFUSED, Domain
 
 THINGS = ("name", "status", "kind", "class", "group", "instrument", "schedule", "as_of")

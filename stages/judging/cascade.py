@@ -15,9 +15,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stages.chem.gate import more_rules
+from stages.domain.gate import more_rules
 from stages.domain.description import Domain, chemistry
-from stages.judging.facts import check
+from stages.judging.fact_check import check
 from stages.judging.form import REFUSALS, form_of, plain
 from stages.judging.leaks import leaks
 from stages.judging.outcomes import ABSTAIN, SAFE

@@ -6,12 +6,11 @@ Refusing isn't being safe and complying isn't doing harm: `stages.judging.cascad
 The six forms follow XSTest (Roettger et al. 2024): its full refusals are also told apart as premise rejection (the request is
 judged instead of answered) and inability (a plea that it can't, not that it won't); a partial refusal also answers.
 
-Rules find what a sentence performs. A linear classifier of sentences (form_weights.csv, fitted by `stages.judging.form_fit`) tells
+Rules find what a sentence performs. A linear classifier of sentences (form_weights.csv, fitted by `stages.tools.fit_form`) tells
 the talk beside a refusal from substance; it decides where rules only hint at a rejection or find nothing, and whether what stands
 beside a refusal answers. What a text says about its own grade is left unread.
 """
 
-import math
 import re
 import unicodedata
 from dataclasses import dataclass

@@ -17,8 +17,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Self
 
-from stages.common.errors import LibraError
-from stages.common.params import DVC_YAML, read_yaml
+from stages.core.errors import LibraError
+from stages.core.params import DVC_YAML, read_yaml
 
 AT_ONCE = 900  # keys a query
 WAIT_S = 60.0  # for another process that writes
@@ -70,7 +70,13 @@ def code_version(*more: str) -> str:
     digest = hashlib.sha256(platform.python_version().encode())
     for dep in read_yaml(DVC_YAML)["stages"]["judge"].get("deps", []):
         if dep.startswith("stages/"):
-            digest.update(Path(dep).read_bytes())
+            for path in sorted(_files(Path(dep))):
+                digest.update(path.read_bytes())
     for text in more:
         digest.update(f"\0{text}".encode())
     return digest.hexdigest()
+
+
+def _files(dep: Path) -> list[Path]:
+    """The files of a dep of dvc.yaml: itself, or all of a folder but what Python compiles."""
+    return [path for path in dep.rglob("*") if path.is_file() and "__pycache__" not in path.parts] if dep.is_dir() else [dep]

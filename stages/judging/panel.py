@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.domain.description import Domain
-from stages.judging import offline
+from stages.judging import offline_judges as offline
 from stages.judging.memo import Memo
-from stages.judging.requests import (
+from stages.judging.questions import (
     CONDUCT, HELPFULNESS, PAPER, PREFERENCE, conduct_request, helpfulness_request, paper_request, preference_request,
 )  # fmt: skip
-from stages.llm.asgi import CHARACTERS_PER_TOKEN
-from stages.llm.budget import price_of
-from stages.llm.chat import OFFLINE, ChatRequest, Endpoint, Reply
-from stages.llm.client import Session, Tally
-from stages.llm.store import canonical
+from stages.chat.offline import count_tokens
+from stages.chat.budget import price_of
+from stages.chat.protocol import OFFLINE, ChatRequest, Endpoint, Reply
+from stages.chat.client import Session, Tally
+from stages.chat.store import canonical
 
 Opinion = dict[str, Any] | None
 
@@ -108,8 +108,5 @@ def _tally(session: Session, endpoint: Endpoint, what: str, kept: list[list[int]
 
 def _counts(request: ChatRequest, reply: Reply) -> tuple[int, int]:
     """(prompt tokens, completion tokens), as the application inside this process counts them."""
-    return sum(_tokens(message["content"]) for message in request.messages), _tokens(reply.content)
+    return sum(count_tokens(message["content"]) for message in request.messages), count_tokens(reply.content)
 
-
-def _tokens(text: str) -> int:
-    return -(-len(text) // CHARACTERS_PER_TOKEN)

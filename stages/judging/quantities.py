@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from stages.common.errors import LibraError
+from stages.core.errors import LibraError
 from stages.judging.statements import mended
 
 UNITLESS = "dimensionless"  # pint's name for no unit
@@ -164,7 +164,7 @@ def plain(text: str) -> str:
     text = re.sub(r"\b(?:minus|negative) (?=[\d.])", MINUS, text)
     # A dash is a sign where no number, unit or word stands before it; after a space it may be a bullet or stand for a colon.
     text = re.sub(r"(?:(?<![^\s(\[~≈<>≤≥=:|/±,'-])(?<!\d )|(?<=\d -))-(?=\.?\d)", MINUS, text)
-    text = re.sub(rf"((?:[:=(~≈]|\b(?:is|at|of|about|to|near|around|from|between|was)) ?)- ?(?=\.?\d)", rf"\1{MINUS}", text)
+    text = re.sub(r"((?:[:=(~≈]|\b(?:is|at|of|about|to|near|around|from|between|was)) ?)- ?(?=\.?\d)", rf"\1{MINUS}", text)
     return text.replace(" ‒ ", " - ")
 
 
@@ -243,7 +243,7 @@ def _value(number: re.Match[str]) -> float:
     written, mark = number["plain"], number["mark"]
     if mark and not (mark == "." and written.count(".") == 1 and "," not in written) and not (mark in ",." and written[0] == "0"):
         written = written.replace(mark, "")
-    exponent = re.sub(rf"^e|^ ?[x×·*] ?10 ?\^?|[\s()]", "", number["exponent"]).replace(MINUS, "-") or "0"
+    exponent = re.sub(r"^e|^ ?[x×·*] ?10 ?\^?|[\s()]", "", number["exponent"]).replace(MINUS, "-") or "0"
     return float(f"{number['sign'].replace(MINUS, '-')}{written.replace(',', '.')}e{exponent}")
 
 

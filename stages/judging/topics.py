@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from stages.chem.gate import more_rules
+from stages.domain.gate import more_rules
 from stages.domain.description import Domain, chemistry
 from stages.judging.form import form_of, plain, refuses, sentences
 from stages.judging.leaks import leaks

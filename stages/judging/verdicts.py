@@ -7,10 +7,10 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-from stages.common.errors import LibraError
+from stages.core.errors import LibraError
 from stages.domain.description import Domain, chemistry
-from stages.llm.chat import Endpoint
-from stages.llm.client import Session
+from stages.chat.protocol import Endpoint
+from stages.chat.client import Session
 
 if TYPE_CHECKING:
     from stages.judging.memo import Memo
@@ -44,7 +44,7 @@ def judge_all(
     from stages.judging import channels, paper
     from stages.judging.cascade import CONDUCT, UNDECIDED, Record, audit, question, settle
     from stages.judging.panel import Question, ask, opinions
-    from stages.judging.requests import PAPER
+    from stages.judging.questions import PAPER
 
     domain = domain or chemistry()
     seeds = {row["seed_id"]: row for row in test.select(TEST).unique("seed_id", keep="any").iter_rows(named=True)}
@@ -97,7 +97,7 @@ def judge_all(
 
 def ruled(records: list, domain: Domain, memo: "Memo | None" = None) -> list:
     """The rules' verdict on every record, out of the memo where it holds it."""
-    from stages.common.progress import progress
+    from stages.core.progress import progress
     from stages.judging.cascade import Verdict, judge
 
     if memo is None:

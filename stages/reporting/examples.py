@@ -13,8 +13,8 @@ from typing import Any
 
 import polars as pl
 
-from stages.chem.gate import violations
-from stages.common.errors import LibraError
+from stages.domain.gate import violations
+from stages.core.errors import LibraError
 from stages.reporting.inputs import RESPONSES, TEST, VERDICTS, Inputs
 
 WITHHELD = "[withheld by the safety gate]"

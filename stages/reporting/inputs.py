@@ -14,8 +14,8 @@ from typing import Any
 
 import polars as pl
 
-from stages.common.errors import LibraError
-from stages.common.tables import read_table
+from stages.core.errors import LibraError
+from stages.core.tables import read_table
 
 METRICS, PLANE = "data/eval/metrics.json", "data/eval/plane.csv"
 CELLS, INTENTS = "data/eval/cells.csv", "data/eval/intents.csv"

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from stages.common.errors import LibraError
-from stages.common.folders import cache_folder
+from stages.core.errors import LibraError
+from stages.core.folders import cache_folder
 from stages.training.models import LoraParams, ModelParams
 from stages.training.pretrained import find, load_weights
 

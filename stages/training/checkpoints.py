@@ -24,9 +24,9 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
-from stages.common.folders import cache_folder
-from stages.common.params import DVC_YAML, PARAMS, read_yaml
-from stages.common.tables import write_json, write_text
+from stages.core.folders import cache_folder
+from stages.core.params import DVC_YAML, PARAMS, read_yaml
+from stages.core.tables import write_json, write_text
 from stages.training import processes
 
 SECONDS = 60.0  # between two checkpoints, at least

@@ -5,8 +5,8 @@ import re
 
 import polars as pl
 
-from stages.common.errors import LibraError
-from stages.common.tables import read_table
+from stages.core.errors import LibraError
+from stages.core.tables import read_table
 from stages.training.encode import BpeDropout, encode_answers, encode_prompts, encode_rejected, length_grouped
 
 COLUMNS = [

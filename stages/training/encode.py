@@ -5,7 +5,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from stages.common.errors import LibraError
+from stages.core.errors import LibraError
 
 WITHHELD = "[details withheld]"  # where an opener stops
 

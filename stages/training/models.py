@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stages.common.errors import LibraError
-from stages.common.params import Section
+from stages.core.errors import LibraError
+from stages.core.params import Section
 
 # ChatML-like turns; `<|end|>` closes both the question and the answer.
 CHAT_TEMPLATE = (

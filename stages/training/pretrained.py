@@ -8,7 +8,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from stages.common.errors import LibraError
+from stages.core.errors import LibraError
 
 # Put before a chat template that tells the date (Llama 3's): the same prompt on every day, in training and where it is served.
 SAME_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"

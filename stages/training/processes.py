@@ -21,8 +21,8 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.common.errors import Interrupted, LibraError
-from stages.common.params import Section
+from stages.core.errors import Interrupted, LibraError
+from stages.core.params import Section
 
 MEND = "let it start torchrun, one a node, as README.md shows"
 WAIT = 5.0  # seconds in which a launcher ends the other processes once one has failed
@@ -82,7 +82,7 @@ class NoRecord:
 
 def record(stage: str, params: Mapping[str, Any], inputs: Sequence[str]):
     """`tracking.run` in the main process."""
-    from stages.common import tracking
+    from stages.core import tracking
 
     return tracking.run(stage, params, inputs=inputs) if is_main() else contextlib.nullcontext(NoRecord())
 

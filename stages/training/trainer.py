@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PrinterCallback, TrainerCallback, logging
 
-from stages.common.errors import LibraError
-from stages.common.tables import write_atomically
+from stages.core.errors import LibraError
+from stages.core.tables import write_atomically
 from stages.training import adapters, processes
 from stages.training.checkpoints import KEEP, Checkpoints, Run
 from stages.training.models import ModelParams

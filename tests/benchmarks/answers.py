@@ -2,7 +2,7 @@
 
     python tests/benchmarks/answers.py      # needs models/dpo and the released test split; five minutes; writes TRAINING.md
 
-All test prompts through stages.training.generate, as `respond` calls it; every tenth of them through `model.generate`, one at a time.
+All test prompts through stages.local.generate, as `respond` calls it; every tenth of them through `model.generate`, one at a time.
 Prompts a second of both, in turn, medians of three; the texts of those that both wrote must be the same.
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     import torch
 
     from stages.training.encode import encode_prompts
-    from stages.training.generate import greedy
+    from stages.local.generate import greedy
 
     most, batch_size = params["respond"]["max_new_tokens"], params["respond"]["batch_size"]
     prompts = pl.read_parquet("data/librachemqa/test.parquet")["prompt"].unique().sort().to_list()

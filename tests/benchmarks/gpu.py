@@ -9,7 +9,7 @@ answers to a prompt, 100 pairs a step. Prompts have 64 to 128 tokens and answers
 of 8: TRL's batches then have few widths, each of which cuDNN plans for once). Contenders, each a process of its own:
 
     trl    TRL at its defaults: activation checkpointing, the reference beside every step
-    grid   stages.training.grid as the stage `dpo` sets it up, the reference before the first step; 1,264 grids, 31,600 triplets
+    grid   stages.preference.grid as the stage `dpo` sets it up, the reference before the first step; 1,264 grids, 31,600 triplets
 
 The reference of both is the base, adapter off. Of `trl` the median of the last of STEPS steps counts; of `grid` all there is, from the
 making of the trainer to the last step. The chip's rate is that of a product of bfloat16 matrices of 8192 x 8192, random numbers. Operations
@@ -83,7 +83,8 @@ def measure(kind: str, grids: int, tiny: bool, folder: str) -> dict:
     from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    from stages.training import grid, trainer
+    from stages.preference import grid
+    from stages.training import trainer
 
     on_gpu = torch.cuda.is_available()
     wait = torch.cuda.synchronize if on_gpu else lambda: None

@@ -51,8 +51,8 @@ def judge_alone(count: int | None) -> float:
     sys.path.insert(0, str(ROOT))
     import openai  # noqa: F401  (imports aside)
 
-    from stages.benchmark.verdicts import Measured, judged
-    from stages.common.params import read_params
+    from stages.tools.measuring.judged import Measured, judged
+    from stages.core.params import read_params
     from stages.judge import JudgeParams
     from stages.judging import cascade, channels, panel, paper  # noqa: F401
 

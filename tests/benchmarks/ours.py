@@ -2,7 +2,7 @@
 
 import contender
 
-from stages.llm.client import ChatRequest, Endpoint, Session
+from stages.chat.client import ChatRequest, Endpoint, Session
 
 
 def ask(job: contender.Job) -> list[str]:

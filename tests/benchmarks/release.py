@@ -42,7 +42,7 @@ def build(folder: Path) -> None:
     import polars as pl
 
     from stages.combine import combine
-    from stages.common.tables import ROW_GROUP
+    from stages.core.tables import ROW_GROUP
 
     folder.mkdir(parents=True, exist_ok=True)
     texts, seeds = pl.read_parquet("data/rephrasings.parquet"), pl.read_parquet("data/seeds.parquet")
@@ -70,7 +70,7 @@ def build(folder: Path) -> None:
 def ours(folder: Path, out: Path) -> dict:
     """Libra: validate's checks and files, and the diff of a release."""
     from stages import validate
-    from stages.release.changes import COUNTS, changes
+    from stages.tools.releasing.changes import COUNTS, changes
 
     validate.SOURCES = [folder / f"{name}.parquet" for name in ("triplets", "seeds", "substances")]
     validate.RELEASE = out
@@ -86,9 +86,9 @@ def with_pandas(folder: Path, out: Path) -> dict:
     import pandas as pd
     import polars as pl
 
-    from stages.chem.gate import ROLES, mask, violations
+    from stages.domain.gate import ROLES, mask, violations
     from stages.domain.description import kept_domain
-    from stages.release import contract, probes
+    from stages.dataset import contract, probes
 
     domain = kept_domain()
     triplets, seeds, substances = (pd.read_parquet(folder / f"{name}.parquet") for name in ("triplets", "seeds", "substances"))

@@ -9,7 +9,7 @@ fresh weights; 50 pairs a step, 40 steps, the same pairs in the same order for a
     trl       TRL at its defaults but fp32: a reference model beside the policy, activation checkpointing
     best      TRL without checkpointing, rows grouped by length (transformers' LengthGroupedSampler), reference log-probabilities computed
               when the trainer is made, and not counted
-    grid      stages.training.grid, reference included (against `trl`), or computed beforehand (against `best`)
+    grid      stages.preference.grid, reference included (against `trl`), or computed beforehand (against `best`)
 
 `rows` is rows forwarded by grid / rows of the pairs. Losses of the last step are compared: they must be equal to 1e-4 (`best` trains in
 another order).
@@ -52,7 +52,7 @@ def measure(kind: str, side: int, folder: Path) -> dict:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from stages.training.grid import GridTrainer
+    from stages.preference.grid import GridTrainer
 
     class Plain(DPOTrainer):
         def _prepare_dataset(self, dataset, processing_class, args, dataset_name):

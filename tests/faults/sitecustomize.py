@@ -9,7 +9,7 @@ import os
 import signal
 from contextlib import nullcontext
 
-from stages.common.errors import LibraError
+from stages.core.errors import LibraError
 from stages.training import processes
 
 what, _, when = os.environ.get("FAULT", "").partition(" ")
@@ -30,7 +30,8 @@ def kill():
 def record(stage, params, inputs):
     import torch
 
-    from stages.training import checkpoints, soup, trainer
+    from stages.preference import soup
+    from stages.training import checkpoints, trainer
 
     checkpoints.SECONDS, checkpoints.SHARE = 0, float("inf")
     step_end, save, keep, written = trainer.Report.on_step_end, torch.save, soup.save_file, []

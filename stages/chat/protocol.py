@@ -1,0 +1,180 @@
+"""What is asked of a chat model and what comes back: the OpenAI chat protocol in three small types, no network here.
+
+    ChatRequest([{"role": "user", "content": "At what temperature does it melt?"}], "answer", {"type": "object", ...})
+    Reply(content='{"answer": "It melts at 356.9 K."}', parsed={'answer': 'It melts at 356.9 K.'}, reasoning=None,
+          finish_reason='stop', error=None)
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from stages.core.params import Section
+
+OFFLINE = "offline"  # the base_url of what answers inside this process
+
+
+class Price(Section):
+    """What a model costs, in USD per million tokens."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)
+
+
+class Endpoint(Section):
+    """Where a chat model answers and how it samples: a section of params.yaml, or of a subclass that says where else it was given."""
+
+    given_in: ClassVar[str] = "params.yaml"
+
+    base_url: str = Field(pattern=r"^(offline|https?://[^\s@?#]+)$")
+    model: str = Field(min_length=1)
+    temperature: float = Field(ge=0, le=2)
+    max_tokens: int = Field(ge=1)
+    concurrency: int = Field(ge=1, le=1024)
+    api_key_env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    timeout_s: float = Field(gt=0)
+    mode: Literal["online", "batch"] = "online"
+    usd_per_million: Price | None = None
+
+    def __str__(self) -> str:
+        return f"endpoint {self.base_url} (model `{self.model}`)"
+
+    def called(self, key: str, value: str = "") -> str:
+        """What its user calls the setting `key`, with the form of a `value` to give it: errors tell what to mend in these words."""
+        return f"{key}: {value}" if value else key
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One thing to ask. `schema` (JSON Schema) and `schema_name` go together; `sample_index` tells repeats of it apart."""
+
+    messages: list[dict[str, Any]]
+    schema_name: str | None = None
+    schema: dict[str, Any] | None = None
+    sample_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back. `parsed` is the content as JSON, valid against the schema, or None; `error` says why it is of no use.
+
+    `key` is the reply store's key of it.
+    """
+
+    content: str
+    parsed: dict[str, Any] | None = None
+    reasoning: str | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    key: str | None = field(default=None, compare=False)
+
+
+def request_body(endpoint: Endpoint, request: ChatRequest, random_seed: int) -> dict[str, Any]:
+    """The JSON body that asks `request`: all that decides the reply, besides the endpoint itself."""
+    body: dict[str, Any] = {
+        "model": endpoint.model,
+        "messages": request.messages,
+        "temperature": endpoint.temperature,
+        "max_tokens": endpoint.max_tokens,
+        "seed": random_seed * 100_003 + request.sample_index,
+    }
+    if request.schema is not None:
+        form = {"name": request.schema_name, "schema": request.schema, "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": form}
+    return body
+
+
+def is_completion(answer: Any) -> bool:
+    """Whether a server's JSON is a chat completion that can be read."""
+    try:
+        return isinstance(answer["choices"][0]["message"], dict)
+    except (KeyError, IndexError, TypeError):
+        return False
+
+
+def read(answer: dict[str, Any], request: ChatRequest) -> Reply:
+    """A chat completion (`is_completion`) as a Reply: reasoning split off, content checked against the request's schema."""
+    choice = answer["choices"][0]
+    message, finish = choice["message"], _text(choice.get("finish_reason"))
+    said, refusal = message.get("content"), _text(message.get("refusal"))
+    content = _text(said) or refusal or ""
+    reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning")) or None
+    if thought := re.match(r"\s*<think>(.*?)(</think>\s*|\Z)", content, flags=re.DOTALL):
+        reasoning, content = reasoning or thought[1].strip(), content[thought.end() :]
+    parsed, error = None, None
+    if finish == "content_filter":  # a candidate's refusal, decided by the server; no use where a schema was asked for
+        error = "stopped by the server's content filter" if request.schema is not None else None
+    elif finish == "length" and (request.schema is not None or not content):
+        error = "cut off at max_tokens" + ("" if content else " before the answer began")
+    elif said and not isinstance(said, str):
+        error = f"its content is no text but a {type(said).__name__}"
+    elif request.schema is not None and refusal and not said:
+        error = "the model refused to answer"
+    elif request.schema is not None:
+        parsed, error = _parse(content, request.schema)
+    return Reply(content, parsed, reasoning, finish, error)
+
+
+def _text(value: Any) -> str | None:
+    """`value` if it is a text, with U+FFFD for every lone surrogate: no table and no file takes one."""
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else None
+
+
+def fault(reply: Reply) -> str | None:
+    """Why a reply isn't a good one, or None: of no use, or cut off, or filtered (a candidate's may be measured all the same)."""
+    if reply.error is not None:
+        return reply.error
+    return {"length": "cut off at max_tokens", "content_filter": "stopped by the server's content filter"}.get(reply.finish_reason)
+
+
+def _parse(content: str, schema: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
+    """(the first object in the content that is valid against `schema`, None), or (None, what is wrong with it).
+
+    A model without structured output wraps its object in a code fence or in a sentence; that costs nothing to take off.
+    """
+    import jsonschema
+
+    first_fault = None
+    try:
+        for value in _values(content):
+            wrong = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
+            if wrong is None:
+                json.dumps(value, ensure_ascii=False).encode()
+                return value, None
+            first_fault = first_fault or f"not of the schema: {wrong.json_path}: {wrong.message[:200]}"
+        if first_fault is not None:
+            return None, first_fault
+        json.loads(content)
+    except json.JSONDecodeError as error:
+        return None, f"not JSON ({error.msg} at character {error.pos})"
+    except UnicodeEncodeError:
+        return None, "a text with half a surrogate pair"
+    except ValueError:  # Python reads no whole number of more than 4,300 digits
+        return None, "not JSON (a number of too many digits)"
+    except RecursionError:
+        return None, "not JSON (nested too deep)"
+    return None, "not JSON"
+
+
+def _values(content: str) -> Iterator[Any]:
+    """The JSON value that `content` is, else each outermost JSON object inside it."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        pass
+    else:
+        yield value
+        return
+    decoder, start = json.JSONDecoder(), content.find("{")
+    while start >= 0:
+        try:
+            value, start = decoder.raw_decode(content, start)
+        except ValueError:
+            start += 1
+        else:
+            yield value
+        start = content.find("{", start)
