@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 import yaml
-from dag import ROOT
+from helpers.dag import ROOT
 
 from stages.tools import ablations
 from stages.tools.ablations import ABLATIONS, QUICK, finished, frontier, on_frontier, quick, table, with_changes

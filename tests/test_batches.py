@@ -8,13 +8,13 @@ from pathlib import Path
 
 import openai
 import pytest
-from asking import ask_all, endpoint, on_port
+from helpers.asking import ask_all, endpoint, make_app, on_port
 from test_session import PRICE, RUN, number, numbers, start, texts
 
 from stages.core.errors import LibraError
 from stages.chat import batches, client, wire
 from stages.tools.serving import batch_api as asgi_batches
-from stages.tools.serving.server import RequestError, last_user_text, make_app
+from stages.chat.offline import RequestError, last_user_text
 from stages.chat.budget import BudgetParams, OverBudget, Pricing
 from stages.chat.client import Session
 from stages.tools.serving.fault_injection import Faults

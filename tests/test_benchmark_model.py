@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from asking import on_port
-from dag import ROOT
+from helpers.asking import make_app, on_port
+from helpers.dag import ROOT
 
 from stages.tools import benchmark
 from stages.tools.measuring.sample import whole_substances
@@ -19,7 +19,7 @@ from stages.core.tables import write_table
 from stages.judge import JudgeParams
 from stages.judging import offline_judges as offline
 from stages.chat import wire
-from stages.tools.serving.server import RequestError, last_user_text, make_app
+from stages.chat.offline import RequestError, last_user_text
 from stages.chat.client import Session
 from stages.respond import REFUSAL, RespondParams
 from stages.local import answers

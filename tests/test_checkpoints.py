@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from stage_process import stage as run
+from helpers.stage_process import stage as run
 from test_training import project  # noqa: F401
 
 from stages import dpo, sft

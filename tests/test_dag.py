@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dag import ROOT, code_files
+from helpers.dag import ROOT, code_files
 
 from stages.report import SHOWN
 

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from asking import ask_all, endpoint, on_port
+from helpers.asking import ask_all, endpoint, make_app, on_port
 from test_session import number, numbers, texts
 
 from stages.chat import client
-from stages.tools.serving.server import RequestError, last_user_text, make_app
+from stages.chat.offline import RequestError, last_user_text
 from stages.chat.protocol import ChatRequest, Price
 from stages.chat.client import Session
 from stages.tools.estimate import Estimate, Rehearsal

@@ -8,8 +8,8 @@ import time
 
 import pytest
 import yaml
-from browser import CHROMIUM, browser
-from dag import ROOT
+from helpers.browser import CHROMIUM, browser
+from helpers.dag import ROOT
 from test_pipeline import call, commit, ran, small
 
 pytestmark = pytest.mark.pipeline

@@ -6,7 +6,7 @@ import shutil
 import polars as pl
 import pytest
 import yaml
-from dag import ROOT
+from helpers.dag import ROOT
 
 pytest.importorskip("inspect_ai", reason="inspect_ai isn't installed: pip install '.[inspect]'")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from asking import ask_all
+from helpers.asking import ask_all
 
 from stages import judge as stage
 from stages.core.errors import LibraError

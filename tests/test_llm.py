@@ -10,11 +10,11 @@ import time
 
 import openai
 import pytest
-from asking import ask_all, endpoint
+from helpers.asking import ask_all, endpoint, make_app
 
 from stages.core.errors import LibraError
 from stages.chat import client, wire
-from stages.tools.serving.server import RequestError, last_user_text, make_app, schema_name
+from stages.chat.offline import RequestError, last_user_text, schema_name
 from stages.chat.protocol import ChatRequest, Reply
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}

@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import peft
 import polars as pl
 import pytest
-import server_process
+from helpers import server_process
 import torch
 import transformers
 import yaml
-from dag import ROOT
+from helpers.dag import ROOT
 from huggingface_hub import constants
 from openai import OpenAI
 from safetensors.torch import load_file

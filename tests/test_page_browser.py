@@ -5,7 +5,7 @@ import contextlib
 import time
 
 import pytest
-from browser import CHROMIUM, browser
+from helpers.browser import CHROMIUM, browser
 from test_report import NASTY, RATES, write_inputs
 
 from stages import report as stage

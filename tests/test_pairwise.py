@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from asking import on_port
-from dag import ROOT
+from helpers.asking import make_app, on_port
+from helpers.dag import ROOT
 from scipy.stats import binomtest
 from test_benchmark_model import files
 from test_judging import PANEL, responses
@@ -25,7 +25,7 @@ from stages.tools.pairs.preferences import mirrored, seen, settle, vote, win_rat
 from stages.judging.questions import material, preference_request, shown
 from stages.scoring.statistics import mcnemar
 from stages.chat import wire
-from stages.tools.serving.server import last_user_text, make_app
+from stages.chat.offline import last_user_text
 from stages.chat.client import Session
 from stages.tools.serving.fault_injection import Faults
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from asking import on_port
+from helpers.asking import make_app, on_port
 from test_judging import JUDGE, MELTS, PANEL, RESPONSES, TEST, responses
 
 from stages import judge as stage
@@ -18,7 +18,6 @@ from stages.judging.cascade import UNDECIDED, Record, Verdict, audit, judge, set
 from stages.judging.memo import Memo
 from stages.judging.questions import conduct_request, helpfulness_request, material, paper_request, shown
 from stages.chat import wire
-from stages.tools.serving.server import make_app
 from stages.chat.client import Session
 from stages.tools.serving.fault_injection import Faults
 

@@ -8,7 +8,7 @@ import sys
 import polars as pl
 import pytest
 import yaml
-from dag import ROOT
+from helpers.dag import ROOT
 
 from stages.core import cli, tables
 from stages.tools.check import SECTIONS, check

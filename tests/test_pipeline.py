@@ -16,9 +16,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from asking import ask_all, endpoint
-from dag import ROOT
-from server_process import served
+from helpers.asking import ask_all, endpoint
+from helpers.dag import ROOT
+from helpers.server_process import served
 from test_dag import UNCACHED
 
 from stages.core.errors import LibraError
@@ -41,10 +41,11 @@ SMALL = {
 ARCHIVE = """
 from pathlib import Path
 from stages.chat import store
+from stages.tools.store import _command
 row = ("k", "craft", "http://h/v1", "m", 0, "{}", "{}", None, 1, 1, None, 0)
 with store.Store(store.store_path()) as kept:
     kept.take([row])
-store._command("export", Path("data/replies/v1.parquet"))
+_command("export", Path("data/replies/v1.parquet"))
 """
 KEY = "sk-planted-" + "in-the-pipeline"  # in two parts: the search below finds this file too
 CANDIDATES = {"sft", "dpo", "always_refuse", "always_comply", "ngram_guard", "teacher"}
@@ -259,8 +260,8 @@ def test_servers_give_what_the_embedded_default_gives_and_the_estimate_says_what
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     with (
-        served(folder, sys.executable, "tests/counting.py", "teacher", "--port", "0") as teacher,
-        served(folder, sys.executable, "tests/counting.py", "judge", "--port", "0") as judge,
+        served(folder, sys.executable, "tests/helpers/counting.py", "teacher", "--port", "0") as teacher,
+        served(folder, sys.executable, "tests/helpers/counting.py", "judges", "--port", "0") as judge,
         served(folder, transformers, "serve", "models/dpo", "--host", "127.0.0.1", "--port", port, "--device", "cpu") as policy,
     ):
         params["teacher"] |= {"base_url": teacher, "usd_per_million": price}

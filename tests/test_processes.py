@@ -11,9 +11,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from dag import ROOT
+from helpers.dag import ROOT
 from safetensors.torch import load_file
-from stage_process import PYTHON, environment, stage
+from helpers.stage_process import PYTHON, environment, stage
 from test_training import project, table  # noqa: F401
 
 from stages import dpo, sft

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from releasing import call, made, repository
+from helpers.releasing import call, made, repository
 from test_validate import GOOD
 
 from stages.dataset.checksums import check

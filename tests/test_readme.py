@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import readme
-from readme import ROOT
+from helpers import readme
+from helpers.readme import ROOT
 
 from stages.tools.releasing.objects import BUNDLE
 
@@ -15,7 +15,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_dag_and_results_are_current():
-    assert readme.filled(TEXT) == TEXT, "run `python tests/readme.py`"
+    assert readme.filled(TEXT) == TEXT, "run `python tests/helpers/readme.py`"
 
 
 def test_linked_files_are_in_git_or_written_by_the_pipeline_or_a_release():

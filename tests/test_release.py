@@ -8,10 +8,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 from dvc.repo import Repo
-from releasing import call, made, repository
+from helpers.releasing import call, made, repository
 from test_training import SIZE, texts
 from test_validate import GOOD, changed
-from venvs import venv_python
+from helpers.venvs import venv_python
 
 from stages.core.errors import LibraError
 from stages.tools import release as command

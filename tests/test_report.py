@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import polars as pl
 import pytest
-from dag import ROOT
+from helpers.dag import ROOT
 
 from stages import report as stage
 from stages.core.errors import LibraError

@@ -4,14 +4,15 @@ import json
 
 import polars as pl
 import pytest
-from asking import endpoint, on_port
+from helpers.asking import endpoint, make_app, on_port
 from test_teacher import sheet
 
 from stages.core.errors import LibraError
 from stages.core.tables import write_table, write_text
 from stages.domain.description import KEPT, chemistry
 from stages.chat import store
-from stages.tools.serving.server import SPOIL, last_user_text, make_app
+from stages.chat.offline import last_user_text
+from stages.tools.serving.responses import SPOIL
 from stages.chat.client import Session
 from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS
 from stages.respond import REFUSAL, RespondParams, always_comply, asked_answers, guarded

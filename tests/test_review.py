@@ -14,7 +14,7 @@ import time
 
 import polars as pl
 import pytest
-from dag import ROOT
+from helpers.dag import ROOT
 from test_judging import MELTS, responses
 
 from stages.core.errors import LibraError

@@ -11,11 +11,11 @@ from pathlib import Path
 import botocore.session
 import pytest
 from botocore.config import Config
-from dag import ROOT
-from releasing import PATH, call, repository
-from swift_server import KEY, REGION, USER
+from helpers.dag import ROOT
+from helpers.releasing import PATH, call, repository
+from helpers.swift_server import KEY, REGION, USER
 from test_pulling import flip, pulled
-from venvs import venv_python
+from helpers.venvs import venv_python
 
 BUCKET = "libra"
 KEYS = {"AWS_ACCESS_KEY_ID": USER, "AWS_SECRET_ACCESS_KEY": KEY, "AWS_EC2_METADATA_DISABLED": "true"}
@@ -42,7 +42,7 @@ def s3(tmp_path_factory):
     """A client of the server with an empty bucket."""
     python = venv_python("swift", "swift==2.38.3")
     port = free_ports(4)
-    command = [python, str(ROOT / "tests/swift_server.py"), str(tmp_path_factory.mktemp("swift")), str(port)]
+    command = [python, str(ROOT / "tests/helpers/swift_server.py"), str(tmp_path_factory.mktemp("swift")), str(port)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         said = server.stdout.readline()

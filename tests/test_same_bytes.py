@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from dag import ROOT
+from helpers.dag import ROOT
 from test_training import project  # noqa: F401
 
 from stages.training.models import same_instructions

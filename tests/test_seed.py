@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from stages.chemistry.identity import is_trivial
+from stages.domain.splits import is_trivial
 from stages.domain.splits import SPLITS, near_duplicates
 from stages.domain.description import KEPT, chemistry
 

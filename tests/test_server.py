@@ -22,7 +22,8 @@ from stages.judging import offline_judges as judge
 from stages.judging.questions import helpfulness_request, paper_request
 from stages.teacher import offline_teacher as offline
 from stages.tools.serving import batch_api as asgi_batches, fault_injection as faults
-from stages.tools.serving.server import RequestError, last_user_text, make_app
+from helpers.asking import make_app
+from stages.chat.offline import RequestError, last_user_text
 from stages.tools.serving.fault_injection import Faults
 from stages.teacher.sheets import answer_request, craft_request, rephrase_request
 
@@ -568,9 +569,9 @@ def test_faults_that_cannot_be(wrong):
 
 
 @contextmanager
-def started(module, *options):
+def started(who, *options):
     """(process, address) of a server that picks its own port."""
-    command = [sys.executable, "-m", module, "--port", "0", *options]
+    command = [sys.executable, "-m", "stages.tools", "serve", who, "--port", "0", *options]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         yield server, server.stdout.readline().split(" at ")[1].split()[0]

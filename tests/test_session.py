@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from asking import ask_all, endpoint, on_port
+from helpers.asking import ask_all, endpoint, make_app, on_port
 
+from stages.tools import store as store_tool
 from stages.core import cli
 from stages.core.errors import Interrupted, LibraError
 from stages.chat import client, store, wire
-from stages.tools.serving.server import RequestError, last_user_text, make_app
+from stages.chat.offline import RequestError, last_user_text
 from stages.chat.budget import Budget, BudgetParams, OverBudget, price_of
 from stages.chat.protocol import ChatRequest, Price
 from stages.chat.client import Session
@@ -580,7 +581,7 @@ def test_an_archive_with_replies_of_no_use_replays_them_too(tmp_path, monkeypatc
             with Store(store.store_path()) as kept:
                 assert kept.spent().requests == sent == len(kept.rows(used=True))
             assert ask_all(endpoint(url), numbers(40), "craft") == first
-        store._command("export", Path("data/replies/v1.parquet"), used=True)
+        store_tool._command("export", Path("data/replies/v1.parquet"), used=True)
         monkeypatch.setattr(client, "store_path", lambda: tmp_path / "b" / ".cache" / "replies.sqlite")
         session = Session("craft", 0, BudgetParams(max_requests=0))
         assert session.ask(endpoint(url), numbers(40), "craft") == first
@@ -646,7 +647,7 @@ def test_the_key_is_in_nothing_that_is_written(tmp_path, monkeypatch, capfd, bri
         with pytest.raises(LibraError) as caught:
             ask_all(endpoint(url), texts(12), "keys")
     assert f"Bearer {KEY}".encode() in got, "it was sent"
-    store._command("export", Path("data/replies/all.parquet"))
+    store_tool._command("export", Path("data/replies/all.parquet"))
     assert "***" in Store(tmp_path / ".cache/replies.sqlite").rows()[0][6]
     import polars as pl
 

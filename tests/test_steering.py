@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from asking import ask_all, endpoint
+from helpers.asking import ask_all, endpoint
 from test_judging import ICE, LISTED, MASS, MELTS
 
 from stages.judging import offline_judges as offline

@@ -11,11 +11,12 @@ from dataclasses import replace
 import polars as pl
 import pytest
 import uvicorn
-from asking import ask_all, endpoint
+from helpers.asking import ask_all, endpoint, make_app
 
+from stages.tools import store as store_tool
 from stages.core.errors import LibraError
 from stages.chat import store
-from stages.tools.serving.server import last_user_text, make_app
+from stages.chat.offline import last_user_text
 from stages.chat.protocol import ChatRequest
 from stages.chat.client import Session
 from stages.chat.store import Kept, Store, reply_key
@@ -147,9 +148,9 @@ def test_a_damaged_reply_is_named_with_its_mend(path, tmp_path, monkeypatch, cap
         opened._connection.execute("update replies set reply = ? where key = ?", (reply, keys[1]))
         with pytest.raises(LibraError, match=rf"replies.sqlite holds a damaged reply \({keys[1]}\): `python -m stages.tools store retry`"):
             opened.find(keys)
-        store._command("retry", None)
+        store_tool._command("retry", None)
         assert capsys.readouterr().out.startswith("1 replies of no use") and set(opened.find(keys)) == {keys[0], keys[2]}
-        store._command("faults", None)
+        store_tool._command("faults", None)
         assert f"craft: damaged\n  {keys[1]}#" in capsys.readouterr().out, "its text stays to be read"
 
 
@@ -168,8 +169,8 @@ def test_a_store_of_an_older_version_is_set_aside_and_its_replies_can_be_taken_o
     said = capsys.readouterr().err
     assert "other columns: key, stage" in said and said.count("\n") == 1
     assert f"kept as {aside.name}, and a new one begun; `python -m stages.tools store import {aside}` takes its replies over" in said
-    store._command("import", aside)
-    store._command("import", aside)
+    store_tool._command("import", aside)
+    store_tool._command("import", aside)
     assert capsys.readouterr().out == "20 of 20 replies were new\n0 of 20 replies were new\n"
     with Store(path) as opened:
         assert opened.find([kept(7)[0]])[kept(7)[0]] == ({**REPLY, "id": "7"}, None, 9, 5, None) and opened.spent() == (0, 0, 0.0)
@@ -181,10 +182,10 @@ def test_what_is_no_store_to_take_over_is_an_error_that_says_so(tmp_path, monkey
     with sqlite3.connect(file) as other:
         other.execute("create table replies (key text, reply text)")
     with pytest.raises(LibraError, match=r"old.sqlite lacks column base_url, completion_tokens, .*: its replies can't be taken over"):
-        store._command("import", file)
+        store_tool._command("import", file)
     file.write_bytes(store.SQLITE + b"\xff" * 9000)
     with pytest.raises(LibraError, match=r"old.sqlite can't be read \(.*\); import an archive"):
-        store._command("import", file)
+        store_tool._command("import", file)
 
 
 def test_what_another_process_with_the_run_s_name_pays_shows_at_the_next_reply(path, monkeypatch):
@@ -267,17 +268,17 @@ def test_what_was_put_aside_stays_paid_and_no_archive_brings_it_back(path, tmp_p
     with Store(path) as opened:
         for one, reply in ((key, good), (bad_key, replace(bad, fault="not JSON"))):
             asyncio.run(opened.keep(one, replace(reply, used_by="craft")))
-        store._command("export", tmp_path / "replies" / "a.parquet")
+        store_tool._command("export", tmp_path / "replies" / "a.parquet")
         assert opened.retry("craft", unfit={key: "twice the same"}) == 2 and opened.spent() == (2, 28, 0.0)
         opened.use("craft", [key, bad_key], anew=True)
         assert opened.spent() == (2, 28, 0.0) and opened.rows(used=True) == []
         assert opened.archived([key, bad_key], tmp_path / "replies") == 0 == len(opened.find([key, bad_key]))
-        store._command("import", tmp_path / "replies" / "a.parquet")
+        store_tool._command("import", tmp_path / "replies" / "a.parquet")
         assert opened.find([key, bad_key]) == {}
         asyncio.run(opened.keep(key, replace(good, reply={**REPLY, "id": "new"}, used_by="craft")))
         assert opened.spent() == (3, 42, 0.0) and [row[0] for row in opened.rows(used=True)] == [key]
         capsys.readouterr()
-        store._command("faults", None)
+        store_tool._command("faults", None)
         said = capsys.readouterr().out
         assert f"craft: not JSON\n  {bad_key}#" in said and "craft: twice the same" in said and said.count("By saponification") == 2
 
@@ -290,7 +291,7 @@ def test_of_no_replies_no_archive_is_written(path, tmp_path, monkeypatch, used):
         with Store(path) as opened:
             keep_all(opened, 1)
     with pytest.raises(LibraError, match=r"replies.sqlite holds no replies .*, so \S+ isn't written; what `offline` answers is never kept"):
-        store._command("export", tmp_path / "a.parquet", used)
+        store_tool._command("export", tmp_path / "a.parquet", used)
     assert not (tmp_path / "a.parquet").exists()
 
 
@@ -299,15 +300,15 @@ def test_an_archive_goes_into_another_store(path, tmp_path, monkeypatch, capsys)
     with Store(path) as opened:
         keep_all(opened, 20)
     archive = tmp_path / "a" / "replies.parquet"
-    store._command("export", archive)
+    store_tool._command("export", archive)
     first = archive.read_bytes()
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "b"))
-    store._command("import", archive)
-    store._command("import", archive)
-    store._command("show", None)
+    store_tool._command("import", archive)
+    store_tool._command("import", archive)
+    store_tool._command("show", None)
     said = capsys.readouterr().out
     assert "20 of 20 replies were new" in said and "0 of 20 replies were new" in said and "20 replies          180 + 100 tokens, no price" in said
-    store._command("export", archive)
+    store_tool._command("export", archive)
     assert archive.read_bytes() == first
     assert json.loads(pl.read_parquet(archive)["request"][0])["model"] == "m"
 

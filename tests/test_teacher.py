@@ -5,8 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from asking import endpoint, on_port
+from helpers.asking import endpoint, make_app, on_port
 
+from stages.tools import store as store_tool
 from stages.domain.gate import mask, violations
 from stages.core.errors import LibraError
 from stages.judging.fact_check import check
@@ -16,7 +17,8 @@ from stages.chat import store
 from stages.teacher import offline_teacher as offline
 from stages.domain.description import KEPT, chemistry
 from stages.teacher.compliances import WITHHELD, complying
-from stages.tools.serving.server import SPOIL, RequestError, make_app
+from stages.chat.offline import RequestError
+from stages.tools.serving.responses import SPOIL
 from stages.chat.client import ASK_AGAIN, Session
 from stages.tools.estimate import Rehearsal
 from stages.teacher.fact_sentences import wrong_fact
@@ -511,7 +513,7 @@ def test_texts_quarantined_below_the_limit_are_listed_and_can_be_asked_for_again
 
     def listed() -> str:
         capsys.readouterr()
-        store._command("faults", None)
+        store_tool._command("faults", None)
         return capsys.readouterr().out
 
     with on_port(make_app("m", lambda body: sent.append(body) or json.dumps(says))) as url:
@@ -524,12 +526,12 @@ def test_texts_quarantined_below_the_limit_are_listed_and_can_be_asked_for_again
         Rehearsal.estimates = {}
         assert ask_texts(Rehearsal("craft", 0), endpoint(url), *args) == {} and Rehearsal.estimates["craft"].to_send == 0
         assert listed() == said
-        store._command("retry", None)
+        store_tool._command("retry", None)
         assert capsys.readouterr().out.startswith(f"{ROUNDS} replies of no use")
         says["prompt"] = f"How is {shown_as(one)} made?"
         assert len(ask_texts(Session("craft", 0), endpoint(url), *args)) == 1 and len(sent) == ROUNDS + 1
         assert listed().count("craft: a prompt without the substance") == ROUNDS, "they stay to be read"
-        store._command("retry", None)
+        store_tool._command("retry", None)
         assert capsys.readouterr().out.startswith("0 replies"), "what is good is left alone"
 
 
@@ -574,7 +576,7 @@ def test_what_a_content_filter_stops_is_quarantined_and_kept(tmp_path, monkeypat
         with pytest.raises(LibraError, match="2 of 3 replies.*more than craft.max_quarantined = 0.5 allows.*content filter"):
             craft(0.5)
         assert len(sent) == count, "nothing was asked for again"
-    store._command("faults", None)
+    store_tool._command("faults", None)
     assert capsys.readouterr().out.count("craft: stopped by the server's content filter\n") == count - 1
 
 

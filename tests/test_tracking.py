@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
-from dag import ROOT
+from helpers.dag import ROOT
 
 from stages.core import tracking
 from stages.core.errors import LibraError

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
-from dag import ROOT
+from helpers.dag import ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 

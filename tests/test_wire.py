@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from asking import ask_all, endpoint, on_port
+from helpers.asking import ask_all, endpoint, make_app, on_port
 
 from stages.core.errors import LibraError
 from stages.chat import wire
-from stages.tools.serving.server import RequestError, last_user_text, make_app
+from stages.chat.offline import RequestError, last_user_text
 from stages.chat.protocol import ChatRequest
 from stages.chat.wire import LONGEST_PAUSE, MAX_RETRIES, REAL_KEY, Wire, _retry_after
 

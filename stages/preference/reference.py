@@ -19,7 +19,7 @@ import torch
 from stages.core.folders import cache_folder
 
 KEPT = 32  # tables, one for each split and policy of a run; the oldest go
-CODE = ("grid.py", "head.py", "reference.py", "shared_attention.py")  # beside this file
+CODE = ("preference/grid.py", "preference/reference.py", "preference/shared_attention.py", "training/head.py")  # of stages/
 LIBRARIES = ("peft", "torch", "transformers", "trl")
 Answers = dict[tuple[int, ...], list[tuple[int, ...]]]  # of each prompt, as token ids
 
@@ -34,7 +34,7 @@ def unique_rows(prompts: Iterable[list[int]], *answers: Iterable[list[int]]) -> 
 
 def address(rows: Answers, *decides: object) -> Path:
     """Where the table of `rows` lies; `decides` is what else decides its values, besides code and libraries."""
-    code = [hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest() for name in CODE]
+    code = [hashlib.sha256((Path(__file__).parents[1] / name).read_bytes()).hexdigest() for name in CODE]
     digest = hashlib.sha256(json.dumps([decides, code, *map(version, LIBRARIES)]).encode())
     for prompt, answers in rows.items():
         digest.update(json.dumps([prompt, *answers], separators=(",", ":")).encode())

@@ -262,7 +262,7 @@ def cached_outs() -> list[str]:
 
 def copy_of(what: str, paths: list[str]) -> list[list[str]]:
     from test_s3 import KEYS, REGION, free_ports
-    from venvs import venv_python
+    from helpers.venvs import venv_python
 
     swift, boto = venv_python("swift", "swift==2.38.3"), venv_python("boto3", "boto3==1.43.29")
     times: dict[tuple[str, str, str, str], list[float]] = {}
@@ -284,7 +284,7 @@ def copy_of(what: str, paths: list[str]) -> list[list[str]]:
             assert server.stdout.readline() == "ready\n"
 
         port = free_ports(4)
-        serve(swift, str(ROOT / "tests/swift_server.py"), str(folder / "swift"), str(port))
+        serve(swift, str(ROOT / "tests/helpers/swift_server.py"), str(folder / "swift"), str(port))
         places = {}
         for seconds in ROUND_TRIPS:
             far = free_ports(1)
@@ -332,7 +332,7 @@ def copy_of(what: str, paths: list[str]) -> list[list[str]]:
 
 def pull() -> list[list[str]]:
     """A clone of this repository, history and all, in which the dataset is released; then the two commands in an empty folder."""
-    from releasing import call
+    from helpers.releasing import call
 
     seconds = []
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""The parts of README.md that follow from files: the DAG and the table of results. `python tests/readme.py` writes them anew."""
+"""The parts of README.md that follow from files: the DAG and the table of results. `python tests/helpers/readme.py` writes them anew."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COLUMNS = ("safety", "utility", "harmonic", "overall", "dual_balanced_accuracy", "over_refusal_rate")
 
 

@@ -1,6 +1,6 @@
 """A real S3 server for tests: OpenStack Swift with its s3api, on one machine and in one folder.
 
-    PYTHON_WITH_SWIFT tests/swift_server.py FOLDER PORT    # until it is terminated; prints `ready` once it serves
+    PYTHON_WITH_SWIFT tests/helpers/swift_server.py FOLDER PORT    # until it is terminated; prints `ready` once it serves
 
 One replica, no memcached; the user `test:tester` with key `testing` may use buckets, and a wrong key is refused.
 """

@@ -8,6 +8,8 @@ import uvicorn
 
 from stages.chat.protocol import ChatRequest, Endpoint, Reply
 from stages.chat.client import Session
+from stages.chat.offline import OfflineApp
+from stages.tools.serving.server import server_of
 
 
 def endpoint(base_url: str = "offline", model: str = "m", **changes) -> Endpoint:
@@ -17,6 +19,11 @@ def endpoint(base_url: str = "offline", model: str = "m", **changes) -> Endpoint
 
 def ask_all(to: Endpoint, requests: list[ChatRequest], what: str, app=None, random_seed: int = 0, budget=None) -> list[Reply]:
     return Session(what, random_seed, budget).ask(to, requests, what, app)
+
+
+def make_app(model: str, answer, further: dict | None = None):
+    """A whole server (streaming, files, batches) whose `model` says what `answer(body)` returns."""
+    return server_of(OfflineApp({model: answer} | (further or {})))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import yaml
-from dag import ROOT
+from helpers.dag import ROOT
 from dvc.repo import Repo
 from test_validate import GOOD, lay_out
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from dag import ROOT
+from helpers.dag import ROOT
 
 
 def venv_python(name: str, *packages: str) -> str:

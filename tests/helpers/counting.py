@@ -1,20 +1,18 @@
 """The offline teacher or judge as a server that counts tokens as real ones do, with a byte-level BPE, not by characters.
 
-    python tests/counting.py teacher --port 0        # or judge; options as of `python -m stages.tools serve teacher`
+    python tests/helpers/counting.py teacher --port 0    # or judges; options as of `python -m stages.tools serve`
 
 Its tokenizer has seen nothing of this project: it is trained, when the server starts, on the descriptions of installed packages.
 """
 
-import importlib
 import sys
 import sysconfig
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from stages.tools.serving import server as asgi
-
-APPS = {"teacher": "stages.teacher.offline_teacher", "judge": "stages.judging.offline_judges"}
+from stages.chat import offline
+from stages.tools import serve
 
 
 def trained() -> Tokenizer:
@@ -31,12 +29,12 @@ def main() -> None:
     tokenizer = trained()
 
     def usage(body, texts):
-        asked = 3 + sum(4 + len(tokenizer.encode(asgi._text(message.get("content"))).ids) for message in body["messages"])
+        asked = 3 + sum(4 + len(tokenizer.encode(offline.content_text(message.get("content"))).ids) for message in body["messages"])
         told = sum(len(tokenizer.encode(text).ids) for text in texts)
         return {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
 
-    asgi._usage = usage
-    importlib.import_module(APPS[sys.argv.pop(1)]).main()
+    offline.usage = usage
+    serve.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Stages in processes of their own, with the faults of tests/faults/sitecustomize.py."""
+"""Stages in processes of their own, with the faults of tests/helpers/faults/sitecustomize.py."""
 
 import os
 import subprocess
 import sys
 
-from dag import ROOT
+from helpers.dag import ROOT
 
 PYTHON = [sys.executable, "-W", "ignore"]
 
 
 def environment(fault: str = "", rank: int = 0) -> dict[str, str]:
     """For a stage's process: the project's code, one thread, and a `fault` in the process of number `rank`."""
-    paths = os.pathsep.join([str(ROOT / "tests/faults"), str(ROOT)])
+    paths = os.pathsep.join([str(ROOT / "tests/helpers/faults"), str(ROOT)])
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "FAULT": fault, "FAULT_RANK": str(rank)}
 
 
