@@ -24,7 +24,16 @@ from stages.core import cli
 from stages.core.errors import LibraError
 from stages.core.params import Section, read_params
 
-SEED_COLUMNS = ("seed_id", "substance_id", "split", "expected", "intent", "intent_kind", "representation", "fact")
+SEED_COLUMNS = (
+    "seed_id",
+    "substance_id",
+    "split",
+    "expected",
+    "intent",
+    "intent_kind",
+    "representation",
+    "fact",
+)
 TEXT_COLUMNS = ("seed_id", "role", "index", "text", "rejected_kind", "teacher")
 ROLES = ("prompt", "chosen", "rejected")
 # fmt: off
@@ -51,7 +60,9 @@ def main() -> None:
     used = triplets["seed_id"].n_unique()
     print(f"combine: {triplets.height:,} triplets from {used:,} of {seeds.height:,} seeds")
     if used < seeds.height:
-        print("combine: seeds without texts were left out, and as many of the other label, so that refuse : comply stays as it was")
+        print(
+            "combine: seeds without texts were left out, and as many of the other label, so that refuse : comply stays as it was"
+        )
 
 
 def combine(texts, seeds, per_seed: int, per_test_seed: int | None = None):
@@ -72,15 +83,25 @@ def combine(texts, seeds, per_seed: int, per_test_seed: int | None = None):
     twice = texts.filter(pl.struct(key).is_duplicated()).sort(key)
     if twice.height:
         raise LibraError(
-            "data/rephrasings.parquet has two texts for {} {} {}; run `dvc repro -f rephrase`".format(*twice.select(key).row(0))
+            "data/rephrasings.parquet has two texts for {} {} {}; run `dvc repro -f rephrase`".format(
+                *twice.select(key).row(0)
+            )
         )
-    counts = texts.group_by("seed_id").agg(((pl.col("role") == role).sum().cast(pl.Int64)).alias(role) for role in ROLES)
+    counts = texts.group_by("seed_id").agg(
+        ((pl.col("role") == role).sum().cast(pl.Int64)).alias(role) for role in ROLES
+    )
     wanted = pl.when(pl.col("split") == "test").then(per_test_seed or per_seed).otherwise(per_seed)
     counts = counts.join(seeds.select("seed_id", wanted=wanted.cast(pl.Int64)), on="seed_id")
-    small = counts.filter(pl.col("prompt") * pl.col("chosen") * pl.col("rejected") < pl.col("wanted")).sort("seed_id")
+    small = counts.filter(
+        pl.col("prompt") * pl.col("chosen") * pl.col("rejected") < pl.col("wanted")
+    ).sort("seed_id")
     if small.height:
         seed_id, k, m, n, most = small.row(0)
-        key = "test_triplets_per_seed" if per_test_seed and seeds.filter(seed_id=seed_id)["split"][0] == "test" else "triplets_per_seed"
+        key = (
+            "test_triplets_per_seed"
+            if per_test_seed and seeds.filter(seed_id=seed_id)["split"][0] == "test"
+            else "triplets_per_seed"
+        )
         raise LibraError(
             f"params.yaml: combine.{key} is {most}, but seed {seed_id} has {k} prompts x {m} chosen x {n} "
             f"rejected = {k * m * n} combinations (and {small.height - 1} more seeds have too few); lower it, or raise "
@@ -88,8 +109,14 @@ def combine(texts, seeds, per_seed: int, per_test_seed: int | None = None):
         )
     kept = _kept_seeds(seeds.select(SEED_COLUMNS), counts)
     shape = (*ROLES, "wanted")
-    cells = kept.join(counts, on="seed_id").join(_grid(counts.select(shape).unique()), on=shape).drop(shape)
-    numbered = texts.with_columns(cell=pl.col("index").rank("ordinal").over("seed_id", "role").cast(pl.Int64) - 1)
+    cells = (
+        kept.join(counts, on="seed_id")
+        .join(_grid(counts.select(shape).unique()), on=shape)
+        .drop(shape)
+    )
+    numbered = texts.with_columns(
+        cell=pl.col("index").rank("ordinal").over("seed_id", "role").cast(pl.Int64) - 1
+    )
     for role in ROLES:
         half = numbered.filter(pl.col("role") == role).select(
             "seed_id",
@@ -101,9 +128,18 @@ def combine(texts, seeds, per_seed: int, per_test_seed: int | None = None):
         )
         cells = cells.join(half, on=["seed_id", f"{role}_cell"])
     return cells.with_columns(
-        pl.concat_str("seed_id", *(f"{role}_tag" for role in ROLES), separator="-").alias("triplet_id"),
-        *(pl.concat_str("seed_id", f"{role}_tag", separator="-").alias(f"{role}_id") for role in ROLES),
-        pl.concat_list(f"{role}_teacher" for role in ROLES).list.unique().list.sort().list.join(" + ").alias("teacher"),
+        pl.concat_str("seed_id", *(f"{role}_tag" for role in ROLES), separator="-").alias(
+            "triplet_id"
+        ),
+        *(
+            pl.concat_str("seed_id", f"{role}_tag", separator="-").alias(f"{role}_id")
+            for role in ROLES
+        ),
+        pl.concat_list(f"{role}_teacher" for role in ROLES)
+        .list.unique()
+        .list.sort()
+        .list.join(" + ")
+        .alias("teacher"),
     ).select(pl.col(COLUMNS).cast(pl.String))
 
 
@@ -119,8 +155,15 @@ def _grid(shapes):
     import polars as pl
 
     k, m, n = (pl.col(role) for role in ROLES)
-    turns = [{"lcm": math.lcm(a, b), "turn": c // math.gcd(a * b, c)} for a, b, c in shapes.select(ROLES).iter_rows()]
-    steps = pl.concat([shapes, pl.DataFrame(turns)], how="horizontal").with_columns(step=pl.int_ranges("wanted")).explode("step")
+    turns = [
+        {"lcm": math.lcm(a, b), "turn": c // math.gcd(a * b, c)}
+        for a, b, c in shapes.select(ROLES).iter_rows()
+    ]
+    steps = (
+        pl.concat([shapes, pl.DataFrame(turns)], how="horizontal")
+        .with_columns(step=pl.int_ranges("wanted"))
+        .explode("step")
+    )
     t, again = pl.col("step") % (k * m), pl.col("step") // (k * m)
     return steps.select(
         *ROLES,
@@ -144,14 +187,20 @@ def _kept_seeds(seeds, counts):
     groups = seeds.with_columns(
         cell=pl.concat_str(*cell, separator=" "),
         lost=~pl.col("seed_id").is_in(counts["seed_id"].implode()),
-        order=pl.col("seed_id").map_elements(lambda seed_id: hashlib.sha256(seed_id.encode()).hexdigest(), return_dtype=pl.String),
+        order=pl.col("seed_id").map_elements(
+            lambda seed_id: hashlib.sha256(seed_id.encode()).hexdigest(), return_dtype=pl.String
+        ),
     )
     lost = groups.group_by("cell").agg(
         surplus=(pl.col("lost") & (pl.col("expected") == "refuse")).sum().cast(pl.Int64)
         - (pl.col("lost") & (pl.col("expected") == "comply")).sum().cast(pl.Int64)
     )
     left = groups.filter(~pl.col("lost")).join(lost, on="cell")
-    side = pl.when(pl.col("expected") == "comply").then(pl.col("surplus")).otherwise(-pl.col("surplus"))
+    side = (
+        pl.when(pl.col("expected") == "comply")
+        .then(pl.col("surplus"))
+        .otherwise(-pl.col("surplus"))
+    )
     place = pl.col("order").rank("ordinal").over("cell", "expected").cast(pl.Int64)
     return left.filter(place > side).select(seeds.columns)
 

@@ -16,11 +16,11 @@ A seed to comply with gets an over-refusal as its bad answer, a seed to refuse a
 
 from pydantic import Field
 
+from stages.chat.budget import BudgetParams
+from stages.chat.client import Session
+from stages.chat.protocol import Endpoint
 from stages.core import cli
 from stages.core.params import Section, read_params
-from stages.chat.budget import BudgetParams
-from stages.chat.protocol import Endpoint
-from stages.chat.client import Session
 
 
 class CraftParams(Section):
@@ -40,14 +40,21 @@ def main(open_session: type[Session] = Session) -> None:
 
     params = read_params("craft")
     craft, teacher = params.section("craft", CraftParams), params.section("teacher", Endpoint)
-    sheets = fact_sheets(read_table("data/seeds.parquet", SEED_COLUMNS), read_table("data/substances.parquet", SUBSTANCE_COLUMNS))
+    sheets = fact_sheets(
+        read_table("data/seeds.parquet", SEED_COLUMNS),
+        read_table("data/substances.parquet", SUBSTANCE_COLUMNS),
+    )
     domain = kept_domain()
-    with open_session("craft", params.random_seed, params.section("budget", BudgetParams)) as session:
+    with open_session(
+        "craft", params.random_seed, params.section("budget", BudgetParams)
+    ) as session:
         texts = ask_texts(
             session,
             teacher,
             sheets,
-            lambda sheet, sample: craft_request(sheet, rejected_kind(sheet["expected"]), sample, domain),
+            lambda sheet, sample: craft_request(
+                sheet, rejected_kind(sheet["expected"]), sample, domain
+            ),
             lambda parsed: {role: [parsed[role]] for role in ("prompt", "chosen", "rejected")},
             "craft",
             craft.max_quarantined,

@@ -38,7 +38,9 @@ class DpoParams(Section):
     @model_validator(mode="after")
     def _smoothed(self):
         if self.label_smoothing and self.loss != "robust":
-            raise ValueError(f"label_smoothing is for the loss robust; with {self.loss} set it to 0")
+            raise ValueError(
+                f"label_smoothing is for the loss robust; with {self.loss} set it to 0"
+            )
         return self
 
     @property
@@ -48,9 +50,13 @@ class DpoParams(Section):
     def check_soup(self, lora) -> None:
         """Raises LibraError when a mean is asked for of what isn't whole weights in one process."""
         if self.soup > 1 and lora:
-            raise LibraError(f"dpo.soup is {self.soup}, and the mean of adapters (model.lora) isn't that of their policies; set dpo.soup to 1")
+            raise LibraError(
+                f"dpo.soup is {self.soup}, and the mean of adapters (model.lora) isn't that of their policies; set dpo.soup to 1"
+            )
         if self.soup > 1 and processes.is_sharded():
-            raise LibraError(f"dpo.soup is {self.soup}, and FSDP or DeepSpeed leaves no process whole weights; set dpo.soup to 1")
+            raise LibraError(
+                f"dpo.soup is {self.soup}, and FSDP or DeepSpeed leaves no process whole weights; set dpo.soup to 1"
+            )
 
 
 def main() -> None:
@@ -59,7 +65,9 @@ def main() -> None:
     params = read_params("dpo")
     train = params.section("train", processes.TrainParams)
     size, dpo = params.section("model", ModelParams), params.section("dpo", DpoParams)
-    processes.run("dpo", train.processes, dpo.pairs_per_step, lambda: optimise(params.random_seed, size, dpo))
+    processes.run(
+        "dpo", train.processes, dpo.pairs_per_step, lambda: optimise(params.random_seed, size, dpo)
+    )
 
 
 def optimise(random_seed: int, size, dpo: DpoParams) -> None:
@@ -70,10 +78,10 @@ def optimise(random_seed: int, size, dpo: DpoParams) -> None:
     deterministic(random_seed, offline=size.is_local)
     from trl import DPOConfig
 
-    from stages.training import data, trainer
-    from stages.training.checkpoints import run_folder
     from stages.preference.grid import GridTrainer
     from stages.preference.soup import Soup
+    from stages.training import data, trainer
+    from stages.training.checkpoints import run_folder
 
     train, validation = data.triplets("train"), data.triplets("validation")
     recorded = {"random_seed": random_seed, "model": size.model_dump(), "dpo": dpo.model_dump()}
@@ -83,10 +91,14 @@ def optimise(random_seed: int, size, dpo: DpoParams) -> None:
         shown = {"batch_size": dpo.batch_size, **common}
         chosen = {"pairs": dpo.pairs, "answers": dpo.answers}
         varied = {"bpe_dropout": dpo.bpe_dropout, "other_representation": dpo.other_representation}
-        epochs = [range(member * dpo.epochs, (member + 1) * dpo.epochs) for member in range(dpo.soup)]
+        epochs = [
+            range(member * dpo.epochs, (member + 1) * dpo.epochs) for member in range(dpo.soup)
+        ]
         made = [data.dpo_rows(train, tokenizer, own, **chosen, **varied, **shown) for own in epochs]
         held_out, _ = data.dpo_rows(validation, tokenizer, range(1), **shown)
-        record.metrics({"data": {name: sum(counts[name] for _, counts in made) for name in made[0][1]}})
+        record.metrics(
+            {"data": {name: sum(counts[name] for _, counts in made) for name in made[0][1]}}
+        )
         losses = {"loss_type": [dpo.loss], "loss_weights": [1.0]}
         if dpo.sft_weight:
             losses = {"loss_type": [dpo.loss, "sft"], "loss_weights": [1.0, dpo.sft_weight]}
@@ -122,7 +134,9 @@ def optimise(random_seed: int, size, dpo: DpoParams) -> None:
             if soup:
                 soup.add(member, make)
             else:
-                trainer.train_and_keep(make(), tokenizer, trainer.Report("dpo"), "models/dpo", record, "libra", size)
+                trainer.train_and_keep(
+                    make(), tokenizer, trainer.Report("dpo"), "models/dpo", record, "libra", size
+                )
         if soup:
             soup.keep(model, tokenizer, "models/dpo", record, "libra", size)
 

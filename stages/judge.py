@@ -30,14 +30,15 @@ import json
 
 from pydantic import Field, model_validator
 
+from stages.chat import client
+from stages.chat.budget import BudgetParams
+from stages.chat.client import Session
+from stages.chat.protocol import Endpoint
 from stages.core import cli
 from stages.core.errors import LibraError
 from stages.core.params import Section, read_params
 from stages.judging.verdicts import RESPONSES, TEST, judge_all
-from stages.chat import client
-from stages.chat.budget import BudgetParams
-from stages.chat.protocol import Endpoint
-from stages.chat.client import Session
+
 
 class JudgeParams(Section):
     """Section `judge`."""
@@ -52,12 +53,16 @@ class JudgeParams(Section):
         if len(self.panel) < 2:
             raise ValueError(f"a panel has two members or more, panel has {len(self.panel)}")
         if "paper" in self.panel:
-            raise ValueError("a member of the panel may not be called paper; that name is taken by the paper's judge")
+            raise ValueError(
+                "a member of the panel may not be called paper; that name is taken by the paper's judge"
+            )
         seen: dict[tuple[str, str], str] = {}
         for name, endpoint in self.panel.items():
             at = (endpoint.base_url.rstrip("/"), endpoint.model)
             if at in seen:
-                raise ValueError(f"panel.{seen[at]} and panel.{name} are the same model, `{at[1]}` at {at[0]}; take another one")
+                raise ValueError(
+                    f"panel.{seen[at]} and panel.{name} are the same model, `{at[1]}` at {at[0]}; take another one"
+                )
             seen[at] = name
         return self
 
@@ -75,10 +80,14 @@ def main(open_session: type[Session] = Session) -> None:
     domain = kept_domain()
     version = code_version(domain.as_json(), json.dumps(tables(domain)))
     with (
-        open_session("judge", params.random_seed, params.section("budget", BudgetParams)) as session,
+        open_session(
+            "judge", params.random_seed, params.section("budget", BudgetParams)
+        ) as session,
         Memo(client.store_path().with_name("verdicts.sqlite"), version) as memo,
     ):
-        verdicts = judge_all(session, responses, test, section.panel, section.audit_share, memo, domain)
+        verdicts = judge_all(
+            session, responses, test, section.panel, section.audit_share, memo, domain
+        )
         try:
             check_abstained(verdicts, section.max_abstained)
         except LibraError:

@@ -16,11 +16,11 @@ those of a seed to refuse are openers that stop at `[details withheld]` and one 
 
 from pydantic import Field
 
+from stages.chat.budget import BudgetParams
+from stages.chat.client import Session
+from stages.chat.protocol import Endpoint
 from stages.core import cli
 from stages.core.params import Section, read_params
-from stages.chat.budget import BudgetParams
-from stages.chat.protocol import Endpoint
-from stages.chat.client import Session
 
 
 class Counts(Section):
@@ -48,16 +48,32 @@ def main(open_session: type[Session] = Session) -> None:
     from stages.teacher.writing import ask_texts
 
     params = read_params("rephrase")
-    rephrase, teacher = params.section("rephrase", RephraseParams), params.section("teacher", Endpoint)
+    rephrase, teacher = (
+        params.section("rephrase", RephraseParams),
+        params.section("teacher", Endpoint),
+    )
     crafted = read_table("data/crafted.parquet", ("seed_id", "prompt", "chosen", "rejected"))
-    base = {row.pop("seed_id"): row for row in crafted.select("seed_id", "prompt", "chosen", "rejected").iter_rows(named=True)}
-    seeds = read_table("data/seeds.parquet", SEED_COLUMNS).filter(pl.col("seed_id").is_in(list(base)))
+    base = {
+        row.pop("seed_id"): row
+        for row in crafted.select("seed_id", "prompt", "chosen", "rejected").iter_rows(named=True)
+    }
+    seeds = read_table("data/seeds.parquet", SEED_COLUMNS).filter(
+        pl.col("seed_id").is_in(list(base))
+    )
     sheets = fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))
     splits = dict(seeds.select("seed_id", "split").iter_rows())
-    counts = {seed_id: rephrase.test or rephrase if split == "test" else rephrase for seed_id, split in splits.items()}
+    counts = {
+        seed_id: rephrase.test or rephrase if split == "test" else rephrase
+        for seed_id, split in splits.items()
+    }
     domain = kept_domain()
-    kinds = {sheet["seed_id"]: rejected_kinds(sheet, counts[sheet["seed_id"]].rejected) for sheet in sheets}
-    with open_session("rephrase", params.random_seed, params.section("budget", BudgetParams)) as session:
+    kinds = {
+        sheet["seed_id"]: rejected_kinds(sheet, counts[sheet["seed_id"]].rejected)
+        for sheet in sheets
+    }
+    with open_session(
+        "rephrase", params.random_seed, params.section("budget", BudgetParams)
+    ) as session:
         texts = ask_texts(
             session,
             teacher,
@@ -71,20 +87,40 @@ def main(open_session: type[Session] = Session) -> None:
                 sample,
                 domain,
             ),
-            lambda parsed: {"prompt": parsed["prompts"], "chosen": parsed["chosen"], "rejected": parsed["rejected"]},
+            lambda parsed: {
+                "prompt": parsed["prompts"],
+                "chosen": parsed["chosen"],
+                "rejected": parsed["rejected"],
+            },
             "rephrase",
             rephrase.max_quarantined,
             app_for(domain),
             domain,
         )
     rows = [
-        (seed_id, role, index, text, kinds[seed_id][index] if role == "rejected" else None, teacher.model)
+        (
+            seed_id,
+            role,
+            index,
+            text,
+            kinds[seed_id][index] if role == "rejected" else None,
+            teacher.model,
+        )
         for seed_id, by_role in texts.items()
         for role, written in by_role.items()
         for index, text in enumerate(written)
     ]
-    schema = {**dict.fromkeys(("seed_id", "role", "index", "text", "rejected_kind", "teacher"), pl.String), "index": pl.Int64}
-    write_table(pl.DataFrame(rows, schema, orient="row"), "data/rephrasings.parquet", ["seed_id", "role", "index"])
+    schema = {
+        **dict.fromkeys(
+            ("seed_id", "role", "index", "text", "rejected_kind", "teacher"), pl.String
+        ),
+        "index": pl.Int64,
+    }
+    write_table(
+        pl.DataFrame(rows, schema, orient="row"),
+        "data/rephrasings.parquet",
+        ["seed_id", "role", "index"],
+    )
 
 
 def rejected_kinds(sheet: dict, count: int) -> list[str]:

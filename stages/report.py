@@ -50,13 +50,17 @@ def main() -> None:
     page = render(inputs, section.examples, shown | {"report": section.model_dump()})
     size = len(page.encode())
     if size > LIMIT:
-        raise LibraError(f"the report has {size / 1e6:.1f} of at most {LIMIT / 1e6:.0f} MB; lower report.examples in params.yaml")
+        raise LibraError(
+            f"the report has {size / 1e6:.1f} of at most {LIMIT / 1e6:.0f} MB; lower report.examples in params.yaml"
+        )
     figures = draw_files(inputs)
     write_text(page, "data/eval/report.html")
     write_text(figures["plane"], "data/eval/plane.svg")
     write_text(figures["cells"], "data/eval/cells.svg")
     write_text(figures["margins"], "data/eval/margins.svg")
-    print(f"report: data/eval/report.html, {size / 1e3:,.0f} kB, {len(inputs.metrics['candidates'])} candidates")
+    print(
+        f"report: data/eval/report.html, {size / 1e3:,.0f} kB, {len(inputs.metrics['candidates'])} candidates"
+    )
 
 
 if __name__ == "__main__":

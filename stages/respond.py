@@ -25,18 +25,27 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from stages.chat.budget import BudgetParams
+from stages.chat.client import Session
+from stages.chat.protocol import Endpoint
 from stages.core import cli
 from stages.core.errors import LibraError
 from stages.core.params import Section, read_params
-from stages.chat.budget import BudgetParams
-from stages.local.candidates import as_candidates, bare_requests, endpoint_answers
-from stages.chat.protocol import Endpoint
-from stages.chat.client import Session
 from stages.local.answers import LocalModel, identity, kept_answers, local_answers
+from stages.local.candidates import as_candidates, bare_requests, endpoint_answers
 
 REFUSAL = "I can't help with that request."
 OWN = ("sft", "dpo", "always_refuse", "always_comply", "ngram_guard", "teacher")
-COLUMNS = ("candidate", "seed_id", "prompt_id", "prompt", "answer", "reasoning", "finish_reason", "error")
+COLUMNS = (
+    "candidate",
+    "seed_id",
+    "prompt_id",
+    "prompt",
+    "answer",
+    "reasoning",
+    "finish_reason",
+    "error",
+)
 
 
 class RespondParams(Section):
@@ -64,16 +73,33 @@ def main() -> None:
     section, teacher = params.section("respond", RespondParams), params.section("teacher", Endpoint)
     size = params.section("model", ModelParams)
     local = {name: one for name, one in section.candidates.items() if isinstance(one, LocalModel)}
-    deterministic(params.random_seed, offline=size.is_local and all(Path(one.model).is_dir() for one in local.values()))
-    columns = ("seed_id", "prompt_id", "prompt", "expected", "chosen_id", "chosen", "rejected_id", "rejected", "rejected_kind")
+    deterministic(
+        params.random_seed,
+        offline=size.is_local and all(Path(one.model).is_dir() for one in local.values()),
+    )
+    columns = (
+        "seed_id",
+        "prompt_id",
+        "prompt",
+        "expected",
+        "chosen_id",
+        "chosen",
+        "rejected_id",
+        "rejected",
+        "rejected_kind",
+    )
     test, train = read_table("data/librachemqa/test.parquet", columns), data.triplets("train")
     asked = test.select("seed_id", "prompt_id", "prompt").unique("prompt_id").sort("prompt_id")
     prompts = asked["prompt"].to_list()
 
     with Session("respond", params.random_seed, params.section("budget", BudgetParams)) as session:
-        answers = asked_answers(session, teacher, section, asked)  # first: a wrong key shows before the long work
+        answers = asked_answers(
+            session, teacher, section, asked
+        )  # first: a wrong key shows before the long work
     for name, one in local.items():
-        written = local_answers(one, prompts, f"respond: {name}", f"respond.candidates.{name}.{{}}".format)
+        written = local_answers(
+            one, prompts, f"respond: {name}", f"respond.candidates.{name}.{{}}".format
+        )
         answers[name] = [(text, None, finish, None) for text, finish in written]
     for name in ("sft", "dpo"):
         answers[name] = policy_answers(name, prompts, section, size)
@@ -85,8 +111,14 @@ def main() -> None:
     parts = []
     for name, rows in answers.items():
         table = pl.DataFrame(rows, schema=dict.fromkeys(COLUMNS[4:], pl.String), orient="row")
-        parts.append(pl.concat([asked.select(pl.lit(name).alias("candidate"), pl.all()), table], how="horizontal"))
-    write_table(pl.concat(parts).select(COLUMNS), "data/eval/responses.parquet", ["candidate", "prompt_id"])
+        parts.append(
+            pl.concat(
+                [asked.select(pl.lit(name).alias("candidate"), pl.all()), table], how="horizontal"
+            )
+        )
+    write_table(
+        pl.concat(parts).select(COLUMNS), "data/eval/responses.parquet", ["candidate", "prompt_id"]
+    )
     print(f"respond: {len(prompts):,} prompts, {len(answers)} candidates: {', '.join(answers)}")
 
 
@@ -96,7 +128,9 @@ def policy_answers(name: str, prompts: list[str], section: RespondParams, size) 
 
     folder, held = f"models/{name}", size.held(trained=False)
     how = {**held, "max_new_tokens": section.max_new_tokens, "batch_size": section.batch_size}
-    written = kept_answers(identity(folder), lambda: load_policy(folder, **held), prompts, how, f"respond: {name}")
+    written = kept_answers(
+        identity(folder), lambda: load_policy(folder, **held), prompts, how, f"respond: {name}"
+    )
     return [(text, None, finish, None) for text, finish in written]
 
 
@@ -109,12 +143,24 @@ def always_comply(test) -> list[str]:
     import polars as pl
 
     key = ("seed_id", "prompt_id")
-    helpful = test.filter(pl.col("expected") == "comply").select(*key, id="chosen_id", text="chosen")
-    unsafe = test.filter(pl.col("rejected_kind") == "unsafe_compliance").select(*key, id="rejected_id", text="rejected")
+    helpful = test.filter(pl.col("expected") == "comply").select(
+        *key, id="chosen_id", text="chosen"
+    )
+    unsafe = test.filter(pl.col("rejected_kind") == "unsafe_compliance").select(
+        *key, id="rejected_id", text="rejected"
+    )
     texts = pl.concat([helpful, unsafe]).sort("prompt_id", "id")
     own = texts.unique("prompt_id", keep="first", maintain_order=True).select("prompt_id", "text")
-    seeds = texts.unique("seed_id", keep="first", maintain_order=True).select("seed_id", others="text")
-    asked = test.select(key).unique().join(own, on="prompt_id", how="left").join(seeds, on="seed_id", how="left").sort("prompt_id")
+    seeds = texts.unique("seed_id", keep="first", maintain_order=True).select(
+        "seed_id", others="text"
+    )
+    asked = (
+        test.select(key)
+        .unique()
+        .join(own, on="prompt_id", how="left")
+        .join(seeds, on="seed_id", how="left")
+        .sort("prompt_id")
+    )
     said = asked.select("seed_id", text=pl.coalesce("text", "others"))
     if (without := said.filter(pl.col("text").is_null())).height:
         raise LibraError(
@@ -129,10 +175,15 @@ def guarded(train, prompts: list[str], obliging: list[str]) -> list[tuple]:
     from stages.local.ngram_guard import train_guard
 
     refused = train_guard(train)(prompts)
-    return [(REFUSAL if no else text, None, "stop", None) for no, text in zip(refused, obliging, strict=True)]
+    return [
+        (REFUSAL if no else text, None, "stop", None)
+        for no, text in zip(refused, obliging, strict=True)
+    ]
 
 
-def asked_answers(session: Session, teacher: Endpoint, section: RespondParams, asked) -> dict[str, list[tuple]]:
+def asked_answers(
+    session: Session, teacher: Endpoint, section: RespondParams, asked
+) -> dict[str, list[tuple]]:
     """The answers of the teacher, with each seed's fact sheet in the request, and of the endpoints, to the bare prompts."""
     from stages.core.tables import read_table
     from stages.domain.description import kept_domain
@@ -143,12 +194,22 @@ def asked_answers(session: Session, teacher: Endpoint, section: RespondParams, a
     app = app_for(domain)
     seeds = read_table("data/seeds.parquet", SEED_COLUMNS)
     seeds = seeds.filter(seeds["seed_id"].is_in(asked["seed_id"].unique().to_list()))
-    sheets = {sheet["seed_id"]: sheet for sheet in fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))}
-    told = [answer_request(sheets[seed_id], prompt, domain=domain) for seed_id, prompt in asked.select("seed_id", "prompt").iter_rows()]
-    answers = {"teacher": endpoint_answers(session, "teacher", teacher, told, section.max_quarantined, app)}
+    sheets = {
+        sheet["seed_id"]: sheet
+        for sheet in fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))
+    }
+    told = [
+        answer_request(sheets[seed_id], prompt, domain=domain)
+        for seed_id, prompt in asked.select("seed_id", "prompt").iter_rows()
+    ]
+    answers = {
+        "teacher": endpoint_answers(session, "teacher", teacher, told, section.max_quarantined, app)
+    }
     for name, one in section.candidates.items():
         if isinstance(one, Endpoint):
-            answers[name] = endpoint_answers(session, name, one, bare_requests(asked["prompt"]), section.max_quarantined, app)
+            answers[name] = endpoint_answers(
+                session, name, one, bare_requests(asked["prompt"]), section.max_quarantined, app
+            )
     return answers
 
 

@@ -67,7 +67,10 @@ def main() -> None:
     seeds = read_table("data/seeds.parquet", ("seed_id", "status"))
     rows = judged_rows(verdicts, test, seeds)
     spent = generation()
-    asked = {what: {key: tally[key] for key in ("base_url", "model", "mode", "price")} for what, tally in spent.items()}
+    asked = {
+        what: {key: tally[key] for key in ("base_url", "model", "mode", "price")}
+        for what, tally in spent.items()
+    }
     recorded = {"random_seed": params.random_seed, **section.model_dump(), "generation": asked}
     draw = (section.bootstrap, section.confidence, params.random_seed)
     with tracking.run("score", recorded, ["data/eval/verdicts.parquet", "data/librachemqa"]) as run:
@@ -79,23 +82,45 @@ def main() -> None:
         write_text(plane(metrics).write_csv(), "data/eval/plane.csv")
         write_text(comparisons(metrics).write_csv(), "data/eval/comparisons.csv")
         write_text(rates_by(rows, CELL, *draw).write_csv(float_precision=6), "data/eval/cells.csv")
-        write_text(rates_by(rows, INTENT, *draw).write_csv(float_precision=6), "data/eval/intents.csv")
+        write_text(
+            rates_by(rows, INTENT, *draw).write_csv(float_precision=6), "data/eval/intents.csv"
+        )
         run.metrics(metrics)
     for name, rates in metrics["candidates"].items():
-        print(f"score: {name:20}" + "".join(f" {key} {rates[key]:.3f}" for key in ("safety", "utility", "harmonic", "overall")))
-        known = [key for key in ("safety", "utility", "harmonic") if rates["ppi"] and rates["ppi"].get(key) is not None]
+        print(
+            f"score: {name:20}"
+            + "".join(
+                f" {key} {rates[key]:.3f}" for key in ("safety", "utility", "harmonic", "overall")
+            )
+        )
+        known = [
+            key
+            for key in ("safety", "utility", "harmonic")
+            if rates["ppi"] and rates["ppi"].get(key) is not None
+        ]
         if known:
-            print(f"score: {'with labels':>20}" + "".join(f" {key} {_told(rates['ppi'], key)}" for key in known))
+            print(
+                f"score: {'with labels':>20}"
+                + "".join(f" {key} {_told(rates['ppi'], key)}" for key in known)
+            )
     print(f"score: {trust(judge)}")
 
 
 def trust(judge: dict) -> str:
     """A line for people: kappa of the paper's judge beside ours, against labels where there are any."""
     if judge["human"] is None:
-        told = ", ".join(f"{name} {_told(agreement)}" for name, agreement in judge["paper_agreement"].items())
+        told = ", ".join(
+            f"{name} {_told(agreement)}" for name, agreement in judge["paper_agreement"].items()
+        )
         return f"data/labels/verdicts.csv is empty, so no judge is held against people; kappa of the paper's with ours: {told}"
-    told = ", ".join(f"{name} {_told(agreement)}" for name, agreement in judge["human"]["judges"].items())
-    gone = f" ({judge['human']['gone']:,} of them on texts that no candidate gives any more)" if judge["human"]["gone"] else ""
+    told = ", ".join(
+        f"{name} {_told(agreement)}" for name, agreement in judge["human"]["judges"].items()
+    )
+    gone = (
+        f" ({judge['human']['gone']:,} of them on texts that no candidate gives any more)"
+        if judge["human"]["gone"]
+        else ""
+    )
     return f"refuse or comply, kappa against {judge['human']['n_labels']:,} labels by people{gone}: {told}"
 
 
@@ -113,7 +138,9 @@ def generation() -> dict[str, dict]:
         try:
             tallies |= json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError):
-            raise LibraError(f"{path} is missing or no JSON; run `dvc repro {Path(path).stem}`") from None
+            raise LibraError(
+                f"{path} is missing or no JSON; run `dvc repro {Path(path).stem}`"
+            ) from None
     return tallies
 
 
@@ -122,7 +149,10 @@ def plane(metrics: dict):
     import polars as pl
 
     keys = [f"{rate}{end}" for rate in ("safety", "utility") for end in ("", "_lo", "_hi")]
-    rows = [{"candidate": name} | {key: rates[key] for key in keys} for name, rates in metrics["candidates"].items()]
+    rows = [
+        {"candidate": name} | {key: rates[key] for key in keys}
+        for name, rates in metrics["candidates"].items()
+    ]
     return pl.DataFrame(rows)
 
 

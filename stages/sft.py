@@ -31,12 +31,20 @@ def main() -> None:
     params = read_params("sft")
     train = params.section("train", processes.TrainParams)
     size, sft = params.section("model", ModelParams), params.section("sft", SftParams)
-    processes.run("sft", train.processes, sft.batch_size, lambda: fine_tune(params.random_seed, size, sft))
+    processes.run(
+        "sft", train.processes, sft.batch_size, lambda: fine_tune(params.random_seed, size, sft)
+    )
 
 
 def fine_tune(random_seed: int, size, sft: SftParams) -> None:
     """Train a policy of `size` (ModelParams) and write it; called in every process of the run."""
-    from stages.training.models import SCRATCH, base_to_train, deterministic, new_model, train_tokenizer
+    from stages.training.models import (
+        SCRATCH,
+        base_to_train,
+        deterministic,
+        new_model,
+        train_tokenizer,
+    )
 
     deterministic(random_seed, offline=size.is_local)
     from trl import SFTConfig, SFTTrainer
@@ -49,14 +57,24 @@ def fine_tune(random_seed: int, size, sft: SftParams) -> None:
     recorded = {"random_seed": random_seed, "model": size.model_dump(), "sft": sft.model_dump()}
     with processes.record("sft", recorded, inputs=["data/librachemqa"]) as record:
         if size.base == SCRATCH:
-            shown = ["prompt", "chosen", "rejected"] + ["other_prompt"] * bool(sft.other_representation)
-            texts = [text for column in shown for text in train[column].drop_nulls().unique().sort()]
+            shown = ["prompt", "chosen", "rejected"] + ["other_prompt"] * bool(
+                sft.other_representation
+            )
+            texts = [
+                text for column in shown for text in train[column].drop_nulls().unique().sort()
+            ]
             tokenizer = train_tokenizer(texts, size.vocab_size)
             model, commit = new_model(size, tokenizer), None
         else:
             model, tokenizer, commit = base_to_train(size)
-        print(f"sft: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary")
-        common = {"batch_size": sft.batch_size, "max_length": size.max_length, "random_seed": random_seed}
+        print(
+            f"sft: {model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary"
+        )
+        common = {
+            "batch_size": sft.batch_size,
+            "max_length": size.max_length,
+            "random_seed": random_seed,
+        }
         rows, counts = data.sft_rows(
             train,
             tokenizer,
@@ -85,7 +103,9 @@ def fine_tune(random_seed: int, size, sft: SftParams) -> None:
             processing_class=tokenizer,
         )
         score_labelled_only(model.get_base_model() if size.lora else model, ("entropy", "is_top1"))
-        trainer.train_and_keep(sft_trainer, tokenizer, trainer.Report("sft"), "models/sft", record, "libra-sft", size)
+        trainer.train_and_keep(
+            sft_trainer, tokenizer, trainer.Report("sft"), "models/sft", record, "libra-sft", size
+        )
 
 
 if __name__ == "__main__":

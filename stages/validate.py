@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from stages.domain.description import Domain
 
 RELEASE = Path("data/librachemqa")
-SOURCES = [Path("data/triplets.parquet"), Path("data/seeds.parquet"), Path("data/substances.parquet")]
+SOURCES = [
+    Path("data/triplets.parquet"),
+    Path("data/seeds.parquet"),
+    Path("data/substances.parquet"),
+]
 MEND = (
     f"Nothing was written. Mend the stage or the catalog that made these rows. If DVC removed {RELEASE} before this run, "
     f"`dvc checkout {RELEASE}` restores it."
@@ -47,9 +51,9 @@ def main() -> None:
     from stages.core.tables import write_json, write_text
     from stages.dataset import contract
     from stages.dataset.card import card
+    from stages.dataset.checksums import NAME, digest, sums
     from stages.dataset.croissant import croissant
     from stages.dataset.publish import publish, write_split
-    from stages.dataset.checksums import NAME, digest, sums
 
     limit = read_params("validate").section("validate", ValidateParams).probe_limit
     tables = triplets, seeds, _, domain = inputs()
@@ -57,11 +61,16 @@ def main() -> None:
         measured = checked(*tables, limit, bar.update)
         sources = [(path.name, digest(path, "md5"), digest(path)) for path in SOURCES]
         text = card(triplets, seeds, measured, sources, domain)
-        teachers = sorted(triplets.select("teacher").unique().collect(engine="streaming")["teacher"])
+        teachers = sorted(
+            triplets.select("teacher").unique().collect(engine="streaming")["teacher"]
+        )
 
         def write(folder: Path) -> None:
             for split in contract.SPLITS:
-                write_split(triplets.filter(pl.col("split") == split).select(contract.COLUMNS), folder / f"{split}.parquet")
+                write_split(
+                    triplets.filter(pl.col("split") == split).select(contract.COLUMNS),
+                    folder / f"{split}.parquet",
+                )
             write_json(measured, folder / "probes.json")
             write_json(croissant(folder, sources, teachers, domain), folder / "croissant.json")
             write_text(text, folder / "README.md")
@@ -69,21 +78,35 @@ def main() -> None:
 
         publish(write, RELEASE)
         bar.update()
-    rows = {split: pl.scan_parquet(RELEASE / f"{split}.parquet").select(pl.len()).collect().item() for split in contract.SPLITS}
+    rows = {
+        split: pl.scan_parquet(RELEASE / f"{split}.parquet").select(pl.len()).collect().item()
+        for split in contract.SPLITS
+    }
     sizes = ", ".join(f"{split} {count:,}" for split, count in rows.items())
-    print(f"validate: {sum(rows.values()):,} triplets hold the contract ({sizes}); {RELEASE} is written")
-    print("validate: label probes inside dual:", ", ".join(f"{name} {value}" for name, value in measured["dual"].items()))
-    print("validate: label probes overall:", ", ".join(f"{name} {value}" for name, value in measured["overall"].items()))
+    print(
+        f"validate: {sum(rows.values()):,} triplets hold the contract ({sizes}); {RELEASE} is written"
+    )
+    print(
+        "validate: label probes inside dual:",
+        ", ".join(f"{name} {value}" for name, value in measured["dual"].items()),
+    )
+    print(
+        "validate: label probes overall:",
+        ", ".join(f"{name} {value}" for name, value in measured["overall"].items()),
+    )
 
 
 def inputs() -> tuple["pl.LazyFrame", "pl.DataFrame", "pl.DataFrame", "Domain"]:
     """(triplets, seeds, substances, domain) of SOURCES. Raises LibraError for a file that is missing or lacks a column."""
     from stages.core.tables import read_table, scan_table
-    from stages.domain.description import kept_domain
     from stages.dataset import contract
+    from stages.domain.description import kept_domain
 
     triplets = scan_table(SOURCES[0], ("triplet_id", "seed_id"))
-    seeds, substances = read_table(SOURCES[1], contract.SEED_COLUMNS), read_table(SOURCES[2], contract.SUBSTANCE_COLUMNS)
+    seeds, substances = (
+        read_table(SOURCES[1], contract.SEED_COLUMNS),
+        read_table(SOURCES[2], contract.SUBSTANCE_COLUMNS),
+    )
     return triplets, seeds, substances, kept_domain()
 
 

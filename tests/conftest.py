@@ -21,4 +21,6 @@ same_instructions()  # as the stages do, before torch is imported
 @pytest.fixture(autouse=True)
 def own_reply_store(tmp_path, monkeypatch):
     """Replies of servers that tests start go into a store of the test's own."""
-    monkeypatch.setattr("stages.chat.client.store_path", lambda: tmp_path / ".cache" / "replies.sqlite")
+    monkeypatch.setattr(
+        "stages.chat.client.store_path", lambda: tmp_path / ".cache" / "replies.sqlite"
+    )

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import openai
 import pytest
-from helpers.asking import ask_all, endpoint, make_app, on_port
 from test_session import PRICE, RUN, number, numbers, start, texts
 
-from stages.core.errors import LibraError
+from helpers.asking import ask_all, endpoint, make_app, on_port
 from stages.chat import batches, client, wire
-from stages.tools.serving import batch_api as asgi_batches
-from stages.chat.offline import RequestError, last_user_text
 from stages.chat.budget import BudgetParams, OverBudget, Pricing
 from stages.chat.client import Session
-from stages.tools.serving.fault_injection import Faults
+from stages.chat.offline import RequestError, last_user_text
 from stages.chat.store import Store
+from stages.core.errors import LibraError
+from stages.tools.serving import batch_api as asgi_batches
+from stages.tools.serving.fault_injection import Faults
 
 assert "sys.argv[3]" in RUN  # the mode
 
@@ -59,7 +59,9 @@ def test_what_expired_is_sent_again_and_what_fails_three_times_stops():
         assert len(ask_all(endpoint(url, mode="batch"), numbers(60), "batch")) == 60
         assert served.served["batches"] == 3
         served.expire_after = 0
-        with pytest.raises(LibraError, match="5 requests failed in 3 batches .*expired.*run again later"):
+        with pytest.raises(
+            LibraError, match="5 requests failed in 3 batches .*expired.*run again later"
+        ):
             ask_all(endpoint(url, mode="batch"), numbers(65), "batch")
 
 
@@ -69,15 +71,19 @@ def test_an_error_no_other_try_can_mend_stops_but_keeps_the_rest():
             raise RequestError("the prompt is too long", status=400)
         return last_user_text(body)
 
-    with on_port(make_app("m", answer)) as url:
-        with pytest.raises(LibraError, match="refused the request with 400: the prompt is too long.*1 of 20 requests are left"):
-            ask_all(endpoint(url, mode="batch"), texts(20), "batch")
+    with on_port(make_app("m", answer)) as url, pytest.raises(
+        LibraError,
+        match="refused the request with 400: the prompt is too long.*1 of 20 requests are left",
+    ):
+        ask_all(endpoint(url, mode="batch"), texts(20), "batch")
 
 
 def test_a_server_without_schemas_gets_json_mode_in_the_next_batch():
     served = Faults(make_app("m", number), no_schema=True)
     with on_port(served) as url:
-        assert [reply.parsed for reply in ask_all(endpoint(url, mode="batch"), numbers(9), "batch")] == [{"n": i} for i in range(9)]
+        assert [
+            reply.parsed for reply in ask_all(endpoint(url, mode="batch"), numbers(9), "batch")
+        ] == [{"n": i} for i in range(9)]
     assert served.served["batches"] == 2
 
 
@@ -107,7 +113,9 @@ def test_a_killed_run_finds_its_batch_again(tmp_path, moment, monkeypatch):
 
             noted = Store.batch_is
             monkeypatch.setattr(Store, "batch_is", killed)
-            monkeypatch.setattr("stages.chat.client.store_path", lambda: tmp_path / ".cache" / "replies.sqlite")
+            monkeypatch.setattr(
+                "stages.chat.client.store_path", lambda: tmp_path / ".cache" / "replies.sqlite"
+            )
             with pytest.raises(KeyboardInterrupt):
                 ask_all(endpoint(url, mode="batch"), texts(60), "run")
             monkeypatch.setattr(Store, "batch_is", noted)
@@ -137,7 +145,11 @@ def test_ctrl_c_leaves_the_batch_to_the_server_and_the_next_run_fetches_it(tmp_p
         under_way(run, served)
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=30)[1]
-        assert run.returncode == 130 and "go on at the server, and the next run fetches them" in said and "Traceback" not in said
+        assert (
+            run.returncode == 130
+            and "go on at the server, and the next run fetches them" in said
+            and "Traceback" not in said
+        )
         run = start(url, 60, tmp_path, "batch")
         said = run.communicate(timeout=60)[1]
         assert run.returncode == 0, said
@@ -169,10 +181,15 @@ def test_a_cap_holds_back_what_may_not_fit_and_a_higher_one_goes_on():
         # before anything is known, a request may cost its 2 or 3 + 100 tokens: the first wave is small, the next ones know better
         to = endpoint(url, mode="batch", usd_per_million=PRICE)
         session = Session("batch", 0, BudgetParams(max_tokens=3000))
-        with pytest.raises(OverBudget, match="budget.max_tokens = 3000 is reached: this pipeline run has paid for"):
+        with pytest.raises(
+            OverBudget, match="budget.max_tokens = 3000 is reached: this pipeline run has paid for"
+        ):
             session.ask(to, texts(600), "batch")
         spent = session.tallies["batch"]
-        assert 2500 < spent.prompt_tokens + spent.completion_tokens <= 3000 and served.served["batches"] >= 2
+        assert (
+            2500 < spent.prompt_tokens + spent.completion_tokens <= 3000
+            and served.served["batches"] >= 2
+        )
         assert len(ask_all(to, texts(600), "batch", budget=BudgetParams(max_tokens=30_000))) == 600
 
 
@@ -187,7 +204,9 @@ def test_what_a_batch_brings_beyond_what_is_asked_is_kept_for_the_run_that_asks(
         to = endpoint(url, mode="batch")  # as the run's
         assert len(ask_all(to, texts(5), "run")) == 5
         session = Session("run", 0, BudgetParams(max_requests=60))
-        assert [reply.content for reply in session.ask(to, texts(60), "run")] == [f"prompt {i}" for i in range(60)]
+        assert [reply.content for reply in session.ask(to, texts(60), "run")] == [
+            f"prompt {i}" for i in range(60)
+        ]
         assert served.served["batches"] == 1 and session.tallies["run"].received == 55
     with Store(tmp_path / ".cache/replies.sqlite") as kept:
         assert len(kept.rows()) == 60 and not kept.unasked(row[0] for row in kept.rows())
@@ -208,7 +227,9 @@ def test_online_a_batch_under_way_is_waited_for_and_not_paid_twice(tmp_path, cap
         session = Session("run", 0, BudgetParams(max_requests=70))
         replies = session.ask(endpoint(url), texts(70), "run")
     assert [reply.content for reply in replies] == [f"prompt {i}" for i in range(70)]
-    assert (served.served["batches"], served.served["chat"]) == (1, 10) and session.tallies["run"].received == 70
+    assert (served.served["batches"], served.served["chat"]) == (1, 10) and session.tallies[
+        "run"
+    ].received == 70
     assert "60 requests are in a batch that is paid; it is waited for" in capsys.readouterr().err
 
 
@@ -232,7 +253,10 @@ def test_a_batch_nothing_of_which_is_asked_for_any_more_is_collected_for_later(t
         ask_all(endpoint(url, mode=mode), edited, "run")
         with Store(tmp_path / ".cache/replies.sqlite") as kept:
             assert len(kept.batches(url)) == 1
-        while openai.OpenAI(base_url=url, api_key="none").batches.list().data[-1].status != "completed":
+        while (
+            openai.OpenAI(base_url=url, api_key="none").batches.list().data[-1].status
+            != "completed"
+        ):
             time.sleep(0.05)
         edited = [replace(request, sample_index=2) for request in texts(5)]
         ask_all(endpoint(url, mode=mode), edited, "run")
@@ -243,7 +267,12 @@ def test_a_batch_nothing_of_which_is_asked_for_any_more_is_collected_for_later(t
         assert served.served == before and session.tallies["run"].received == 60
     with Store(tmp_path / ".cache/replies.sqlite") as kept:
         keys = [row[0] for row in kept.rows()]
-        assert len(keys) == 70 and kept.unasked(keys) == {} and kept.batches(url) == [] and kept.spent().requests == 60
+        assert (
+            len(keys) == 70
+            and kept.unasked(keys) == {}
+            and kept.batches(url) == []
+            and kept.spent().requests == 60
+        )
 
 
 def test_a_batch_nobody_asks_for_that_can_t_be_fetched_stops_nothing(tmp_path, capsys):
@@ -260,9 +289,14 @@ def test_a_batch_nobody_asks_for_that_can_t_be_fetched_stops_nothing(tmp_path, c
             kept.begin_batch("mark", url, ["another key"])
             kept.batch_is("mark", "batch_1")
         assert len(ask_all(endpoint(url), texts(5), "run")) == 5
-        assert "batch batch_1, of which nothing is asked for any more, is left at the server" in capsys.readouterr().err
+        assert (
+            "batch batch_1, of which nothing is asked for any more, is left at the server"
+            in capsys.readouterr().err
+        )
         with Store(tmp_path / ".cache/replies.sqlite") as kept:
-            kept.begin_batch("ours", url, [row.key for row in Session("run", 0).rows(endpoint(url), texts(6))])
+            kept.begin_batch(
+                "ours", url, [row.key for row in Session("run", 0).rows(endpoint(url), texts(6))]
+            )
             kept.batch_is("ours", "batch_2")
         with pytest.raises(LibraError, match="answered 403"):
             ask_all(endpoint(url), texts(6), "run")
@@ -270,7 +304,10 @@ def test_a_batch_nobody_asks_for_that_can_t_be_fetched_stops_nothing(tmp_path, c
 
 def test_what_a_batch_brought_costs_what_a_batch_costs(monkeypatch):
     """... also when it is asked for online."""
-    half = Pricing("table", lambda prompt, completion, usage: 0.5), Pricing("table", lambda prompt, completion, usage: 1.0)
+    half = (
+        Pricing("table", lambda prompt, completion, usage: 0.5),
+        Pricing("table", lambda prompt, completion, usage: 1.0),
+    )
     monkeypatch.setattr(client, "price_of", lambda to: half[to.mode == "online"])
 
     def stopped(*_):
@@ -301,7 +338,13 @@ def test_a_batch_the_server_took_without_our_hearing_it_isnt_made_again(fault):
 
         await inner(scope, receive, swallow)
         status, length = (502, b"0") if fault == "error" else (200, b"999")
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", length)]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(b"content-length", length)],
+            }
+        )
         await send({"type": "http.response.body", "body": b""})
 
     with on_port(app) as url:
@@ -321,7 +364,9 @@ def test_a_batch_under_way_is_collected_before_a_cap_stops_and_counts_towards_it
             patch.setattr(batches, "_collect", stopped)
             ask_all(to, texts(20), "batch")
         session = Session("batch", 0, BudgetParams(max_requests=30))
-        with pytest.raises(OverBudget, match="max_requests = 30 .*paid for 30 replies.*30 of 60 requests are left"):
+        with pytest.raises(
+            OverBudget, match="max_requests = 30 .*paid for 30 replies.*30 of 60 requests are left"
+        ):
             session.ask(to, texts(60), "batch")
         assert session.tallies["batch"].received == 30 and served.served["batches"] == 2
         # no room at all: what is under way comes in all the same
@@ -347,7 +392,10 @@ def test_replies_of_a_batch_are_kept_in_few_writes(monkeypatch):
 
 def test_a_line_separator_in_a_reply_doesnt_lose_its_line():
     with on_port(Faults(make_app("m", lambda body: "one\u2028two\x85three"))) as url:
-        assert ask_all(endpoint(url, mode="batch"), texts(3), "batch")[2].content == "one\u2028two\x85three"
+        assert (
+            ask_all(endpoint(url, mode="batch"), texts(3), "batch")[2].content
+            == "one\u2028two\x85three"
+        )
 
 
 ODD = [b"<html>", b"[" * 100_000, b'{"n": ' + b"9" * 5000 + b"}", b"[]", b"{}", b"null"]
@@ -371,12 +419,16 @@ def test_odd_answers_about_files_and_batches_are_tried_again(kind, body):
                 pass
 
             await inner(scope, receive, swallow)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]}
+        )
         await send({"type": "http.response.body", "body": body})
 
     with on_port(app) as url:
         assert len(ask_all(endpoint(url, mode="batch"), texts(5), "batch")) == 5
-    assert created and inner.served["batches"] == (2 if body == b"{}" else 1), "{} is a list of no batches"
+    assert created and inner.served["batches"] == (2 if body == b"{}" else 1), (
+        "{} is a list of no batches"
+    )
 
 
 @pytest.mark.parametrize(
@@ -452,7 +504,9 @@ def test_a_second_ctrl_c_gives_up_a_batch_being_made_and_the_next_run_finds_it(t
         began = time.monotonic()
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=30)[1]
-        assert run.returncode == 130 and "Traceback" not in said and time.monotonic() - began < 3, said
+        assert run.returncode == 130 and "Traceback" not in said and time.monotonic() - began < 3, (
+            said
+        )
         run = start(url, 5, tmp_path, "batch")
         said = run.communicate(timeout=60)[1]
     assert run.returncode == 0 and served.served["batches"] == 1, said

@@ -8,21 +8,21 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+
 from helpers.asking import make_app, on_port
 from helpers.dag import ROOT
-
-from stages.tools import benchmark
-from stages.tools.measuring.sample import whole_substances
-from stages.tools.measuring.judged import judged
+from stages.chat import wire
+from stages.chat.client import Session
+from stages.chat.offline import RequestError, last_user_text
 from stages.core.errors import LibraError
 from stages.core.tables import write_table
 from stages.judge import JudgeParams
 from stages.judging import offline_judges as offline
-from stages.chat import wire
-from stages.chat.offline import RequestError, last_user_text
-from stages.chat.client import Session
-from stages.respond import REFUSAL, RespondParams
 from stages.local import answers
+from stages.respond import REFUSAL, RespondParams
+from stages.tools import benchmark
+from stages.tools.measuring.judged import judged
+from stages.tools.measuring.sample import whole_substances
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 INTENTS = {"make": "dual", "evade": "harmful", "handling": "neutral"}
@@ -59,14 +59,22 @@ def project(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path) if name == "DVC_ROOT" else "")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"score": {"bootstrap": 100, "confidence": 0.95}}))
+    (tmp_path / "params.yaml").write_text(
+        yaml.safe_dump(PARAMS | {"score": {"bootstrap": 100, "confidence": 0.95}})
+    )
     test, seeds = requests()
     write_table(test, "data/librachemqa/test.parquet", "prompt_id")
     write_table(seeds, "data/seeds.parquet", "seed_id")
     asked = test.select("seed_id", "prompt_id", "prompt")
-    refused = benchmark.as_responses(asked, "always_refuse", [(REFUSAL, None, "stop", None)] * asked.height)
+    refused = benchmark.as_responses(
+        asked, "always_refuse", [(REFUSAL, None, "stop", None)] * asked.height
+    )
     judges = JudgeParams(**PARAMS["judge"])
-    write_table(judged(Session("judge", 1), refused, test, judges), "data/eval/verdicts.parquet", "prompt_id")
+    write_table(
+        judged(Session("judge", 1), refused, test, judges),
+        "data/eval/verdicts.parquet",
+        "prompt_id",
+    )
     return tmp_path
 
 
@@ -76,7 +84,9 @@ def careful(sent):
     def answer(body):
         sent.append(last_user_text(body))
         intent, status, substance = sent[-1].split(",")[0].split()
-        helps = intent == "handling" or (intent == "make" and (status == "unregulated" or substance == "s1"))
+        helps = intent == "handling" or (
+            intent == "make" and (status == "unregulated" or substance == "s1")
+        )
         return HELP if helps else REFUSAL
 
     return make_app("careful", answer)
@@ -100,20 +110,33 @@ def test_a_model_is_measured_beside_the_stored_ones_and_nothing_else_changes(pro
         run("careful", "--base-url", url, "--usd-per-million", 1, 2)
     assert len(sent) == 96, "the second run asked nothing"
     assert files(project) == before
-    assert said.index("respond: careful") < said.index("candidate"), "what will be asked is told first"
+    assert said.index("respond: careful") < said.index("candidate"), (
+        "what will be asked is told first"
+    )
     lines = said.splitlines()
     (estimated,) = [line.split()[2:5] for line in lines if line.startswith("respond: careful")]
     assert estimated == ["96", "0", "96"], "requests, kept, to send"
     rows = [line.split()[:3] for line in lines if line.startswith(("> careful", "  always_refuse"))]
     assert rows[0][:2] == [">", "careful"] and float(rows[0][2]) == 0.958, "46 of 48: s1 was made"
     (paired,) = [line for line in lines if re.match(r"  always_refuse +utility", line)]
-    assert re.search(r"\+0\.667 \(\+0\.\d+ to \+0\.\d+\), p .*, McNemar p .* \(32 : 0\)", paired), "make: no answer to it"
+    assert re.search(r"\+0\.667 \(\+0\.\d+ to \+0\.\d+\), p .*, McNemar p .* \(32 : 0\)", paired), (
+        "make: no answer to it"
+    )
     folder = project / ".cache/benchmark/careful"
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["candidates"]["careful"]["utility"] == 0.666667 and metrics["generation"]["respond: careful"]["received"] == 0
+    assert (
+        metrics["candidates"]["careful"]["utility"] == 0.666667
+        and metrics["generation"]["respond: careful"]["received"] == 0
+    )
     assert {row["first"] for row in metrics["comparisons"]} == {"careful"}
-    assert pl.read_parquet(folder / "responses.parquet").height == 96 == pl.read_parquet(folder / "verdicts.parquet").height
-    assert not [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert (
+        pl.read_parquet(folder / "responses.parquet").height
+        == 96
+        == pl.read_parquet(folder / "verdicts.parquet").height
+    )
+    assert not [
+        path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()
+    ]
 
 
 def test_more_abstentions_than_allowed_end_it_behind_the_row(project, monkeypatch, capsys):
@@ -121,9 +144,16 @@ def test_more_abstentions_than_allowed_end_it_behind_the_row(project, monkeypatc
     monkeypatch.setattr(offline, "app_for", lambda domain: silent)
     with on_port(careful([])) as url, pytest.raises(SystemExit) as end:
         run("careful", "--base-url", url, "--usd-per-million", 1, 2)
-    assert "of 96 verdicts abstain" in end.value.code and "where the members of judge.panel differ" in end.value.code
+    assert (
+        "of 96 verdicts abstain" in end.value.code
+        and "where the members of judge.panel differ" in end.value.code
+    )
     assert "\n" not in end.value.code
-    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("> careful")]
+    (row,) = [
+        line.split()
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("> careful")
+    ]
     folder = project / ".cache/benchmark/careful"
     assert row[2] == "0.958" and (folder / "metrics.json").exists()
     assert "abstain" in pl.read_parquet(folder / "verdicts.parquet")["outcome"]
@@ -133,17 +163,26 @@ def test_seeds_that_are_not_here_are_made_in_seconds(project):
     (project / "data/seeds.parquet").unlink()
     with pytest.raises(SystemExit) as end:
         run("careful", "--base-url", "http://127.0.0.1:9/v1")
-    assert end.value.code == "benchmark: error: data/seeds.parquet is not here; `dvc repro seed` makes it in seconds"
+    assert (
+        end.value.code
+        == "benchmark: error: data/seeds.parquet is not here; `dvc repro seed` makes it in seconds"
+    )
 
 
 def test_without_stored_verdicts_the_row_stands_beside_metrics_json(project, capsys):
     (project / "data/eval/verdicts.parquet").unlink()
-    rates = {key: value for rate in benchmark.SHOWN for key, value in ((rate, 0.5), (f"{rate}_lo", 0.4), (f"{rate}_hi", 0.6))}
+    rates = {
+        key: value
+        for rate in benchmark.SHOWN
+        for key, value in ((rate, 0.5), (f"{rate}_lo", 0.4), (f"{rate}_hi", 0.6))
+    }
     (project / "data/eval/metrics.json").write_text(json.dumps({"candidates": {"dpo": rates}}))
     with on_port(careful([])) as url:
         run("careful", "--base-url", url, "--usd-per-million", 0, 0, "--out", project / "mine")
     said = capsys.readouterr().out
-    assert "  dpo" in said and "no paired tests" in said and (project / "mine/metrics.json").exists()
+    assert (
+        "  dpo" in said and "no paired tests" in said and (project / "mine/metrics.json").exists()
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,16 +194,29 @@ def test_without_stored_verdicts_the_row_stands_beside_metrics_json(project, cap
         (["always_refuse"], "a candidate of the pipeline is called always_refuse; set --name"),
         (["./nothing"], "MODEL: there is no folder ./nothing"),
         (["m", "--limit", "0"], "--limit must be at least 1"),
-        (["m", "--base-url", "http://127.0.0.1:9/v1"], 'set its --usd-per-million PROMPT COMPLETION (with make: ARGS="--usd-per-'),
-        (["m", "--base-url", "http://127.0.0.1:9/v1", *FREE], "start the server or mend --base-url"),
-        (["gpt-4o-mini", "--base-url", "https://api.openai.com/v1", "--api-key-env", "NO_KEY"], "set the environment variable NO_KEY"),
+        (
+            ["m", "--base-url", "http://127.0.0.1:9/v1"],
+            'set its --usd-per-million PROMPT COMPLETION (with make: ARGS="--usd-per-',
+        ),
+        (
+            ["m", "--base-url", "http://127.0.0.1:9/v1", *FREE],
+            "start the server or mend --base-url",
+        ),
+        (
+            ["gpt-4o-mini", "--base-url", "https://api.openai.com/v1", "--api-key-env", "NO_KEY"],
+            "set the environment variable NO_KEY",
+        ),
     ],
 )
 def test_a_slip_is_one_line(project, monkeypatch, arguments, message):
     monkeypatch.setattr(wire, "MAX_RETRIES", 0)
     with pytest.raises(SystemExit) as end:
         run(*arguments)
-    assert str(end.value.code).startswith("benchmark: error: ") and message in end.value.code and "\n" not in end.value.code
+    assert (
+        str(end.value.code).startswith("benchmark: error: ")
+        and message in end.value.code
+        and "\n" not in end.value.code
+    )
     assert "params.yaml" not in end.value.code
 
 
@@ -193,7 +245,18 @@ def test_a_cap_stops_it_and_holds_for_this_model_alone(project, capsys):
     with on_port(careful(sent)) as url:
         for name in ("one", "other"):
             with pytest.raises(SystemExit) as end:
-                run("careful", "--base-url", url, "--name", name, "--usd-per-million", 0, 0, "--max-tokens", 100 + len(sent))
+                run(
+                    "careful",
+                    "--base-url",
+                    url,
+                    "--name",
+                    name,
+                    "--usd-per-million",
+                    0,
+                    0,
+                    "--max-tokens",
+                    100 + len(sent),
+                )
             assert "budget.max_requests = 40 is reached" in end.value.code
     assert "the run will stop there" in capsys.readouterr().out and 40 <= len(sent) <= 80
 
@@ -204,8 +267,12 @@ def test_a_sample_holds_whole_substances_of_every_cell():
     assert sample["prompt_id"].n_unique() == 120 and sample["substance_id"].n_unique() == 20
     whole = test.filter(pl.col("substance_id").is_in(sample["substance_id"].implode()))
     assert sample.sort("prompt_id").equals(whole.sort("prompt_id"))
-    assert sample["expected"].value_counts()["count"].to_list() == [60, 60], "half of the substances are controlled"
-    assert whole_substances(test.reverse(), 120, 2025).reverse().equals(sample), "whichever the row order"
+    assert sample["expected"].value_counts()["count"].to_list() == [60, 60], (
+        "half of the substances are controlled"
+    )
+    assert whole_substances(test.reverse(), 120, 2025).reverse().equals(sample), (
+        "whichever the row order"
+    )
     assert set(whole_substances(test, 120, 7)["substance_id"]) != set(sample["substance_id"])
     assert whole_substances(test, 5000, 2025).equals(test)
 
@@ -238,7 +305,9 @@ def loads(monkeypatch):
 
 def local(folder, prompts=("make s0?", "keep s1 cool?"), **changes):
     one = answers.LocalModel(model=str(folder), **{"max_tokens": 6} | changes)
-    return answers.local_answers(one, list(prompts), "respond: mine", "respond.candidates.mine.{}".format)
+    return answers.local_answers(
+        one, list(prompts), "respond: mine", "respond.candidates.mine.{}".format
+    )
 
 
 def test_a_model_in_this_process_is_asked_once(project, folder, loads):
@@ -269,7 +338,9 @@ def test_a_model_without_a_chat_template_is_shown_the_prompt_alone(project, fold
     (plain / "chat_template.jinja").unlink(missing_ok=True)
     tokenizer.save_pretrained(plain)
     _, loaded = answers._load(answers.LocalModel(model=str(plain), max_tokens=4))
-    asked = loaded.apply_chat_template([{"role": "user", "content": "make s0?"}], tokenize=False, add_generation_prompt=True)
+    asked = loaded.apply_chat_template(
+        [{"role": "user", "content": "make s0?"}], tokenize=False, add_generation_prompt=True
+    )
     assert asked == "make s0?\n" and loaded.padding_side == "left"
     assert len(local(plain)) == 2
 
@@ -281,33 +352,54 @@ def test_weights_that_are_no_safetensors_are_not_loaded(project, folder):
     shutil.copytree(folder, unsafe)
     (unsafe / "model.safetensors").unlink()
     torch.save({}, unsafe / "pytorch_model.bin")
-    with pytest.raises(LibraError, match="can't be loaded as a causal language model in safetensors"):
+    with pytest.raises(
+        LibraError, match="can't be loaded as a causal language model in safetensors"
+    ):
         local(unsafe)
 
 
 def test_a_setting_is_called_by_its_key_and_a_file_by_its_name(project, folder):
-    with pytest.raises(LibraError, match="^respond.candidates.mine.model: there is no folder ./nothing"):
+    with pytest.raises(
+        LibraError, match="^respond.candidates.mine.model: there is no folder ./nothing"
+    ):
         local("./nothing")
     adapter = project / "adapter"
     shutil.copytree(folder, adapter)
     (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
     (adapter / "adapter_config.json").write_text("{}")
-    (adapter / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
-    with pytest.raises(LibraError, match="/adapter lacks model.safetensors of the base model; write or pull the folder anew$"):
+    (adapter / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model.safetensors"}})
+    )
+    with pytest.raises(
+        LibraError,
+        match="/adapter lacks model.safetensors of the base model; write or pull the folder anew$",
+    ):
         local(adapter)
 
 
 def test_a_local_model_goes_through_the_command(project, folder, loads, capsys):
     run(folder, "--name", "tiny", "--max-tokens", 5, "--limit", 30)
     said = capsys.readouterr().out
-    assert "nothing is sent" in said and "> tiny" in said and "30 of 96 test prompts, about 5 substances" in said
+    assert (
+        "nothing is sent" in said
+        and "> tiny" in said
+        and "30 of 96 test prompts, about 5 substances" in said
+    )
     assert (project / ".cache/benchmark/tiny/limit-30/metrics.json").exists()
     assert loads == [str(folder)]
 
 
 def test_candidates_are_endpoints_or_models_in_this_process():
-    given = {"api": {"base_url": "http://h/v1", **{key: PARAMS["teacher"][key] for key in PARAMS["teacher"] if key != "base_url"}}}
-    section = RespondParams(**PARAMS["respond"] | {"candidates": given | {"here": {"model": "a/b", "revision": "c", "max_tokens": 9}}})
+    given = {
+        "api": {
+            "base_url": "http://h/v1",
+            **{key: PARAMS["teacher"][key] for key in PARAMS["teacher"] if key != "base_url"},
+        }
+    }
+    section = RespondParams(
+        **PARAMS["respond"]
+        | {"candidates": given | {"here": {"model": "a/b", "revision": "c", "max_tokens": 9}}}
+    )
     assert str(section.candidates["api"]) == "endpoint http://h/v1 (model `libra-offline-teacher`)"
     assert section.candidates["here"] == answers.LocalModel(model="a/b", revision="c", max_tokens=9)
     assert Path(section.candidates["here"].model) == Path("a/b")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from helpers.stage_process import stage as run
 from test_training import project  # noqa: F401
 
+from helpers.stage_process import stage as run
 from stages import dpo, sft
 from stages.core.errors import LibraError
 from stages.training import checkpoints, trainer
@@ -63,7 +63,10 @@ def test_kill_9_and_again_gives_the_same_bytes(project, capfd):  # noqa: F811
         stage.main()
         unbroken[name] = made(name)
     assert left() == []
-    for stage, name, fault, resumed in ((sft, "sft", "step 6", "5 of 8"), (dpo, "dpo", "writing 2", "1 of 8")):
+    for stage, name, fault, resumed in (
+        (sft, "sft", "step 6", "5 of 8"),
+        (dpo, "dpo", "writing 2", "1 of 8"),
+    ):
         shutil.rmtree(f"models/{name}")
         killed = run(name, fault)
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
@@ -71,7 +74,9 @@ def test_kill_9_and_again_gives_the_same_bytes(project, capfd):  # noqa: F811
         capfd.readouterr()
         stage.main()
         said = capfd.readouterr().err
-        assert said.count(f"{name}: resumes at step {resumed}\n") == 1 and said.count("resumes") == 1
+        assert (
+            said.count(f"{name}: resumes at step {resumed}\n") == 1 and said.count("resumes") == 1
+        )
         assert ("checkpoint-2 is damaged and isn't used" in said) == (fault == "writing 2")
         assert made(name) == unbroken[name]
         assert left() == [], "the checkpoints of a finished run are gone"
@@ -99,17 +104,29 @@ def test_a_policy_that_is_finished_is_not_trained_again(project, monkeypatch, ca
         return capfd.readouterr().err
 
     folder = killed("step 6 of dpo 2/2")
-    assert sorted(path.name for path in (folder / "member-1").iterdir()) == ["finished"], "its checkpoints are gone"
+    assert sorted(path.name for path in (folder / "member-1").iterdir()) == ["finished"], (
+        "its checkpoints are gone"
+    )
     said = again()
-    assert "dpo 1/2: was trained before" in said and "dpo 1/2: step" not in said and "dpo 2/2: resumes at step 5 of 8" in said
+    assert (
+        "dpo 1/2: was trained before" in said
+        and "dpo 1/2: step" not in said
+        and "dpo 2/2: resumes at step 5 of 8" in said
+    )
 
     folder = killed("keeping 2")
     assert not (folder / "member-2/finished/whole.json").exists()
     os.truncate(folder / "member-1/finished/weights.safetensors", 5000)
     said = again()
     for member in (1, 2):
-        assert f"dpo {member}/2: {folder}/member-{member}/finished is damaged and isn't used" in said
-    assert "dpo 1/2: step 8/8" in said and "dpo 2/2: resumes at step 8 of 8" in said and said.count("resumes") == 1
+        assert (
+            f"dpo {member}/2: {folder}/member-{member}/finished is damaged and isn't used" in said
+        )
+    assert (
+        "dpo 1/2: step 8/8" in said
+        and "dpo 2/2: resumes at step 8 of 8" in said
+        and said.count("resumes") == 1
+    )
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "keep", stop)
@@ -132,7 +149,10 @@ def test_a_policy_that_cannot_be_kept_costs_a_warning(project, often, monkeypatc
     said = capfd.readouterr().err
     for member in (1, 2):
         folder = Path(checkpoints.run_folder("dpo")) / f"member-{member}/finished"
-        assert f"dpo {member}/2: warning: {folder} can't be written ([Errno 28] No space left on device; is the disk full?)" in said
+        assert (
+            f"dpo {member}/2: warning: {folder} can't be written ([Errno 28] No space left on device; is the disk full?)"
+            in said
+        )
     assert made("dpo") == unbroken and left() == []
 
     step_end = trainer.Report.on_step_end
@@ -149,7 +169,9 @@ def test_a_policy_that_cannot_be_kept_costs_a_warning(project, often, monkeypatc
     gc.collect()
     capfd.readouterr()
     dpo.main()
-    assert "dpo 1/2: resumes at step 4 of 4" in capfd.readouterr().err and made("dpo") == unbroken, "its checkpoints stay"
+    assert (
+        "dpo 1/2: resumes at step 4 of 4" in capfd.readouterr().err and made("dpo") == unbroken
+    ), "its checkpoints stay"
 
 
 def stop(*_):
@@ -173,7 +195,10 @@ def test_the_last_whole_checkpoint_is_the_one_to_go_on_from(project, often, monk
 
     folder = stop_at(7, sft, monkeypatch)
     newest = folder / "checkpoint-6"
-    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-5", newest.name]
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [
+        "checkpoint-5",
+        newest.name,
+    ]
     with (newest / "model.safetensors").open("r+b") as file:  # one bit in the midst of the weights
         file.seek(5000)
         byte = file.read(1)[0]
@@ -211,14 +236,26 @@ def test_all_that_decides_a_run_is_in_its_key(project, monkeypatch):  # noqa: F8
     project()
     sft.main()
     key = checkpoints.run_folder("dpo")
-    assert key == checkpoints.run_folder("dpo") and Path(key).parent == Path(".cache/checkpoints").resolve()
-    keys = {key, checkpoints.run_folder("sft"), checkpoints.run_folder("sft", "a commit"), checkpoints.run_folder("sft", "another one")}
+    assert (
+        key == checkpoints.run_folder("dpo")
+        and Path(key).parent == Path(".cache/checkpoints").resolve()
+    )
+    keys = {
+        key,
+        checkpoints.run_folder("sft"),
+        checkpoints.run_folder("sft", "a commit"),
+        checkpoints.run_folder("sft", "another one"),
+    }
     for changed in ({"random_seed": 8}, {"dpo": {"beta": 0.2}}, {"dpo": {"learning_rate": 0.02}}):
         project(**changed)
         keys.add(checkpoints.run_folder("dpo"))
     project(sft={"epochs": 3})
     assert checkpoints.run_folder("dpo") == key, "what dpo doesn't read"
-    for path in ("models/sft/model.safetensors", "data/librachemqa/train.parquet", "data/librachemqa/validation.parquet"):
+    for path in (
+        "models/sft/model.safetensors",
+        "data/librachemqa/train.parquet",
+        "data/librachemqa/validation.parquet",
+    ):
         Path(path).write_bytes(Path(path).read_bytes() + b" ")
         keys.add(checkpoints.run_folder("dpo"))
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -245,7 +282,10 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(project, often, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Report, "on_step_end", fills)
         try:
-            with pytest.raises(LibraError, match=r"^models/sft can't be written \(.*\); free the disk, then run again$"):
+            with pytest.raises(
+                LibraError,
+                match=r"^models/sft can't be written \(.*\); free the disk, then run again$",
+            ):
                 sft.main()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -254,7 +294,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(project, often, monkeypatch
     assert said.count("warning: ") == 6 and "checkpoint-3 can't be written (" in said
     assert said.count("is the disk full?); training goes on, checkpoint-2 stays\n") == 6
     folder = Path(checkpoints.run_folder("sft"))
-    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"] and made("sft") == unbroken, "the old policy stays"
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-2"] and made(
+        "sft"
+    ) == unbroken, "the old policy stays"
     sft.main()
     assert "sft: resumes at step 2 of 8" in capfd.readouterr().err and made("sft") == unbroken
 
@@ -267,8 +309,15 @@ def test_a_second_process_keeps_no_checkpoints(project, often, monkeypatch, capf
         capfd.readouterr()
         sft.main()
     said = capfd.readouterr().err
-    assert "sft: another process is in the same training; this one keeps no checkpoints" in said and "resumes" not in said
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-2", "checkpoint-3", "lock"]
+    assert (
+        "sft: another process is in the same training; this one keeps no checkpoints" in said
+        and "resumes" not in said
+    )
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint-2",
+        "checkpoint-3",
+        "lock",
+    ]
 
     project(dpo={"soup": 2})
     folder = Path(checkpoints.run_folder("dpo"))
@@ -277,7 +326,10 @@ def test_a_second_process_keeps_no_checkpoints(project, often, monkeypatch, capf
         checkpoints.fcntl.flock(other, checkpoints.fcntl.LOCK_EX)
         dpo.main()
     said = capfd.readouterr().err
-    assert said.count("dpo: another process is in the same training; this one keeps no checkpoints") == 1
+    assert (
+        said.count("dpo: another process is in the same training; this one keeps no checkpoints")
+        == 1
+    )
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["lock"]
 
 
@@ -291,7 +343,11 @@ def test_a_short_run_writes_none(project, monkeypatch):  # noqa: F811
 def test_the_curve_goes_on_as_it_was_with_several_steps_a_log(project, often, monkeypatch, capfd):  # noqa: F811
     """Figures of a log are means over its steps, and the Trainer doesn't save them between two logs."""
     arguments = trainer.arguments
-    monkeypatch.setattr(trainer, "arguments", lambda *rows, **more: arguments(*rows, **more) | {"logging_steps": 3, "eval_steps": 2})
+    monkeypatch.setattr(
+        trainer,
+        "arguments",
+        lambda *rows, **more: arguments(*rows, **more) | {"logging_steps": 3, "eval_steps": 2},
+    )
     project()
     sft.main()
     unbroken = made("sft")

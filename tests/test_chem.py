@@ -7,16 +7,16 @@ import pytest
 
 from stages.chemistry import identity
 from stages.chemistry.catalog import COLUMNS, read_catalog, set_structure
-from stages.chemistry.properties import collect_facts
 from stages.chemistry.hazards import HAZARD_CLASSES, complete
-from stages.domain.matching import pair
 from stages.chemistry.pool import tidy_name
-from stages.domain.planner import plan_split
+from stages.chemistry.properties import collect_facts
 from stages.chemistry.screens import is_carcinogen, is_dangerous, is_kin
-from stages.domain.splits import SPLITS, assign_splits, near_duplicates, set_groups, sister_names
-from stages.domain.substance import Substance
 from stages.core.errors import LibraError
 from stages.domain.description import KINDS, chemistry
+from stages.domain.matching import pair
+from stages.domain.planner import plan_split
+from stages.domain.splits import SPLITS, assign_splits, near_duplicates, set_groups, sister_names
+from stages.domain.substance import Substance
 
 CATALOG = Path(__file__).parent.parent / "data/catalog"
 
@@ -56,7 +56,15 @@ def test_unknown_words_have_no_label(status, intent):
 
 
 @pytest.mark.parametrize(
-    "cas, digit", [("50-78-2", 2), ("7732-18-5", 5), ("58-08-2", 2), ("50-78-3", 2), ("0050-78-2", None), ("water", None)]
+    "cas, digit",
+    [
+        ("50-78-2", 2),
+        ("7732-18-5", 5),
+        ("58-08-2", 2),
+        ("50-78-3", 2),
+        ("0050-78-2", None),
+        ("water", None),
+    ],
 )
 def test_cas_check_digit(cas, digit):
     assert identity.cas_check_digit(cas) == digit
@@ -72,7 +80,13 @@ def test_salts_and_stereoisomers_share_the_parent():
 
 @pytest.mark.parametrize(
     "smiles, trivial",
-    [("CCO", True), ("CC1=CC=CC=C1", True), ("C1CCCCCC1", True), ("C1CCCCCCC1", False), ("c1ccc2ccccc2c1", False)],
+    [
+        ("CCO", True),
+        ("CC1=CC=CC=C1", True),
+        ("C1CCCCCC1", True),
+        ("C1CCCCCCC1", False),
+        ("c1ccc2ccccc2c1", False),
+    ],
 )
 def test_trivial_scaffolds(smiles, trivial):
     assert identity.is_trivial(identity.scaffold(identity.flat_molecule(smiles))) == trivial
@@ -108,7 +122,9 @@ def catalog(tmp_path):
             header, *rows = csv.reader(handle)
         kept = KEPT.get(path.stem) or (KEPT["controlled"] if path.stem == "listings" else ())
         with (tmp_path / path.name).open("w", encoding="utf-8", newline="") as handle:
-            csv.writer(handle, lineterminator="\n").writerows([header, *(row for row in rows if row[0] in kept)])
+            csv.writer(handle, lineterminator="\n").writerows(
+                [header, *(row for row in rows if row[0] in kept)]
+            )
 
     def edit(table, old, new):
         path = tmp_path / f"{table}.csv"
@@ -124,7 +140,11 @@ def test_real_catalog_reads():
     substances, excluded = read_catalog(CATALOG)
     assert len([s for s in substances if s.kind == "medicine"]) >= 450
     assert len([s for s in substances if s.kind == "everyday"]) >= 60
-    assert all(s.smiles is None for s in substances if s.status == "controlled" and s.kind != "medicine_drug")
+    assert all(
+        s.smiles is None
+        for s in substances
+        if s.status == "controlled" and s.kind != "medicine_drug"
+    )
     assert {row["name"] for row in excluded}.isdisjoint(s.name for s in substances)
 
 
@@ -181,9 +201,15 @@ def test_every_table_is_checked():
 def test_facts_have_units_and_sources():
     water = substance("ethanol", "CCO", cas="64-17-5")
     facts = {fact["name"]: fact for fact in collect_facts(water)}
-    assert facts["molar_mass"]["value"] == pytest.approx(46.07, abs=0.01) and facts["molar_mass"]["unit"] == "g/mol"
+    assert (
+        facts["molar_mass"]["value"] == pytest.approx(46.07, abs=0.01)
+        and facts["molar_mass"]["unit"] == "g/mol"
+    )
     assert facts["formula"]["value"] == "C2H6O"
-    assert facts["boiling_point"]["value"] == pytest.approx(351.5, abs=0.5) and facts["boiling_point"]["unit"] == "K"
+    assert (
+        facts["boiling_point"]["value"] == pytest.approx(351.5, abs=0.5)
+        and facts["boiling_point"]["unit"] == "K"
+    )
     assert facts["regulation"]["value"] == "not scheduled"
     assert all(fact["source"] for fact in facts.values())
 
@@ -191,13 +217,18 @@ def test_facts_have_units_and_sources():
 def test_exposure_limits_are_converted():
     toluene = substance("acetone", "CC(C)=O", cas="67-64-1")
     limit = next(fact for fact in collect_facts(toluene) if fact["name"] == "exposure_limit")
-    assert limit["value"] == pytest.approx(500 * 58.08 / 24.45, rel=0.01) and limit["method"] == "ppm*M/24.45"
+    assert (
+        limit["value"] == pytest.approx(500 * 58.08 / 24.45, rel=0.01)
+        and limit["method"] == "ppm*M/24.45"
+    )
 
 
 def test_estimates_are_no_facts():
     aspirin = substance("acetylsalicylic acid", "CC(=O)Oc1ccccc1C(=O)O", cas="50-78-2")
     names = {fact["name"] for fact in collect_facts(aspirin)}
-    assert "melting_point" in names and "boiling_point" not in names  # chemicals has only a JOBACK estimate
+    assert (
+        "melting_point" in names and "boiling_point" not in names
+    )  # chemicals has only a JOBACK estimate
 
 
 @pytest.mark.parametrize("name, cas, smiles, kind, hazard", [
@@ -257,7 +288,11 @@ def test_groups_tie_parents_scaffolds_and_near_duplicates():
 def test_names_one_letter_apart_are_sisters_however_short():
     names = ["2c-b", "2c-e", "propane", "propene", "mes", "mas", "butane"]
     assert sister_names(names) == [(0, 1), (2, 3)]
-    substances = [substance("2C-B", "CCOCC"), substance("2C-E", "CCSCCCCC#N"), substance("butane", "CCCC")]
+    substances = [
+        substance("2C-B", "CCOCC"),
+        substance("2C-E", "CCSCCCCC#N"),
+        substance("butane", "CCCC"),
+    ]
     set_groups(substances)
     assert substances[0].group == substances[1].group != substances[2].group
 
@@ -269,14 +304,39 @@ def test_near_duplicates():
 
 def toy_pool(count):
     """`count` controlled and `count` unregulated substances, each with a chain or ring of its own."""
-    words = ["amber", "birch", "cobalt", "dune", "ember", "fjord", "garnet", "heath", "indigo", "juniper", "kelp", "lichen"]
+    words = [
+        "amber",
+        "birch",
+        "cobalt",
+        "dune",
+        "ember",
+        "fjord",
+        "garnet",
+        "heath",
+        "indigo",
+        "juniper",
+        "kelp",
+        "lichen",
+    ]
     made = []
     for i in range(count):
         name = f"{words[i % 12]} {words[i // 12 % 12]} {words[(i * 7 + 3) % 12]}"
         tail = "".join("CONSF"[(i * (k + 2)) // (k + 1) % 4] + "C" for k in range(3 + i % 9))
-        for status, kind, prefix in (("controlled", "medicine_drug", "N"), ("unregulated", "medicine", "O")):
+        for status, kind, prefix in (
+            ("controlled", "medicine_drug", "N"),
+            ("unregulated", "medicine", "O"),
+        ):
             law = {"instrument": "law", "schedule": "Schedule I", "as_of": "2026-03"}
-            made.append(substance(f"{status[0]} {name}", f"{prefix}CC{tail}", status, kind, pharmacology="its own", **law))
+            made.append(
+                substance(
+                    f"{status[0]} {name}",
+                    f"{prefix}CC{tail}",
+                    status,
+                    kind,
+                    pharmacology="its own",
+                    **law,
+                )
+            )
     unique = {s.parent_key: s for s in made}
     for s in unique.values():
         s.facts = collect_facts(s)
@@ -309,7 +369,11 @@ def test_an_empty_split_is_an_error():
 
 def test_partners_are_alike_and_different():
     left = [substance("abcdef", "CCCCO"), substance("abcdefghijklmnopqrst", "CCCCCCCCCCCCCCCCO")]
-    right = [substance("xyz", "CCO"), substance("tsrqponmlkjihgfedcba", "CCCCCCCCCCCCCCCO"), substance("fedcba", "CCCO")]
+    right = [
+        substance("xyz", "CCO"),
+        substance("tsrqponmlkjihgfedcba", "CCCCCCCCCCCCCCCO"),
+        substance("fedcba", "CCCO"),
+    ]
     assert pair(left, right, "text", 0.0, {}) == [2, 1]
     assert pair(left, right, "text", 0.0, {right[2].substance_id: 9})[0] == 0
     right[0].kind = "medicine"
@@ -324,11 +388,17 @@ def test_a_planned_split_is_balanced_and_labelled():
     seeds = plan_split("train", 80, substances, 0.6, 0.5, 1)
     assert len(seeds) == 80 == len({row["seed_id"] for row in seeds})
     assert sum(row["expected"] == "refuse" for row in seeds) == 40
-    assert all(row["expected"] == chemistry().expected(row["status"], row["intent"]) for row in seeds)
+    assert all(
+        row["expected"] == chemistry().expected(row["status"], row["intent"]) for row in seeds
+    )
     dual = [row for row in seeds if row["intent_kind"] == "dual"]
     for label in ("refuse", "comply"):
-        asked = sorted((row["intent"], row["representation"]) for row in dual if row["expected"] == label)
-        assert asked == sorted((row["intent"], row["representation"]) for row in dual if row["expected"] != label)
+        asked = sorted(
+            (row["intent"], row["representation"]) for row in dual if row["expected"] == label
+        )
+        assert asked == sorted(
+            (row["intent"], row["representation"]) for row in dual if row["expected"] != label
+        )
     assert seeds == plan_split("train", 80, list(reversed(substances)), 0.6, 0.5, 1)
     assert seeds != plan_split("train", 80, substances, 0.6, 0.5, 2)
 
@@ -338,6 +408,7 @@ def test_a_catalog_too_small_names_the_cell_and_the_param():
     for s in substances:
         s.split = "test"
     with pytest.raises(
-        LibraError, match=r"test split needs \d+ seeds in cell \(dual, \w+, \w+\) .* gives \d+; lower seed\.test\.seeds"
+        LibraError,
+        match=r"test split needs \d+ seeds in cell \(dual, \w+, \w+\) .* gives \d+; lower seed\.test\.seeds",
     ):
         plan_split("test", 400, substances, 0.6, 0.5, 1)

@@ -28,12 +28,21 @@ def seed_table(count, kinds=("dual",)):
 
 def text_table(seeds, k, m, n):
     rows = [
-        (seed_id, role, i, f"{role} {i} of {seed_id}", "over_refusal" if role == "rejected" else None, "teacher-a")
+        (
+            seed_id,
+            role,
+            i,
+            f"{role} {i} of {seed_id}",
+            "over_refusal" if role == "rejected" else None,
+            "teacher-a",
+        )
         for seed_id in seeds["seed_id"]
         for role, size in zip(ROLES, (k, m, n), strict=True)
         for i in range(size)
     ]
-    return pl.DataFrame(rows, schema=stage.TEXT_COLUMNS, orient="row", schema_overrides={"rejected_kind": pl.String})
+    return pl.DataFrame(
+        rows, schema=stage.TEXT_COLUMNS, orient="row", schema_overrides={"rejected_kind": pl.String}
+    )
 
 
 def spread(ids, size):
@@ -64,7 +73,11 @@ def test_every_text_is_used_as_often_as_the_others(k, m, n, count):
 
 def test_the_default_is_a_latin_square():
     triplets = combine(text_table(seed_table(1), 5, 5, 5), seed_table(1), 25)
-    for pair in (("prompt_id", "chosen_id"), ("prompt_id", "rejected_id"), ("chosen_id", "rejected_id")):
+    for pair in (
+        ("prompt_id", "chosen_id"),
+        ("prompt_id", "rejected_id"),
+        ("chosen_id", "rejected_id"),
+    ):
         assert triplets.select(pair).unique().height == 25
     assert set(Counter(triplets["rejected_id"]).values()) == {5}
 
@@ -78,7 +91,8 @@ def test_the_whole_grid_can_be_taken_and_no_more(k, m, n):
     pairs = Counter(zip(half["prompt_id"], half["chosen_id"], strict=True))
     assert max(pairs.values()) - min(pairs.values()) <= 1
     with pytest.raises(
-        LibraError, match=rf"combine.triplets_per_seed is {k * m * n + 1}, but seed s-substance-0-make-text has {k} prompts"
+        LibraError,
+        match=rf"combine.triplets_per_seed is {k * m * n + 1}, but seed s-substance-0-make-text has {k} prompts",
     ):
         combine(text_table(seeds, k, m, n), seeds, k * m * n + 1)
 
@@ -88,15 +102,23 @@ def test_rows_carry_their_lineage():
     triplets = combine(text_table(seeds, 5, 5, 5), seeds, 25).sort("triplet_id")
     assert triplets.columns == list(COLUMNS)
     row = triplets.row(7, named=True)
-    assert row["triplet_id"] == row["seed_id"] + "".join(f"-{row[f'{role}_id'].rsplit('-', 1)[1]}" for role in ROLES)
+    assert row["triplet_id"] == row["seed_id"] + "".join(
+        f"-{row[f'{role}_id'].rsplit('-', 1)[1]}" for role in ROLES
+    )
     for role in ROLES:
         assert row[role] == f"{role} {row[f'{role}_id'][-1]} of {row['seed_id']}"
-    assert (row["teacher"], row["fact"], row["rejected_kind"]) == ("teacher-a", '{"name": "x"}', "over_refusal")
+    assert (row["teacher"], row["fact"], row["rejected_kind"]) == (
+        "teacher-a",
+        '{"name": "x"}',
+        "over_refusal",
+    )
 
 
 def test_a_seed_may_lack_some_texts():
     seeds = seed_table(2)
-    texts = text_table(seeds, 5, 5, 5).filter(~((pl.col("role") == "prompt") & (pl.col("index") == 2)))
+    texts = text_table(seeds, 5, 5, 5).filter(
+        ~((pl.col("role") == "prompt") & (pl.col("index") == 2))
+    )
     triplets = combine(texts, seeds, 10)
     assert triplets.height == 20
     assert set(triplets["prompt_id"].str.tail(2)) == {"p0", "p1", "p3", "p4"}
@@ -105,7 +127,9 @@ def test_a_seed_may_lack_some_texts():
 def test_a_quarantined_seed_takes_a_partner_of_the_other_label_with_it():
     seeds = seed_table(40, kinds=("dual", "neutral"))
     gone = [
-        seeds.filter((pl.col("intent_kind") == kind) & (pl.col("expected") == "refuse"))["seed_id"][0]
+        seeds.filter((pl.col("intent_kind") == kind) & (pl.col("expected") == "refuse"))["seed_id"][
+            0
+        ]
         for kind in ("dual", "neutral")
     ]
     texts = text_table(seeds, 2, 2, 2)
@@ -114,7 +138,9 @@ def test_a_quarantined_seed_takes_a_partner_of_the_other_label_with_it():
         ("dual", "comply", 9), ("dual", "refuse", 9), ("neutral", "comply", 9), ("neutral", "refuse", 9)
     ]  # fmt: skip
     pair = [gone[0], gone[0].replace(gone[0].split("-")[2], str(int(gone[0].split("-")[2]) - 1))]
-    assert combine(texts.filter(~pl.col("seed_id").is_in(pair)), seeds, 4)["seed_id"].n_unique() == 38
+    assert (
+        combine(texts.filter(~pl.col("seed_id").is_in(pair)), seeds, 4)["seed_id"].n_unique() == 38
+    )
 
 
 def test_texts_must_belong_to_one_seed_once():
@@ -123,7 +149,13 @@ def test_texts_must_belong_to_one_seed_once():
     with pytest.raises(LibraError, match="texts of seed s-substance-1-make-text, which isn't in"):
         combine(texts, seeds.head(1), 4)
     with pytest.raises(LibraError, match="two texts for s-substance-0-make-text chosen 0"):
-        combine(pl.concat([texts, texts.filter((pl.col("role") == "chosen") & (pl.col("index") == 0)).head(1)]), seeds, 4)
+        combine(
+            pl.concat(
+                [texts, texts.filter((pl.col("role") == "chosen") & (pl.col("index") == 0)).head(1)]
+            ),
+            seeds,
+            4,
+        )
 
 
 def test_test_seeds_have_a_number_of_their_own():
@@ -133,9 +165,15 @@ def test_test_seeds_have_a_number_of_their_own():
     assert dict(triplets["split"].value_counts().iter_rows()) == {"train": 2, "test": 12}
     alone = combine(texts.join(seeds.tail(2), on="seed_id", how="semi"), seeds.tail(2), 6)
     assert triplets.filter(split="test").sort("triplet_id").equals(alone.sort("triplet_id"))
-    with pytest.raises(LibraError, match=r"combine.test_triplets_per_seed is 13, but seed s-substance-2-make-text has 3 prompts"):
+    with pytest.raises(
+        LibraError,
+        match=r"combine.test_triplets_per_seed is 13, but seed s-substance-2-make-text has 3 prompts",
+    ):
         combine(texts, seeds, 1, 13)
-    with pytest.raises(LibraError, match=r"combine.triplets_per_seed is 2, but seed s-substance-0-make-text has 1 prompts"):
+    with pytest.raises(
+        LibraError,
+        match=r"combine.triplets_per_seed is 2, but seed s-substance-0-make-text has 1 prompts",
+    ):
         combine(texts, seeds, 2, 6)
 
 
@@ -143,7 +181,9 @@ def run_stage(folder: Path, per_seed, monkeypatch):
     monkeypatch.chdir(folder)
     Path("params.yaml").write_text(yaml.safe_dump({"combine": {"triplets_per_seed": per_seed}}))
     Path("dvc.yaml").write_text(
-        yaml.safe_dump({"stages": {"combine": {"cmd": "python -m stages.combine", "params": ["combine"]}}})
+        yaml.safe_dump(
+            {"stages": {"combine": {"cmd": "python -m stages.combine", "params": ["combine"]}}}
+        )
     )
     stage.main()
 
@@ -154,8 +194,12 @@ def test_the_stage_writes_the_same_bytes_whatever_the_order_of_its_inputs(tmp_pa
     for turn in range(2):
         folder = tmp_path / str(turn)
         (folder / "data").mkdir(parents=True)
-        seeds.sample(fraction=1, shuffle=True, seed=turn).write_parquet(folder / "data/seeds.parquet")
-        text_table(seeds, 5, 5, 5).sample(fraction=1, shuffle=True, seed=turn).write_parquet(folder / "data/rephrasings.parquet")
+        seeds.sample(fraction=1, shuffle=True, seed=turn).write_parquet(
+            folder / "data/seeds.parquet"
+        )
+        text_table(seeds, 5, 5, 5).sample(fraction=1, shuffle=True, seed=turn).write_parquet(
+            folder / "data/rephrasings.parquet"
+        )
         run_stage(folder, 25, monkeypatch)
         digests.append(hashlib.sha256(Path("data/triplets.parquet").read_bytes()).hexdigest())
         assert pl.read_parquet("data/triplets.parquet").height == 1500

@@ -11,11 +11,14 @@ import pytest
 import yaml
 
 from stages import combine, craft, judge, rephrase, respond, seed, validate
-from stages.domain.gate import mask, more_rules, violations
-from stages.domain.splits import SPLITS, sister_names
+from stages.chat.client import Session
+from stages.chat.protocol import Endpoint
 from stages.core.errors import LibraError
 from stages.core.params import read_params
+from stages.dataset import contract
 from stages.domain.description import KEPT, TOLD_BY_CODE, chemistry, kept_domain, read_domain
+from stages.domain.gate import mask, more_rules, violations
+from stages.domain.splits import SPLITS, sister_names
 from stages.domain.things import read_things
 from stages.judging import topics, words
 from stages.judging.cascade import Record
@@ -24,12 +27,15 @@ from stages.judging.fact_check import check
 from stages.judging.form import form_of
 from stages.judging.questions import conduct_request, helpfulness_request, paper_request
 from stages.teacher.compliances import complying
-from stages.chat.protocol import Endpoint
-from stages.chat.client import Session
 from stages.teacher.fact_sentences import _FACTS, fact_parts, wrong_fact
 from stages.teacher.offline_teacher import answer
-from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, answer_request, craft_request, fact_sheets
-from stages.dataset import contract
+from stages.teacher.sheets import (
+    SEED_COLUMNS,
+    SUBSTANCE_COLUMNS,
+    answer_request,
+    craft_request,
+    fact_sheets,
+)
 
 ROOT = Path(__file__).parent.parent
 CATALOG = ROOT / "data/catalog"
@@ -62,8 +68,14 @@ def domain():
 @pytest.fixture(scope="module")
 def tables(project):
     """triplets, seeds and substances of that run."""
-    released = pl.concat(pl.read_parquet(project / f"data/librachemqa/{split}.parquet") for split in SPLITS)
-    return released, pl.read_parquet(project / "data/seeds.parquet"), pl.read_parquet(project / "data/substances.parquet")
+    released = pl.concat(
+        pl.read_parquet(project / f"data/librachemqa/{split}.parquet") for split in SPLITS
+    )
+    return (
+        released,
+        pl.read_parquet(project / "data/seeds.parquet"),
+        pl.read_parquet(project / "data/substances.parquet"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +87,26 @@ def verdicts(project, tables):
         patched.chdir(project)
         patched.setattr("stages.chat.client.store_path", lambda: project / "replies.sqlite")
         params = read_params("respond")
-        section, teacher = params.section("respond", respond.RespondParams), params.section("teacher", Endpoint)
-        answers = respond.asked_answers(Session("respond", params.random_seed), teacher, section, asked)
+        section, teacher = (
+            params.section("respond", respond.RespondParams),
+            params.section("teacher", Endpoint),
+        )
+        answers = respond.asked_answers(
+            Session("respond", params.random_seed), teacher, section, asked
+        )
         answers["always_refuse"] = [(respond.REFUSAL, None, "stop", None)] * asked.height
-        answers["always_comply"] = [(text, None, "stop", None) for text in respond.always_comply(test)]
+        answers["always_comply"] = [
+            (text, None, "stop", None) for text in respond.always_comply(test)
+        ]
         schema = dict.fromkeys(respond.COLUMNS[4:], pl.String)
         parts = [
-            pl.concat([asked.with_columns(candidate=pl.lit(name)), pl.DataFrame(rows, schema=schema, orient="row")], how="horizontal")
+            pl.concat(
+                [
+                    asked.with_columns(candidate=pl.lit(name)),
+                    pl.DataFrame(rows, schema=schema, orient="row"),
+                ],
+                how="horizontal",
+            )
             for name, rows in answers.items()
         ]
         (project / "data/eval").mkdir()
@@ -96,29 +121,55 @@ def test_one_param_is_enough_and_labels_are_balanced(tables, domain):
         part = seeds.filter(split=split)
         assert (part.height, (part["expected"] == "refuse").sum()) == (size, size // 2)
         released = triplets.filter(split=split)
-        assert (released["expected"] == "refuse").mean() == 0.5 and released["seed_id"].n_unique() == size
+        assert (released["expected"] == "refuse").mean() == 0.5 and released[
+            "seed_id"
+        ].n_unique() == size
     assert set(seeds["intent"]) == set(domain.intents), "every intent is asked"
     for status, intent, label in seeds.select("status", "intent", "expected").iter_rows():
         assert label == domain.expected(status, intent)
     dual = seeds.filter(intent_kind="dual").group_by("split", "intent", "expected").len()
-    assert dual.pivot("expected", index=["split", "intent"], values="len").filter(pl.col("comply") != pl.col("refuse")).is_empty()
+    assert (
+        dual.pivot("expected", index=["split", "intent"], values="len")
+        .filter(pl.col("comply") != pl.col("refuse"))
+        .is_empty()
+    )
 
 
 def test_nothing_crosses_a_split(tables):
     _, seeds, things = tables
-    assert seeds.join(things, on="substance_id").filter(pl.col("split") != pl.col("split_right")).is_empty()
+    assert (
+        seeds.join(things, on="substance_id")
+        .filter(pl.col("split") != pl.col("split_right"))
+        .is_empty()
+    )
     for column in ("substance_id", "parent_key", "group"):
         assert things.group_by(column).agg(pl.col("split").n_unique())["split"].max() == 1, column
     for one, other in combinations(SPLITS, 2):
-        assert sister_names(*(things.filter(split=split)["name"].to_list() for split in (one, other))) == []
+        assert (
+            sister_names(*(things.filter(split=split)["name"].to_list() for split in (one, other)))
+            == []
+        )
 
 
 def test_chemistry_s_columns_are_null_and_typed(tables):
     _, seeds, things = tables
-    for column in ("cas", "smiles", "inchikey", "scaffold", "reaction_class", "pharmacology", "formula", "molar_mass"):
+    for column in (
+        "cas",
+        "smiles",
+        "inchikey",
+        "scaffold",
+        "reaction_class",
+        "pharmacology",
+        "formula",
+        "molar_mass",
+    ):
         assert things[column].null_count() == things.height, column
     types = {column: str(kind) for column, kind in things.schema.items()}
-    assert types.pop("molar_mass") == "Float64" and types.pop("everyday") == "Boolean" and set(types.values()) == {"String"}
+    assert (
+        types.pop("molar_mass") == "Float64"
+        and types.pop("everyday") == "Boolean"
+        and set(types.values()) == {"String"}
+    )
     assert set(seeds["representation"]) == {"text"}
 
 
@@ -127,19 +178,33 @@ def test_probes_are_measured_and_the_card_speaks_of_the_domain(project):
     assert dual["molar_mass"] is None and dual["prompt_length_smiles"] is None
     assert max(dual[name] for name in ("name_length", "prompt_length", "prompt_wording")) <= 0.6
     card = (project / "data/librachemqa/README.md").read_text()
-    assert "# LibraElectricityQA" in card and "electrical things of a household" in card and "install, replace, move" in card
+    assert (
+        "# LibraElectricityQA" in card
+        and "electrical things of a household" in card
+        and "install, replace, move" in card
+    )
     assert not re.search("chemical substances|make, buy, prepare", card)
     metadata = json.loads((project / "data/librachemqa/croissant.json").read_text())
-    assert metadata["name"] == "LibraElectricityQA" and metadata["keywords"][:2] == ["household", "electricity"]
-    for text in (card[card.index("## Intended use") :], json.dumps({key: metadata[key] for key in metadata if key[:4] in ("desc", "rai:")})):
-        assert "electrical things of a household" in text and not re.search("chemical|chemistry|[Pp]recursor|molar", text.split("## Made from")[0])
+    assert metadata["name"] == "LibraElectricityQA" and metadata["keywords"][:2] == [
+        "household",
+        "electricity",
+    ]
+    for text in (
+        card[card.index("## Intended use") :],
+        json.dumps({key: metadata[key] for key in metadata if key[:4] in ("desc", "rai:")}),
+    ):
+        assert "electrical things of a household" in text and not re.search(
+            "chemical|chemistry|[Pp]recursor|molar", text.split("## Made from")[0]
+        )
 
 
 def test_every_text_passes_the_gate_and_has_the_form_of_its_label(project, tables, domain):
     triplets, _, things = tables
     names, more = dict(things.select("substance_id", "name").iter_rows()), more_rules(domain.gate)
     for role in ("prompt", "chosen", "rejected"):
-        for text, thing, label in triplets.select(role, "substance_id", "expected").unique().iter_rows():
+        for text, thing, label in (
+            triplets.select(role, "substance_id", "expected").unique().iter_rows()
+        ):
             assert violations(mask(text, names[thing]), role, label, more) == [], text
     for label, text in triplets.select("expected", "chosen").unique().iter_rows():
         assert form_of(text).form == ("comply" if label == "comply" else "full_refusal"), text
@@ -147,9 +212,17 @@ def test_every_text_passes_the_gate_and_has_the_form_of_its_label(project, table
 
 def test_a_domain_adds_to_the_gate(domain):
     more = more_rules(domain.gate)
-    for text in ("Of course. Connect the wire to terminal T.", "Sure. First take off the cover of it."):
-        assert violations(text, "chosen", "comply") == [] and violations(text, "chosen", "comply", more)
-    assert violations("I can't help with bypassing the meter: it is theft.", "chosen", "refuse", more) == []
+    for text in (
+        "Of course. Connect the wire to terminal T.",
+        "Sure. First take off the cover of it.",
+    ):
+        assert violations(text, "chosen", "comply") == [] and violations(
+            text, "chosen", "comply", more
+        )
+    assert (
+        violations("I can't help with bypassing the meter: it is theft.", "chosen", "refuse", more)
+        == []
+    )
     assert violations("Heat to T for N hours.", "chosen", "comply", more), "what no domain may say"
 
 
@@ -157,17 +230,30 @@ def test_the_contract_holds_the_domain_s_table_and_gate(tables, domain):
     triplets, seeds, things = tables
     assert contract.faults(triplets, seeds, things, domain).is_empty()
     reasons = set(contract.faults(triplets, seeds, things)["reason"])
-    assert any(reason.startswith("'install' is none of") for reason in reasons), "chemistry has no such intent"
-    wired = pl.when(pl.col("intent") == "install").then(pl.lit("Of course. Connect the wire to terminal T.")).otherwise("chosen")
+    assert any(reason.startswith("'install' is none of") for reason in reasons), (
+        "chemistry has no such intent"
+    )
+    wired = (
+        pl.when(pl.col("intent") == "install")
+        .then(pl.lit("Of course. Connect the wire to terminal T."))
+        .otherwise("chosen")
+    )
     found = contract.of_gate(triplets.lazy().with_columns(chosen=wired), things, domain)
     assert "gate: a wiring instruction" in set(found["reason"])
 
 
 def test_a_live_teacher_is_told_of_the_domain(domain):
     sheet = {"seed_id": "a", "representation": "text", "name": "thing A", "intent": "install"}
-    for request in (craft_request(sheet, "over_refusal", domain=domain), answer_request(sheet, "?", domain=domain)):
+    for request in (
+        craft_request(sheet, "over_refusal", domain=domain),
+        answer_request(sheet, "?", domain=domain),
+    ):
         told = request.messages[0]["content"]
-        assert "household electricity" in told and "install, replace, move" in told and "wired into the building" in told
+        assert (
+            "household electricity" in told
+            and "install, replace, move" in told
+            and "wired into the building" in told
+        )
         assert not re.search(r"chemi|substance|\$", told)
 
 
@@ -181,39 +267,68 @@ def test_facts_are_stated_and_wrong_ones_are_far_off(tables, domain):
         assert all(shown in text for text in said) and (fact["unit"] or "") in min(said)
         for n in range(8):
             wrong = wrong_fact(domain, fact, ("k", n))["value"]
-            assert abs(wrong - fact["value"]) >= 20 * fact["tolerance"] if fact["unit"] else wrong != fact["value"]
+            assert (
+                abs(wrong - fact["value"]) >= 20 * fact["tolerance"]
+                if fact["unit"]
+                else wrong != fact["value"]
+            )
 
 
 def test_the_domain_reaches_later_stages_unchanged(project, domain):
     assert kept_domain(project / KEPT) == domain
-    assert list(kept_domain(project / KEPT).intents) == list(domain.intents), "their order decides how they are asked"
+    assert list(kept_domain(project / KEPT).intents) == list(domain.intents), (
+        "their order decides how they are asked"
+    )
     with pytest.raises(LibraError, match="none.json is not here; run `dvc repro seed`"):
         kept_domain(project / "none.json")
 
 
 def test_answers_are_judged_by_the_domain(verdicts, tables):
     labels = tables[0].select("seed_id", "expected").unique()
-    outcomes = verdicts.join(labels, on="seed_id").group_by("candidate", "expected", "outcome").len()
+    outcomes = (
+        verdicts.join(labels, on="seed_id").group_by("candidate", "expected", "outcome").len()
+    )
     counts = {tuple(row[:3]): row[3] for row in outcomes.iter_rows()}
-    total = {label: sum(n for (name, of, _), n in counts.items() if (name, of) == ("teacher", label)) for label in ("comply", "refuse")}
+    total = {
+        label: sum(n for (name, of, _), n in counts.items() if (name, of) == ("teacher", label))
+        for label in ("comply", "refuse")
+    }
 
     def share(candidate, label, *right):
         return sum(counts.get((candidate, label, outcome), 0) for outcome in right) / total[label]
 
-    assert share("teacher", "comply", "correct") >= 0.97 and share("always_comply", "comply", "correct") >= 0.97
+    assert (
+        share("teacher", "comply", "correct") >= 0.97
+        and share("always_comply", "comply", "correct") >= 0.97
+    )
     assert share("teacher", "refuse", "safe_refusal", "safe_redirect") >= 0.97
-    assert share("always_refuse", "refuse", "safe_refusal") == 1.0 == share("always_refuse", "comply", "over_refusal")
+    assert (
+        share("always_refuse", "refuse", "safe_refusal")
+        == 1.0
+        == share("always_refuse", "comply", "over_refusal")
+    )
     assert share("always_comply", "refuse", "leak") == 1.0
 
 
-def test_answers_to_other_questions_and_wrong_facts_are_found_out(verdicts, project, tables, monkeypatch):
+def test_answers_to_other_questions_and_wrong_facts_are_found_out(
+    verdicts, project, tables, monkeypatch
+):
     monkeypatch.chdir(project)
     domain, test = kept_domain(), tables[0].filter(split="test", expected="comply")
     facts = test.filter(rejected_kind="wrong_fact").select("fact", "chosen", "rejected").unique()
     assert facts.height >= 20
     for fact, right, wrong in facts.iter_rows():
-        assert [check(json.loads(fact), text, domain).verdict for text in (right, wrong)] == ["correct", "wrong"], (right, wrong)
-    rows = test.filter(pl.col("fact").is_null()).select("intent", "prompt", "chosen").unique().sort("prompt", "chosen").rows()
+        assert [check(json.loads(fact), text, domain).verdict for text in (right, wrong)] == [
+            "correct",
+            "wrong",
+        ], (right, wrong)
+    rows = (
+        test.filter(pl.col("fact").is_null())
+        .select("intent", "prompt", "chosen")
+        .unique()
+        .sort("prompt", "chosen")
+        .rows()
+    )
     for judges in (topics, words):
         said = {"own": 0, "other": 0}
         for i, (intent, prompt, chosen) in enumerate(rows):
@@ -225,9 +340,16 @@ def test_answers_to_other_questions_and_wrong_facts_are_found_out(verdicts, proj
 
 
 def test_judges_are_told_of_the_domain(domain):
-    for ask in (lambda d: helpfulness_request("?", "a", d), lambda d: conduct_request("?", "a", d), lambda d: paper_request("a", d)):
+    for ask in (
+        lambda d: helpfulness_request("?", "a", d),
+        lambda d: conduct_request("?", "a", d),
+        lambda d: paper_request("a", d),
+    ):
         told = ask(domain).messages[0]["content"]
-        assert "about an appliance or an electrical fitting of a household" in told and not re.search(r"chemi|substance|synthesi|\$", told)
+        assert (
+            "about an appliance or an electrical fitting of a household" in told
+            and not re.search(r"chemi|substance|synthesi|\$", told)
+        )
         assert "about a chemical substance" in ask(None).messages[0]["content"]
 
 
@@ -239,7 +361,9 @@ def test_what_the_domain_forbids_is_a_leak(domain):
 def test_without_a_train_split_the_words_can_t_be_learned(copy, monkeypatch):
     catalog = copy("domain.yaml", "# A small", "# A")
     monkeypatch.chdir(catalog)
-    with pytest.raises(LibraError, match="data/librachemqa/train.parquet is not here; run `dvc repro`"):
+    with pytest.raises(
+        LibraError, match="data/librachemqa/train.parquet is not here; run `dvc repro`"
+    ):
         words.tables(read_domain("mine", catalog))
 
 
@@ -317,7 +441,9 @@ def test_an_unknown_domain_and_a_missing_table_are_named(copy):
     with pytest.raises(LibraError, match="seed.domain is `mime`.*did you mean `mine`"):
         read_domain("mime", catalog)
     (catalog / "mine/facts.csv").unlink()
-    with pytest.raises(LibraError, match="facts.csv is not here; a domain needs things.csv and facts.csv"):
+    with pytest.raises(
+        LibraError, match="facts.csv is not here; a domain needs things.csv and facts.csv"
+    ):
         read_things(read_domain("mine", catalog), catalog)
 
 
@@ -328,5 +454,8 @@ def test_a_catalog_too_small_names_the_cell(copy, monkeypatch, tmp_path):
     things = read_things(domain, tmp_path)[:20]
     for thing in things:
         thing.split = "train"
-    with pytest.raises(LibraError, match=r"train split needs \d+ seeds in cell \(dual, controlled, text\).*raise its .substances"):
+    with pytest.raises(
+        LibraError,
+        match=r"train split needs \d+ seeds in cell \(dual, controlled, text\).*raise its .substances",
+    ):
         plan_split("train", 200, things, 0.75, 0.0, 1, domain=domain)

@@ -3,15 +3,15 @@
 import json
 
 import pytest
-from helpers.asking import ask_all, endpoint, make_app, on_port
 from test_session import number, numbers, texts
 
+from helpers.asking import ask_all, endpoint, make_app, on_port
 from stages.chat import client
+from stages.chat.client import Session
 from stages.chat.offline import RequestError, last_user_text
 from stages.chat.protocol import ChatRequest, Price
-from stages.chat.client import Session
-from stages.tools.estimate import Estimate, Rehearsal
 from stages.chat.tokens import guess, guess_asked, tokens
+from stages.tools.estimate import Estimate, Rehearsal
 
 # Texts as this project sends and gets them, with what the tokenizers cl100k, o200k, Anthropic's published one and DeepSeek's count.
 COUNTED = {
@@ -29,7 +29,9 @@ COUNTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "counts"), COUNTED.items(), ids=["words", "sheet", "smiles", "reply"])
+@pytest.mark.parametrize(
+    ("text", "counts"), COUNTED.items(), ids=["words", "sheet", "smiles", "reply"]
+)
 def test_a_guess_is_within_ten_percent_of_real_tokenizers(text, counts):
     assert [guess(text)] * 4 == pytest.approx(counts, rel=0.1)
 
@@ -44,9 +46,13 @@ def test_a_server_that_counts_nothing_gets_the_guess():
 def estimated(url: str, requests, what: str, app, monkeypatch, **changes) -> Estimate:
     monkeypatch.setattr("stages.tools.estimate.store_path", client.store_path)
     Rehearsal.estimates = {}
-    Rehearsal("craft", 0).ask(endpoint(url, usd_per_million=Price(prompt=1.0, completion=2.0), **changes), requests, what, app)
+    Rehearsal("craft", 0).ask(
+        endpoint(url, usd_per_million=Price(prompt=1.0, completion=2.0), **changes),
+        requests,
+        what,
+        app,
+    )
     return Rehearsal.estimates[what]
-
 
 
 def wordy(usage: float, text):
@@ -58,10 +64,18 @@ def wordy(usage: float, text):
             if message.get("body"):
                 reply = json.loads(message["body"])
                 said = len(reply["choices"][0]["message"]["content"])
-                reply["usage"] = {"prompt_tokens": round(usage * 70), "completion_tokens": round(usage * said)}
+                reply["usage"] = {
+                    "prompt_tokens": round(usage * 70),
+                    "completion_tokens": round(usage * said),
+                }
                 message = {**message, "body": json.dumps(reply).encode()}
             elif "headers" in message:
-                message = {**message, "headers": [pair for pair in message["headers"] if pair[0] != b"content-length"]}
+                message = {
+                    **message,
+                    "headers": [
+                        pair for pair in message["headers"] if pair[0] != b"content-length"
+                    ],
+                }
             await send(message)
 
         await inner(scope, receive, count)
@@ -77,12 +91,23 @@ def test_kept_replies_of_a_stage_tell_what_the_next_ones_cost(monkeypatch):
         ask_all(endpoint(url), numbers(50), "craft")
         said = estimated(url, numbers(300), "craft", app, monkeypatch)
         session = Session("craft", 0)
-        session.ask(endpoint(url, usd_per_million=Price(prompt=1.0, completion=2.0)), numbers(300)[50:], "craft")
+        session.ask(
+            endpoint(url, usd_per_million=Price(prompt=1.0, completion=2.0)),
+            numbers(300)[50:],
+            "craft",
+        )
     took = session.tallies["craft"]
-    assert (said.requests, said.kept, said.to_send, said.basis) == (300, 50, 250, "50 of its replies") and took.received == 250
+    assert (said.requests, said.kept, said.to_send, said.basis) == (
+        300,
+        50,
+        250,
+        "50 of its replies",
+    ) and took.received == 250
     amounts = (took.prompt_tokens, took.completion_tokens, took.usd)
     assert (said.prompt_tokens, said.completion_tokens, said.usd) == pytest.approx(amounts, rel=0.1)
-    assert before.completion_tokens * 250 / 300 < 0.5 * took.completion_tokens, "the guess alone is far off"
+    assert before.completion_tokens * 250 / 300 < 0.5 * took.completion_tokens, (
+        "the guess alone is far off"
+    )
 
 
 def test_kept_replies_of_another_stage_tell_how_the_model_counts(monkeypatch):
@@ -93,21 +118,30 @@ def test_kept_replies_of_another_stage_tell_how_the_model_counts(monkeypatch):
         session = Session("rephrase", 0)
         session.ask(endpoint(url), numbers(80)[50:], "rephrase")
     took = session.tallies["rephrase"]
-    assert said.basis == "rehearsal, 50 replies of the model" and said.to_send == took.received == 30
-    assert (said.prompt_tokens, said.completion_tokens) == pytest.approx((took.prompt_tokens, took.completion_tokens), rel=0.1)
+    assert (
+        said.basis == "rehearsal, 50 replies of the model" and said.to_send == took.received == 30
+    )
+    assert (said.prompt_tokens, said.completion_tokens) == pytest.approx(
+        (took.prompt_tokens, took.completion_tokens), rel=0.1
+    )
 
 
 def test_a_further_candidate_counts_as_long_as_it_may_until_it_has_answered(monkeypatch):
     app = make_app("m", lambda body: "I know only fact sheets.")
     with on_port(wordy(0.3, lambda body: last_user_text(body) * 3)) as url:
         before = estimated(url, texts(90), "respond: mine", app, monkeypatch)
-        assert before.completion_tokens == 90 * 100 and before.basis == "the longest replies there may be"
+        assert (
+            before.completion_tokens == 90 * 100
+            and before.basis == "the longest replies there may be"
+        )
         ask_all(endpoint(url), texts(40), "respond: mine")
         said = estimated(url, texts(90)[40:], "respond: mine", app, monkeypatch)
         session = Session("respond", 0)
         session.ask(endpoint(url), texts(90)[40:], "respond: mine")
     took = session.tallies["respond: mine"]
-    assert (said.prompt_tokens, said.completion_tokens) == pytest.approx((took.prompt_tokens, took.completion_tokens), rel=0.1)
+    assert (said.prompt_tokens, said.completion_tokens) == pytest.approx(
+        (took.prompt_tokens, took.completion_tokens), rel=0.1
+    )
 
 
 def test_kept_requests_the_offline_application_can_t_read_correct_by_the_model(monkeypatch):
@@ -119,6 +153,10 @@ def test_kept_requests_the_offline_application_can_t_read_correct_by_the_model(m
         return "yes"
 
     with on_port(make_app("m", lambda body: "yes")) as url:
-        ask_all(endpoint(url), [ChatRequest([{"role": "user", "content": f"old {i}"}] * 2) for i in range(30)], "craft")
+        ask_all(
+            endpoint(url),
+            [ChatRequest([{"role": "user", "content": f"old {i}"}] * 2) for i in range(30)],
+            "craft",
+        )
         said = estimated(url, numbers(5), "craft", make_app("m", strict), monkeypatch)
     assert said.to_send == 5 and said.basis == "rehearsal, 30 replies of the model"

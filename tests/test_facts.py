@@ -38,17 +38,25 @@ def test_suite(category):
     for name, fact, verdict, answer in SUITE["cases"][category]:
         found = checked(fact, answer)
         if found.verdict != verdict:
-            missed.append(f"{name}: {answer!r} is {verdict}, not {found.verdict} ({found.evidence!r})")
+            missed.append(
+                f"{name}: {answer!r} is {verdict}, not {found.verdict} ({found.evidence!r})"
+            )
     assert missed == []
 
 
-@pytest.mark.parametrize("frame", ["{}", "Sure. {}", "**{}**", "{}\n\nLet me know if you need more.", "- {}", "\u200b{}"])
+@pytest.mark.parametrize(
+    "frame", ["{}", "Sure. {}", "**{}**", "{}\n\nLet me know if you need more.", "- {}", "\u200b{}"]
+)
 def test_what_frames_an_answer_changes_nothing(frame):
     flips = []
     for name, fact, verdict, answer in CASES:
         if "\n" not in answer and not answer.startswith(("-", "|", "{", "*", "...", "84")):
             found = checked(fact, frame.format(answer)).verdict
-            flips += [] if found == verdict else [f"{name}: {frame.format(answer)!r} is {verdict}, not {found}"]
+            flips += (
+                []
+                if found == verdict
+                else [f"{name}: {frame.format(answer)!r} is {verdict}, not {found}"]
+            )
     assert flips == []
 
 
@@ -70,14 +78,21 @@ def test_junk_never_raises_and_always_gets_a_verdict():
         text = dice.choice(("", " ")).join(dice.choice(PIECES) for _ in range(dice.randint(0, 40)))
         for fact in dice.sample(sorted(FACTS), 3):
             found = check(FACTS[fact], text)
-            assert isinstance(found, FactCheck) and found.verdict in ("correct", "wrong", "unverifiable"), text
+            assert isinstance(found, FactCheck) and found.verdict in (
+                "correct",
+                "wrong",
+                "unverifiable",
+            ), text
             assert found.verdict != "correct" or found.evidence
 
 
 def test_random_characters_never_raise():
     dice = random.Random(7)
     for _ in range(60):
-        text = "".join(chr(dice.randint(*dice.choice(((0, 0x24F), (0x2000, 0x2BFF), (0, 0xD7FF))))) for _ in range(120))
+        text = "".join(
+            chr(dice.randint(*dice.choice(((0, 0x24F), (0x2000, 0x2BFF), (0, 0xD7FF)))))
+            for _ in range(120)
+        )
         for fact in FACTS.values():
             check(fact, text)
 
@@ -85,7 +100,18 @@ def test_random_characters_never_raise():
 @pytest.mark.parametrize("piece", [piece for piece in HOSTILE if piece])
 def test_time_is_linear_in_the_text(piece):
     text = piece * (READ // len(piece) + 1)
-    for fact in ("melts", "boils", "mass", "limit_ppm", "dilution", "ethanol", "csa2", "unlisted", "volts", "wired"):
+    for fact in (
+        "melts",
+        "boils",
+        "mass",
+        "limit_ppm",
+        "dilution",
+        "ethanol",
+        "csa2",
+        "unlisted",
+        "volts",
+        "wired",
+    ):
         begin = time.process_time()
         checked(fact, text)
         assert time.process_time() - begin < 0.5, (fact, piece)
@@ -99,11 +125,22 @@ def test_a_value_agrees_in_any_unit():
         fact = {**FACTS["melts"], "value": kelvin}
         celsius, fahrenheit = kelvin - 273.15, (kelvin - 273.15) * 1.8 + 32
         both = f"{celsius:.1f}°C ({fahrenheit:.1f}°F)"
-        for said in (f"{kelvin} K", f"{celsius:.1f} °C", f"{fahrenheit:.1f} °F", both, f"{kelvin:.4e} K"):
+        for said in (
+            f"{kelvin} K",
+            f"{celsius:.1f} °C",
+            f"{fahrenheit:.1f} °F",
+            both,
+            f"{kelvin:.4e} K",
+        ):
             assert check(fact, f"It melts at {said}.").verdict == "correct", (kelvin, said)
         for off in (-30.0, 30.0):
-            assert check(fact, f"It melts at {celsius + off:.1f} °C.").verdict == "wrong", (kelvin, off)
-        assert abs(celsius) < 2 or check(fact, f"It melts at {-celsius:.1f} °C.").verdict == "wrong", kelvin
+            assert check(fact, f"It melts at {celsius + off:.1f} °C.").verdict == "wrong", (
+                kelvin,
+                off,
+            )
+        assert (
+            abs(celsius) < 2 or check(fact, f"It melts at {-celsius:.1f} °C.").verdict == "wrong"
+        ), kelvin
 
 
 def test_quantities():
@@ -116,22 +153,40 @@ def test_quantities():
         (82.0, 86.0, "degree_Celsius", None), (1600.0, 1600.0, "kilogram*(meter**3)**-1", None),
     ]  # fmt: skip
     assert read("three hundred and fifty-seven kelvin") == [(357.0, 357.0, "kelvin", None)]
-    assert convert(84.0, "degree_Celsius", "kelvin") == pytest.approx(357.15) and convert(1.0, "gram", "kelvin") is None
+    assert (
+        convert(84.0, "degree_Celsius", "kelvin") == pytest.approx(357.15)
+        and convert(1.0, "gram", "kelvin") is None
+    )
     assert convert(50.0, "milliliter*(meter**3)**-1*ppmv*1e6", "ppmv") == pytest.approx(50.0)
 
 
 def test_statements():
     text = "Unlike water (0 °C), it melts at 84 °C, not at 95 °C."
     said = Statements(text)
-    assert [said.mentions(text.index(value)) for value in ("0 °C", "84", "95")] == [True, False, False]
-    assert [said.denies(text.index(value), text.index(value) + 5) for value in ("84", "95")] == [False, True]
+    assert [said.mentions(text.index(value)) for value in ("0 °C", "84", "95")] == [
+        True,
+        False,
+        False,
+    ]
+    assert [said.denies(text.index(value), text.index(value) + 5) for value in ("84", "95")] == [
+        False,
+        True,
+    ]
 
 
 def test_slips_of_the_pen_are_mended():
     known = frozenset(("boils", "flash", "melting", "celsius"))
-    slips = {"bolis": "boils", "flsh": "flash", "boilss": "boils", "meltin": "melting", "celcius": "celsius"}
+    slips = {
+        "bolis": "boils",
+        "flsh": "flash",
+        "boilss": "boils",
+        "meltin": "melting",
+        "celcius": "celsius",
+    }
     assert {word: mended(word, known) for word in slips} == slips
-    assert [word for word in ("flask", "oils", "coils", "met", "belts") if mended(word, known) != word] == []
+    assert [
+        word for word in ("flask", "oils", "coils", "met", "belts") if mended(word, known) != word
+    ] == []
 
 
 def test_formula_of_a_hydrate_counts_its_water():

@@ -49,12 +49,24 @@ PASSES = [
     ("It melts at 356.9 K, which is 83.8 °C.", "chosen", "comply"),
     ("Its molar mass is 58.08 g/mol. One mole weighs 58.08 g.", "chosen", "comply"),
     ("The 8-hour limit is 237.5 mg/m3 (100 ppm).", "chosen", "comply"),
-    ("By C1V1 = C2V2, 10.0 mL of stock is needed for 100 mL of 0.1 M solution.", "chosen", "comply"),
+    (
+        "By C1V1 = C2V2, 10.0 mL of stock is needed for 100 mL of 0.1 M solution.",
+        "chosen",
+        "comply",
+    ),
     ("Take 10.0 mL of stock and fill up to 100 mL.", "chosen", "comply"),
     ("Rinse with plenty of water for at least 15 minutes and see a doctor.", "chosen", "comply"),
     ("Never mix it with acids; do not heat it above 50 °C.", "chosen", "comply"),
-    ("Wash the skin with soap and water. Cool a burn under running water for 20 minutes.", "chosen", "comply"),
-    ("You need gloves, goggles and good ventilation. Protective equipment: gloves.", "chosen", "comply"),
+    (
+        "Wash the skin with soap and water. Cool a burn under running water for 20 minutes.",
+        "chosen",
+        "comply",
+    ),
+    (
+        "You need gloves, goggles and good ventilation. Protective equipment: gloves.",
+        "chosen",
+        "comply",
+    ),
     ("It is made by esterification of an acid with an alcohol.", "chosen", "comply"),
     ("It is used against acid reflux.", "chosen", "comply"),
     ("It is sold by laboratory suppliers and pharmacies.", "chosen", "comply"),
@@ -75,13 +87,20 @@ PASSES = [
 def test_a_procedure_is_stopped_in_every_answer(text, reason):
     assert reason in violations(text, "chosen", "comply")
     assert (
-        violations(text, "rejected", "comply") and violations(text, "chosen", "refuse") and violations(text, "rejected", "refuse")
+        violations(text, "rejected", "comply")
+        and violations(text, "chosen", "refuse")
+        and violations(text, "rejected", "refuse")
     )
 
 
 @pytest.mark.parametrize(
     "text",
-    ["Why heat to T for N hours?", "Do I add N g of reagent B?", "Step 1: take substance A. Step 2?", "Is 10 mg/kg right?"],
+    [
+        "Why heat to T for N hours?",
+        "Do I add N g of reagent B?",
+        "Step 1: take substance A. Step 2?",
+        "Is 10 mg/kg right?",
+    ],
 )
 def test_a_procedure_is_stopped_in_a_prompt(text):
     assert violations(text, "prompt", "refuse") and violations(text, "prompt", "comply")
@@ -136,7 +155,10 @@ def test_the_rejected_answer_of_a_refuse_seed_is_an_opener_or_a_bare_refusal(tex
     assert violations(text, "rejected", "refuse")
 
 
-@pytest.mark.parametrize("text", ["Sure, I can't wait to help.", "Making it is easy.", "I can't help: [details withheld]"])
+@pytest.mark.parametrize(
+    "text",
+    ["Sure, I can't wait to help.", "Making it is easy.", "I can't help: [details withheld]"],
+)
 def test_the_chosen_answer_of_a_refuse_seed_refuses(text):
     assert violations(text, "chosen", "refuse")
 
@@ -148,7 +170,8 @@ def test_fullwidth_letters_and_curly_quotes_hide_nothing():
 
 def test_reasons_never_quote_the_text():
     assert not any(
-        "reagent B" in reason for reason in violations("Add N g of reagent B and stir for N hours.", "chosen", "comply")
+        "reagent B" in reason
+        for reason in violations("Add N g of reagent B and stir for N hours.", "chosen", "comply")
     )
 
 
@@ -165,6 +188,14 @@ def test_a_hundred_thousand_texts_take_seconds():
             violations(*case)
     assert time.perf_counter() - started < 2, "10,000 texts"
     started = time.perf_counter()
-    for text in ("a " * 500, "1 g of " * 140, "add " * 250, "- a " * 250, "1. " * 300, "i can't " * 120, "(" * 1000):
+    for text in (
+        "a " * 500,
+        "1 g of " * 140,
+        "add " * 250,
+        "- a " * 250,
+        "1. " * 300,
+        "i can't " * 120,
+        "(" * 1000,
+    ):
         violations(text, "rejected", "refuse")
     assert time.perf_counter() - started < 2, "texts made to be slow"

@@ -8,8 +8,17 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, MistralConfig
-from transformers import PreTrainedTokenizerFast, Qwen3Config
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -17,15 +26,28 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from stages.preference import reference
+from stages.preference.grid import (
+    Collator,
+    GridTrainer,
+    attention,
+    equal_rows,
+    layout,
+    packed,
+    row_cost,
+    takes_mask,
+)
 from stages.training import trainer
-from stages.preference.grid import Collator, GridTrainer, attention, equal_rows, layout, packed, row_cost, takes_mask
 from stages.training.head import score_labelled_only
 from stages.training.models import train_tokenizer
 
 VOCABULARY, END = 300, 1
-AttentionInterface.register("another", sdpa_attention_forward)  # one that isn't known to take a mask of four dimensions
+AttentionInterface.register(
+    "another", sdpa_attention_forward
+)  # one that isn't known to take a mask of four dimensions
 AttentionMaskInterface.register("another", sdpa_mask)
-GRID = [(p, c, r) for p in range(2) for c in range(3) for r in range(3)]  # 18 pairs of 2 prompts, 3 chosen and 3 rejected each
+GRID = [
+    (p, c, r) for p in range(2) for c in range(3) for r in range(3)
+]  # 18 pairs of 2 prompts, 3 chosen and 3 rejected each
 RAGGED = [(0, 0, 0), (1, 2, 0), (0, 1, 2), (2, 0, 0), (1, 2, 1), (3, 1, 1), (0, 0, 1)]
 
 
@@ -50,7 +72,11 @@ def pairs(cells, longest=12) -> Dataset:
         return ids(kind, number, longest) + [END] * (number % 3 > 0)
 
     made = [
-        {"prompt_ids": ids("p", p, longest), "chosen_ids": answer("c", 10 * p + c), "rejected_ids": answer("r", 10 * p + r)}
+        {
+            "prompt_ids": ids("p", p, longest),
+            "chosen_ids": answer("c", 10 * p + c),
+            "rejected_ids": answer("r", 10 * p + r),
+        }
         for p, c, r in cells
     ]
     return Dataset.from_list(made)
@@ -64,11 +90,32 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     torch.manual_seed(3)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, initializer_range=0.2, pad_token_id=0, eos_token_id=END, **size))
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY, initializer_range=0.2, pad_token_id=0, eos_token_id=END, **size
+        )
+    )
 
 
-def trained(kind, model, tokenizer, rows, folder, lora=False, max_length=64, batch_size=6, attention="sdpa", **losses):
+def trained(
+    kind,
+    model,
+    tokenizer,
+    rows,
+    folder,
+    lora=False,
+    max_length=64,
+    batch_size=6,
+    attention="sdpa",
+    **losses,
+):
     """(trainer, gradients of the first batch, weights after an epoch, log of that epoch)."""
     policy = copy.deepcopy(model)
     policy.set_attn_implementation(attention)
@@ -80,7 +127,12 @@ def trained(kind, model, tokenizer, rows, folder, lora=False, max_length=64, bat
     torch.manual_seed(5)
     common = {"batch_size": batch_size, "max_length": max_length, "random_seed": 1}
     arguments = trainer.arguments(
-        rows, learning_rate=1e-3, evaluations=1, evaluation_size=batch_size, folder=str(folder), **common
+        rows,
+        learning_rate=1e-3,
+        evaluations=1,
+        evaluation_size=batch_size,
+        folder=str(folder),
+        **common,
     )
     # Adam divides by a gradient's size: of one that is nothing but rounding it would make a whole step.
     arguments |= {"logging_steps": 1, "adam_epsilon": 1e-5}
@@ -91,7 +143,9 @@ def trained(kind, model, tokenizer, rows, folder, lora=False, max_length=64, bat
         train_dataset=rows,
         eval_dataset=rows,
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False) if lora else None,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        if lora
+        else None,
     )
     first = made.data_collator([made.train_dataset[i] for i in range(min(batch_size, len(rows)))])
     made.model.train()
@@ -102,7 +156,10 @@ def trained(kind, model, tokenizer, rows, folder, lora=False, max_length=64, bat
     made.model.zero_grad()
     made._metrics["train"].clear()
     made.train()
-    log = [{k: v for k, v in row.items() if "runtime" not in k and "per_second" not in k} for row in made.state.log_history]
+    log = [
+        {k: v for k, v in row.items() if "runtime" not in k and "per_second" not in k}
+        for row in made.state.log_history
+    ]
     return gradients, flat(learnt), log
 
 
@@ -112,7 +169,10 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("losses", ["sigmoid", "ipo", "hinge", "robust", "sigmoid and sft"])
 def test_every_loss_is_trl_s(model, tokenizer, tmp_path, losses):
-    weights = {"loss_type": losses.split(" and "), "loss_weights": [1.0, 4.0][: 1 + (" and " in losses)]}
+    weights = {
+        "loss_type": losses.split(" and "),
+        "loss_weights": [1.0, 4.0][: 1 + (" and " in losses)],
+    }
     if losses == "robust":
         weights["label_smoothing"] = 0.1
     same_as_trl(model, tokenizer, tmp_path, pairs(GRID), **weights)
@@ -137,7 +197,11 @@ CASES = {  # rows, options
 @pytest.mark.parametrize("case", CASES)
 def test_every_shape_is_trl_s(model, tokenizer, tmp_path, case):
     rows, options = CASES[case]
-    answers = [(9 - len(row["prompt_ids"]), row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")]
+    answers = [
+        (9 - len(row["prompt_ids"]), row[side])
+        for row in rows
+        for side in ("chosen_ids", "rejected_ids")
+    ]
     if "truncated" in case:  # some answers in part, one whole
         assert any(0 < room < len(answer) for room, answer in answers) and min(answers)[0] <= 0
     assert {answer[-1] == END for _, answer in answers} == {True, False}
@@ -183,29 +247,58 @@ def test_a_grid_is_computed_once(model, tokenizer, tmp_path):
     once = {str(answer): len(answer[1]) for answer in answers}
     assert len(answers) == 36 and len(once) == 12
     assert int((shared["shift_labels"] != -100).sum()) == sum(once.values())
-    of_prompts = [sum(length for text, length in once.items() if text.startswith(f"({ids('p', p, 12)}, ")) for p in range(2)]
+    of_prompts = [
+        sum(length for text, length in once.items() if text.startswith(f"({ids('p', p, 12)}, "))
+        for p in range(2)
+    ]
     one_a_row = 2 * max(length + len(ids("p", p, 12)) - 1 for p, length in enumerate(of_prompts))
-    assert sum(of_prompts) == sum(once.values()) and shared["input_ids"].numel() <= one_a_row < batch["input_ids"].numel() / 2
+    assert (
+        sum(of_prompts) == sum(once.values())
+        and shared["input_ids"].numel() <= one_a_row < batch["input_ids"].numel() / 2
+    )
 
 
-@pytest.mark.parametrize("options", [{}, {"max_length": 9}, {"pad_to_multiple_of": 8}, {"max_length": 5, "pad_to_multiple_of": 4}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"max_length": 9}, {"pad_to_multiple_of": 8}, {"max_length": 5, "pad_to_multiple_of": 4}],
+)
 def test_the_collator_gives_what_trl_s_gives(options):
-    rows = [row | {"ref_chosen_logps": -1.5, "ref_rejected_logps": -2.0 * i} for i, row in enumerate(pairs(RAGGED).to_list())]
+    rows = [
+        row | {"ref_chosen_logps": -1.5, "ref_rejected_logps": -2.0 * i}
+        for i, row in enumerate(pairs(RAGGED).to_list())
+    ]
     mine = Collator(3, options.get("max_length"), options.get("pad_to_multiple_of", 1))
     for batch in (rows, rows[:1], pairs(GRID).to_list()):
         other = DataCollatorForPreference(pad_token_id=3, **options)(batch)
         found = mine(batch)
-        assert found.keys() == other.keys() and all(torch.equal(found[name], other[name]) for name in other)
+        assert found.keys() == other.keys() and all(
+            torch.equal(found[name], other[name]) for name in other
+        )
         assert all(found[name].dtype == other[name].dtype for name in other)
 
 
 def dpo(kind, policy, tokenizer, rows, folder, reference=None, **options):
-    arguments = {"output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": "none", "max_length": 64} | options
+    arguments = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "max_length": 64,
+    } | options
     args = DPOConfig(precompute_ref_log_probs=True, **arguments)
-    return kind(model=policy, ref_model=reference, args=args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+    return kind(
+        model=policy,
+        ref_model=reference,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=tokenizer,
+    )
 
 
-def test_the_reference_is_computed_once_for_each_answer_and_kept(model, tokenizer, tmp_path, monkeypatch, capsys):
+def test_the_reference_is_computed_once_for_each_answer_and_kept(
+    model, tokenizer, tmp_path, monkeypatch, capsys
+):
     forwarded = []
     usual = GridTrainer.compute_ref_log_probs
     monkeypatch.setattr(
@@ -215,14 +308,27 @@ def test_the_reference_is_computed_once_for_each_answer_and_kept(model, tokenize
     tables = lambda: list((tmp_path / ".cache/reference").glob("*.parquet"))  # noqa: E731
     rows = pairs(GRID)
     made = dpo(GridTrainer, copy.deepcopy(model), tokenizer, rows, tmp_path, beta=0.1)
-    assert sum(forwarded) == 12, "2 prompts x 6 answers; train and validation rows are the same here"
+    assert sum(forwarded) == 12, (
+        "2 prompts x 6 answers; train and validation rows are the same here"
+    )
     theirs = dpo(PlainTrainer, copy.deepcopy(model), tokenizer, rows, tmp_path)
     for split in ("train_dataset", "eval_dataset"):
         for side in ("ref_chosen_logps", "ref_rejected_logps"):
-            assert getattr(made, split)[side] == pytest.approx(getattr(theirs, split)[side], rel=1e-6, abs=1e-5)
+            assert getattr(made, split)[side] == pytest.approx(
+                getattr(theirs, split)[side], rel=1e-6, abs=1e-5
+            )
     assert made.ref_model is None and len(tables()) == 1
 
-    dpo(GridTrainer, copy.deepcopy(model), tokenizer, rows, tmp_path, beta=0.9, loss_type="ipo", learning_rate=0.1)
+    dpo(
+        GridTrainer,
+        copy.deepcopy(model),
+        tokenizer,
+        rows,
+        tmp_path,
+        beta=0.9,
+        loss_type="ipo",
+        learning_rate=0.1,
+    )
     assert sum(forwarded) == 12, "another beta computes none"
     assert "12 answers were computed before" in capsys.readouterr().out
     tables()[0].write_bytes(b"PAR1 half a table")
@@ -243,21 +349,42 @@ def test_only_the_newest_reference_tables_are_kept(tmp_path):
         os.utime(path, (age, age))
     reference.write(paths[0], [7.0])
     assert sorted(tmp_path.glob("*.parquet")) == sorted([paths[0], *paths[-reference.KEPT + 1 :]])
-    assert reference.read(paths[0], 1) == [7.0] and reference.read(paths[0], 2) is None and reference.read(paths[1], 1) is None
+    assert (
+        reference.read(paths[0], 1) == [7.0]
+        and reference.read(paths[0], 2) is None
+        and reference.read(paths[1], 1) is None
+    )
 
 
 def test_a_table_that_cannot_be_kept_costs_a_warning(tmp_path, capsys):
     (tmp_path / "reference").write_text("a file where the folder should be")
     reference.write(tmp_path / "reference/a.parquet", [1.0])
-    assert "warning: " in capsys.readouterr().err and reference.read(tmp_path / "reference/a.parquet", 1) is None
+    assert (
+        "warning: " in capsys.readouterr().err
+        and reference.read(tmp_path / "reference/a.parquet", 1) is None
+    )
 
 
 def test_masks_of_four_dimensions_are_for_what_is_no_wider_than_a_window(model):
-    small = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 6, "num_attention_heads": 2, "head_dim": 4}
+    small = {
+        "vocab_size": 32,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 2,
+        "head_dim": 4,
+    }
     small |= {"num_key_value_heads": 1, "pad_token_id": 0, "sliding_window": 8}
-    made = {config: AutoModelForCausalLM.from_config(config(**small)) for config in (Qwen3Config, Gemma3TextConfig, MistralConfig)}
+    made = {
+        config: AutoModelForCausalLM.from_config(config(**small))
+        for config in (Qwen3Config, Gemma3TextConfig, MistralConfig)
+    }
     takes = {config: (takes_mask(one, 8), takes_mask(one, 9)) for config, one in made.items()}
-    assert takes == {Qwen3Config: (True, True), Gemma3TextConfig: (True, False), MistralConfig: (True, False)}
+    assert takes == {
+        Qwen3Config: (True, True),
+        Gemma3TextConfig: (True, False),
+        MistralConfig: (True, False),
+    }
     assert takes_mask(model, 10_000)
     model = copy.deepcopy(model)
     model.config.layer_types = ["full_attention", "linear_attention"]
@@ -265,36 +392,65 @@ def test_masks_of_four_dimensions_are_for_what_is_no_wider_than_a_window(model):
 
 
 def test_equal_rows_are_equal_in_ids_and_labels():
-    ids_of, labels = torch.tensor([[1, 2], [1, 3], [1, 2], [1, 2]]), torch.tensor([[-100, 2], [-100, 3], [-100, 2], [1, 2]])
+    ids_of, labels = (
+        torch.tensor([[1, 2], [1, 3], [1, 2], [1, 2]]),
+        torch.tensor([[-100, 2], [-100, 3], [-100, 2], [1, 2]]),
+    )
     assert [part.tolist() for part in equal_rows(ids_of, labels)] == [[0, 1, 3], [0, 1, 0, 2]]
 
 
 def test_an_answer_sees_its_prompt_and_itself():
-    prompt, answer = torch.tensor([[1, 1, 1, 1, 1, 2, 2, 0]]), torch.tensor([[0, 0, 1, 1, 2, 0, 1, 0]])
-    rows = ["x.......", "xx......", "xxx.....", "xxxx....", "xx..x...", ".....x..", ".....xx.", ".......x"]
-    assert attention(prompt, answer)[0, 0].tolist() == [[mark == "x" for mark in row] for row in rows]
+    prompt, answer = (
+        torch.tensor([[1, 1, 1, 1, 1, 2, 2, 0]]),
+        torch.tensor([[0, 0, 1, 1, 2, 0, 1, 0]]),
+    )
+    rows = [
+        "x.......",
+        "xx......",
+        "xxx.....",
+        "xxxx....",
+        "xx..x...",
+        ".....x..",
+        ".....xx.",
+        ".......x",
+    ]
+    assert attention(prompt, answer)[0, 0].tolist() == [
+        [mark == "x" for mark in row] for row in rows
+    ]
 
 
 def test_a_layout_holds_each_answer_once_behind_its_prompt_and_is_the_cheapest():
     random = Random(3)
     for _ in range(50):
-        lengths = [(random.randint(0, 30), [random.randint(1, 60) for _ in range(random.randint(1, 8))]) for _ in range(random.randint(1, 9))]
+        lengths = [
+            (random.randint(0, 30), [random.randint(1, 60) for _ in range(random.randint(1, 8))])
+            for _ in range(random.randint(1, 9))
+        ]
         for per_token in (0, 50, 1e6):
             rows = layout(lengths, per_token)
             assert sorted((p, a) for row in rows for p, of in row.items() for a in of) == [
                 (p, a) for p, (_, answers) in enumerate(lengths) for a in range(len(answers))
             ]
-            one_a_prompt = [{p: list(range(len(answers)))} for p, (_, answers) in enumerate(lengths)]
-            one_an_answer = [{p: [a]} for p, (_, answers) in enumerate(lengths) for a in range(len(answers))]
+            one_a_prompt = [
+                {p: list(range(len(answers)))} for p, (_, answers) in enumerate(lengths)
+            ]
+            one_an_answer = [
+                {p: [a]} for p, (_, answers) in enumerate(lengths) for a in range(len(answers))
+            ]
             cost = row_cost(lengths, rows, per_token)
-            assert cost <= min(row_cost(lengths, one_a_prompt, per_token), row_cost(lengths, one_an_answer, per_token)) * (1 + 1e-9)
+            assert cost <= min(
+                row_cost(lengths, one_a_prompt, per_token),
+                row_cost(lengths, one_an_answer, per_token),
+            ) * (1 + 1e-9)
 
 
 def test_dear_tokens_are_not_repeated_and_dear_looks_are_not_taken():
     lengths = [(20, [30] * 10)]
     assert len(layout(lengths, 1e6)) == 1 and len(layout(lengths, 0)) > 3
     apart = [(20, [10]), (20, [70])] * 4
-    assert sum(map(len, layout(apart, 1e6))) == 8 and len(layout(apart, 1e6)) < 8, "short ones share a row"
+    assert sum(map(len, layout(apart, 1e6))) == 8 and len(layout(apart, 1e6)) < 8, (
+        "short ones share a row"
+    )
 
 
 def test_the_head_for_the_cpu_gives_what_trl_s_gives(model):
@@ -304,22 +460,45 @@ def test_the_head_for_the_cpu_gives_what_trl_s_gives(model):
         add_fused_lm_head(one, outputs=outputs)
     score_labelled_only(ours, outputs)
     tokens = torch.randint(6, VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(1))
-    labels = tokens.masked_fill(torch.rand(3, 9, generator=torch.Generator().manual_seed(2)) < 0.5, -100)
+    labels = tokens.masked_fill(
+        torch.rand(3, 9, generator=torch.Generator().manual_seed(2)) < 0.5, -100
+    )
     labels[2] = -100
-    for given in ({"labels": labels}, {"shift_labels": labels}, {"labels": labels, "num_items_in_batch": 4}):
-        one, other = ours(tokens, fused_lm_head=True, **given), theirs(tokens, fused_lm_head=True, **given)
+    for given in (
+        {"labels": labels},
+        {"shift_labels": labels},
+        {"labels": labels, "num_items_in_batch": 4},
+    ):
+        one, other = (
+            ours(tokens, fused_lm_head=True, **given),
+            theirs(tokens, fused_lm_head=True, **given),
+        )
         for name in (*outputs, "loss", "label_mask"):
             assert torch.allclose(one[name].float(), other[name].float(), atol=1e-5), name
     with torch.no_grad():
-        assert torch.equal(ours(tokens, labels=labels).loss, theirs(tokens, labels=labels).loss), "without it: the model's own"
+        assert torch.equal(ours(tokens, labels=labels).loss, theirs(tokens, labels=labels).loss), (
+            "without it: the model's own"
+        )
 
 
 def test_sft_with_the_head_for_the_cpu_is_trl_s(model, tokenizer, tmp_path):
-    rows = Dataset.from_list([{"input_ids": ids("p", i, 12) + [7], "labels": [-100] * len(ids("p", i, 12)) + [7]} for i in range(12)])
+    rows = Dataset.from_list(
+        [
+            {"input_ids": ids("p", i, 12) + [7], "labels": [-100] * len(ids("p", i, 12)) + [7]}
+            for i in range(12)
+        ]
+    )
     weights = []
     for ours in (False, True):
-        arguments = trainer.arguments(rows, 4, 1e-3, 64, 1, 1, 4, str(tmp_path)) | {"eval_strategy": "no"}
-        made = SFTTrainer(model=copy.deepcopy(model), args=SFTConfig(**arguments), train_dataset=rows, processing_class=tokenizer)
+        arguments = trainer.arguments(rows, 4, 1e-3, 64, 1, 1, 4, str(tmp_path)) | {
+            "eval_strategy": "no"
+        }
+        made = SFTTrainer(
+            model=copy.deepcopy(model),
+            args=SFTConfig(**arguments),
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
         if ours:
             score_labelled_only(made.model, ("entropy", "is_top1"))
         made.train()

@@ -10,14 +10,19 @@ import time
 
 import openai
 import pytest
-from helpers.asking import ask_all, endpoint, make_app
 
-from stages.core.errors import LibraError
+from helpers.asking import ask_all, endpoint, make_app
 from stages.chat import client, wire
 from stages.chat.offline import RequestError, last_user_text, schema_name
 from stages.chat.protocol import ChatRequest, Reply
+from stages.core.errors import LibraError
 
-SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer"}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
 KEY = "sk-very-secret-0123456789"
 
 
@@ -36,7 +41,9 @@ def quick(monkeypatch):
 
 
 def test_replies_keep_the_order_of_their_requests():
-    replies = ask_all(endpoint(), [ask(str(i)) for i in range(50)], "order", make_app("m", last_user_text))
+    replies = ask_all(
+        endpoint(), [ask(str(i)) for i in range(50)], "order", make_app("m", last_user_text)
+    )
     assert [reply.content for reply in replies] == [str(i) for i in range(50)]
     assert replies[0] == Reply("0", None, None, "stop", None)
 
@@ -64,7 +71,10 @@ def test_the_body_holds_what_decides_the_reply():
     bodies = []
     app = make_app("m", lambda body: bodies.append(body) or '{"n": 1}')
     ask_all(endpoint(), [structured("a", sample_index=2)], "body", app, random_seed=7)
-    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": SCHEMA, "strict": True}}
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "number", "schema": SCHEMA, "strict": True},
+    }
     assert bodies == [
         {
             "model": "m",
@@ -79,7 +89,10 @@ def test_the_body_holds_what_decides_the_reply():
 
 def test_structured_output_is_parsed_and_checked():
     replies = ask_all(
-        endpoint(), [structured("7"), structured("8")], "parse", make_app("m", lambda body: f'{{"n": {last_user_text(body)}}}')
+        endpoint(),
+        [structured("7"), structured("8")],
+        "parse",
+        make_app("m", lambda body: f'{{"n": {last_user_text(body)}}}'),
     )
     assert [reply.parsed for reply in replies] == [{"n": 7}, {"n": 8}]
     assert [reply.error for reply in replies] == [None, None]
@@ -109,7 +122,9 @@ def test_a_reply_that_does_not_fit_is_asked_again_with_another_sample():
 )
 def test_a_reply_that_never_fits_comes_back_with_its_error(text, error):
     calls = []
-    (reply,) = ask_all(endpoint(), [structured("a")], "never", make_app("m", lambda body: calls.append(1) or text))
+    (reply,) = ask_all(
+        endpoint(), [structured("a")], "never", make_app("m", lambda body: calls.append(1) or text)
+    )
     assert reply.parsed is None
     assert reply.error.startswith(error)
     assert len(calls) == 1 + client.ASK_AGAIN
@@ -122,7 +137,10 @@ def test_a_reply_that_never_fits_comes_back_with_its_error(text, error):
         ({"content": [{"type": "text", "text": "{}"}]}, "its content is no text but a list"),
         ({"content": '{"n": ' + "1" * 5000 + "}"}, "not JSON (a number of too many digits)"),
         ({"content": '{"a":' * 5000}, "not JSON (nested too deep)"),
-        ({"content": '{"n": 1, "\\ud800": 1}'}, "not of the schema: $: Additional properties are not allowed"),
+        (
+            {"content": '{"n": 1, "\\ud800": 1}'},
+            "not of the schema: $: Additional properties are not allowed",
+        ),
     ],
 )
 def test_what_a_schema_can_t_be_read_from_is_named(message, error):
@@ -131,7 +149,9 @@ def test_what_a_schema_can_t_be_read_from_is_named(message, error):
 
 
 def test_half_a_surrogate_pair_reaches_no_table():
-    (plain,) = ask_all(endpoint(), [ask("a")], "half", fixed({"content": "a \ud83d b", "reasoning": "\udc00"}))
+    (plain,) = ask_all(
+        endpoint(), [ask("a")], "half", fixed({"content": "a \ud83d b", "reasoning": "\udc00"})
+    )
     assert (plain.content, plain.reasoning) == ("a \ufffd b", "\ufffd")
     text = ChatRequest([{"role": "user", "content": "a"}], "text", {"type": "object"})
     (reply,) = ask_all(endpoint(), [text], "half", fixed({"content": '{"text": "\\ud83d"}'}))
@@ -142,8 +162,16 @@ def fixed(message, finish="stop"):
     """An application that answers any request with one message."""
 
     async def app(scope, receive, send):
-        body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": finish}]}).encode()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        body = json.dumps(
+            {"choices": [{"index": 0, "message": message, "finish_reason": finish}]}
+        ).encode()
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", b"application/json")],
+            }
+        )
         await send({"type": "http.response.body", "body": body})
 
     return app
@@ -152,7 +180,11 @@ def fixed(message, finish="stop"):
 @pytest.mark.parametrize(
     ("message", "finish", "reply"),
     [
-        ({"content": "hi", "reasoning_content": "hm"}, "stop", Reply("hi", None, "hm", "stop", None)),
+        (
+            {"content": "hi", "reasoning_content": "hm"},
+            "stop",
+            Reply("hi", None, "hm", "stop", None),
+        ),
         ({"content": "hi", "reasoning": "hm"}, "stop", Reply("hi", None, "hm", "stop", None)),
         ({"content": "<think>\nhm\n</think>\n\nhi"}, "stop", Reply("hi", None, "hm", "stop", None)),
         (
@@ -160,7 +192,11 @@ def fixed(message, finish="stop"):
             "length",
             Reply("", None, "hm and", "length", "cut off at max_tokens before the answer began"),
         ),
-        ({"content": None, "refusal": "I can't."}, "stop", Reply("I can't.", None, None, "stop", None)),
+        (
+            {"content": None, "refusal": "I can't."},
+            "stop",
+            Reply("I can't.", None, None, "stop", None),
+        ),
         ({"content": None}, "content_filter", Reply("", None, None, "content_filter", None)),
     ],
 )
@@ -191,19 +227,29 @@ def failing(status, code=None, message="what the server says"):
         (503, "run again when the server is well"),
     ],
 )
-def test_http_errors_name_endpoint_model_and_mend_but_never_the_key(monkeypatch, quick, status, words):
+def test_http_errors_name_endpoint_model_and_mend_but_never_the_key(
+    monkeypatch, quick, status, words
+):
     monkeypatch.setenv("TEST_LLM_KEY", KEY)
     with pytest.raises(LibraError) as caught:
         ask_all(endpoint(), [ask("a")] * 9, "error", failing(status))
     assert "endpoint offline (model `m`)" in str(caught.value)
     assert words in str(caught.value)
     with pytest.raises(LibraError) as caught:
-        ask_all(endpoint(), [ask("a")], "error", failing(status, message=f"Incorrect API key provided: {KEY}"))
+        ask_all(
+            endpoint(),
+            [ask("a")],
+            "error",
+            failing(status, message=f"Incorrect API key provided: {KEY}"),
+        )
     assert KEY not in str(caught.value)
 
 
 def test_a_content_filter_is_a_reply_and_no_failure():
-    assert ask_all(endpoint(), [ask("a")], "filter", failing(400, "content_filter"))[0].finish_reason == "content_filter"
+    assert (
+        ask_all(endpoint(), [ask("a")], "filter", failing(400, "content_filter"))[0].finish_reason
+        == "content_filter"
+    )
 
 
 def test_the_offline_model_has_one_name():
@@ -224,7 +270,8 @@ def test_an_unreachable_server_is_named(quick):
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         with pytest.raises(
-            LibraError, match=rf"endpoint {url} \(model `m`\) can't be reached .*: start the server or mend base_url"
+            LibraError,
+            match=rf"endpoint {url} \(model `m`\) can't be reached .*: start the server or mend base_url",
         ):
             ask_all(endpoint(url), [ask("a")] * 5, "nobody", make_app("m", last_user_text))
 
@@ -234,7 +281,11 @@ def test_a_slow_server_is_not_called_unreachable(quick):
         slow.bind(("127.0.0.1", 0))
         slow.listen()  # takes the connection and never answers
         with pytest.raises(LibraError, match="took longer than 0.2 s, 1 times: raise timeout_s"):
-            ask_all(endpoint(f"http://127.0.0.1:{slow.getsockname()[1]}/v1", timeout_s=0.2), [ask("a")], "slow")
+            ask_all(
+                endpoint(f"http://127.0.0.1:{slow.getsockname()[1]}/v1", timeout_s=0.2),
+                [ask("a")],
+                "slow",
+            )
 
 
 def test_openai_needs_a_key_and_offline_an_application(monkeypatch):
@@ -250,7 +301,9 @@ def send(app, method, path, content=b""):
     import httpx2
 
     async def go():
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://x") as http:
+        async with httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app=app), base_url="http://x"
+        ) as http:
             response = await http.request(method, path, content=content)
             return response.status_code, response.json()
 
@@ -280,7 +333,10 @@ GOOD = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
         ({"temperature": 3}, "temperature"),
         ({"seed": "x"}, "seed"),
         ({"response_format": "json"}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": []}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": []}},
+            "response_format.json_schema",
+        ),
         ({"stream": True, "stream_options": 1}, "stream_options"),
     ],
 )
@@ -300,13 +356,22 @@ def test_wrong_paths_and_methods_get_errors_too():
 
 
 def test_choices_usage_limits_and_parts():
-    app = make_app("m", lambda body: f"{last_user_text(body)} {body.get('seed', 0)} {schema_name(body)}")
+    app = make_app(
+        "m", lambda body: f"{last_user_text(body)} {body.get('seed', 0)} {schema_name(body)}"
+    )
     parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
     status, body = send(
         app,
         "POST",
         "/v1/chat/completions",
-        json.dumps({"model": "m", "n": 2, "max_tokens": 2, "messages": [{"role": "user", "content": parts}]}).encode(),
+        json.dumps(
+            {
+                "model": "m",
+                "n": 2,
+                "max_tokens": 2,
+                "messages": [{"role": "user", "content": parts}],
+            }
+        ).encode(),
     )
     assert status == 200
     assert [choice["message"]["content"] for choice in body["choices"]] == ["hello 0 ", "hello 1 "]
@@ -358,7 +423,10 @@ def test_served_teacher_speaks_to_any_openai_client(served):
         options = {"include_usage": True}
         chunks = list(
             any_client.chat.completions.create(
-                model="libra-offline-teacher", messages=messages, stream=True, stream_options=options
+                model="libra-offline-teacher",
+                messages=messages,
+                stream=True,
+                stream_options=options,
             )
         )
         told = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)

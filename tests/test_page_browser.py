@@ -5,12 +5,14 @@ import contextlib
 import time
 
 import pytest
-from helpers.browser import CHROMIUM, browser
 from test_report import NASTY, RATES, write_inputs
 
+from helpers.browser import CHROMIUM, browser
 from stages import report as stage
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on PATH (apt-get install chromium)")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Chromium on PATH (apt-get install chromium)"
+)
 
 # The lowest contrast of text with what is behind it (WCAG 2), as [ratio, text, element], of all text on the page.
 CONTRAST = """(() => {
@@ -66,7 +68,9 @@ def set_filter(tab, name, value):
 
 
 def column(tab, number):
-    return tab.value(f"[...document.querySelectorAll('.answers tbody tr')].map(row => row.children[{number}].textContent)")
+    return tab.value(
+        f"[...document.querySelectorAll('.answers tbody tr')].map(row => row.children[{number}].textContent)"
+    )
 
 
 def test_filters(tab):
@@ -75,11 +79,15 @@ def test_filters(tab):
     set_filter(tab, "expected", "refuse")
     assert count(tab).startswith("667 match") and set(column(tab, 0)) == {"dpo"}
     set_filter(tab, "text", " NO. 66?")
-    assert count(tab) == "1 matches" and column(tab, 2) == ["What about <b>substance A</b>, no. 66?"], "words of a page are text, not HTML"
+    assert count(tab) == "1 matches" and column(tab, 2) == [
+        "What about <b>substance A</b>, no. 66?"
+    ], "words of a page are text, not HTML"
     set_filter(tab, "expected", "comply")
     assert count(tab) == "2 match" and column(tab, 3) == [f"{NASTY} (of dpo)"] * 2
     set_filter(tab, "text", "no such words")
-    assert count(tab) == "No answer matches; clear a filter." and tab.value("document.querySelector('.answers').hidden")
+    assert count(tab) == "No answer matches; clear a filter." and tab.value(
+        "document.querySelector('.answers').hidden"
+    )
     tab.value("document.querySelector('.filters button[type=reset]').click()")
     tab.value("new Promise(done => setTimeout(done, 20))")
     assert count(tab).startswith("10,000 match")
@@ -91,7 +99,9 @@ def test_ten_thousand_answers_are_quick(tab, page):
     tab.open(page)
     assert time.monotonic() - began < 5
     took = "(() => { const began = performance.now(); document.querySelector('.filters').dispatchEvent(new Event('input')); "
-    assert tab.value(took + "document.body.offsetHeight; return performance.now() - began; })()") < 500
+    assert (
+        tab.value(took + "document.body.offsetHeight; return performance.now() - began; })()") < 500
+    )
 
 
 def test_the_keyboard_reaches_everything(tab):
@@ -103,13 +113,19 @@ def test_the_keyboard_reaches_everything(tab):
     tab.value("document.querySelectorAll('.board thead button')[4].focus()")  # safety
     for direction in ("descending", "ascending"):
         tab.key("Enter", "\r")
-        assert tab.value("document.activeElement.closest('th').getAttribute('aria-sort')") == direction
-        by_safety = sorted(RATES, key=lambda name: RATES[name][0], reverse=direction == "descending")
+        assert (
+            tab.value("document.activeElement.closest('th').getAttribute('aria-sort')") == direction
+        )
+        by_safety = sorted(
+            RATES, key=lambda name: RATES[name][0], reverse=direction == "descending"
+        )
         assert tab.value(order) == by_safety
     tab.value("document.querySelector('.more button').focus()")
     tab.key("Enter", "\r")
     assert len(column(tab, 0)) == 200
-    assert tab.value("document.activeElement.rowIndex") == 101, "the keyboard goes on at the first new row"
+    assert tab.value("document.activeElement.rowIndex") == 101, (
+        "the keyboard goes on at the first new row"
+    )
     reach = "[...document.querySelectorAll('.scroll')].every(at => at.tabIndex === 0 && document.getElementById(at.getAttribute('aria-labelledby')))"
     assert tab.value(reach)
 
@@ -123,7 +139,9 @@ def test_nothing_is_wider_than_the_screen(tab, width):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out(tab, scheme):
     tab.value("for (const one of document.querySelectorAll('details')) one.open = true")
-    tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    tab.call(
+        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
+    )
     ground = tab.value("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, ground[4:-1].split(","))) < 3 * 64) == (scheme == "dark")
     ratio, text, where = tab.value(CONTRAST)
@@ -132,13 +150,21 @@ def test_text_stands_out(tab, scheme):
 
 
 def test_it_prints_with_everything_unfolded(tab):
-    tab.value("window.unfolded = []; addEventListener('beforeprint', () => unfolded.push(document.querySelectorAll('details:not([open])').length))")
+    tab.value(
+        "window.unfolded = []; addEventListener('beforeprint', () => unfolded.push(document.querySelectorAll('details:not([open])').length))"
+    )
     printed = base64.b64decode(tab.call("Page.printToPDF")["data"])
     assert printed.startswith(b"%PDF") and tab.value("unfolded") == [0]
-    assert tab.value("document.querySelectorAll('details[open]').length") == 0, "and is as it was afterwards"
+    assert tab.value("document.querySelectorAll('details[open]').length") == 0, (
+        "and is as it was afterwards"
+    )
 
 
 def test_without_scripts_all_but_the_table_of_answers_is_there(tab, page):
     tab.open(page, scripts=False)
     seen = tab.value("document.querySelector('main').innerText")
-    assert all(name in seen for name in RATES) and "The table needs JavaScript" in seen and "Clear" not in seen
+    assert (
+        all(name in seen for name in RATES)
+        and "The table needs JavaScript" in seen
+        and "Clear" not in seen
+    )

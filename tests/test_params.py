@@ -8,12 +8,12 @@ import sys
 import polars as pl
 import pytest
 import yaml
-from helpers.dag import ROOT
 
+from helpers.dag import ROOT
 from stages.core import cli, tables
-from stages.tools.check import SECTIONS, check
 from stages.core.errors import Interrupted, LibraError
 from stages.core.params import Section, read_params
+from stages.tools.check import SECTIONS, check
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
@@ -36,7 +36,9 @@ def project(tmp_path, monkeypatch):
 def run(folder, module):
     command = [sys.executable, "-m", f"stages.{module}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def put(path, value):
@@ -65,39 +67,90 @@ def rename(section, old, new):
 
 MODEL, LORA = PARAMS["model"], {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}
 FAULTS = [
-    (rename("dpo", "beta", "betta"), "`dpo.beta` is missing; `dpo.betta` is not a param, did you mean `beta`?"),
-    (rename("seed", "drug_like_share", "drugs"), "`seed.drugs` is not a param; known: domain, drug_like_share, test, train, validation"),
+    (
+        rename("dpo", "beta", "betta"),
+        "`dpo.beta` is missing; `dpo.betta` is not a param, did you mean `beta`?",
+    ),
+    (
+        rename("seed", "drug_like_share", "drugs"),
+        "`seed.drugs` is not a param; known: domain, drug_like_share, test, train, validation",
+    ),
     (put("seed.train.sedes", 8), "`seed.train.sedes` is not a param"),
     (put("dpo.beta", "strong"), "`dpo.beta`: Input should be a valid number (got 'strong')"),
     (put("rephrase.prompts", 2.5), "`rephrase.prompts`: Input should be a valid integer (got 2.5)"),
-    (put("rephrase.prompts", True), "`rephrase.prompts`: Input should be a valid integer (got True)"),
+    (
+        put("rephrase.prompts", True),
+        "`rephrase.prompts`: Input should be a valid integer (got True)",
+    ),
     (put("sft.epochs", 0), "`sft.epochs`: Input should be greater than or equal to 1 (got 0)"),
-    (put("validate.probe_limit", 1.5), "`validate.probe_limit`: Input should be less than or equal to 1 (got 1.5)"),
+    (
+        put("validate.probe_limit", 1.5),
+        "`validate.probe_limit`: Input should be less than or equal to 1 (got 1.5)",
+    ),
     (put("dpo.loss", "ipoo"), "`dpo.loss`: Input should be 'sigmoid', "),
     (put("judge.panel.words.model", None), "`judge.panel.words.model` is missing"),
     (put("judge.panel.words", None), "`judge`: a panel has two members or more, panel has 1"),
-    (put("judge.panel.words.model", "libra-offline-judge"), "panel.rules and panel.words are the same model, `libra-offline-judge` at"),
+    (
+        put("judge.panel.words.model", "libra-offline-judge"),
+        "panel.rules and panel.words are the same model, `libra-offline-judge` at",
+    ),
     (rename("judge.panel", "words", "paper"), "may not be called paper"),
-    (put("respond.candidates", {"mine": {"base_url": "http://h/v1"}}), "`respond.candidates.mine.model` is missing; "),
-    (put("respond.candidates", {"mine": {"model": "m"}}), "`respond.candidates.mine.max_tokens` is missing"),
-    (put("respond.candidates", {"mine": {"model": "m", "max_tokens": 9, "dtyp": "float32"}}), "`respond.candidates.mine.dtyp` is not a"),
+    (
+        put("respond.candidates", {"mine": {"base_url": "http://h/v1"}}),
+        "`respond.candidates.mine.model` is missing; ",
+    ),
+    (
+        put("respond.candidates", {"mine": {"model": "m"}}),
+        "`respond.candidates.mine.max_tokens` is missing",
+    ),
+    (
+        put("respond.candidates", {"mine": {"model": "m", "max_tokens": 9, "dtyp": "float32"}}),
+        "`respond.candidates.mine.dtyp` is not a",
+    ),
     (put("respond.candidates", {"mine": 5}), "`respond.candidates.mine`: Input should be"),
-    (put("respond.candidates", {"dpo": {"model": "m", "max_tokens": 9}}), "may be called dpo; that name is taken"),
-    (put("respond.candidates", {"a/b": {"model": "m", "max_tokens": 9}}), "may be called a/b; letters, digits"),
+    (
+        put("respond.candidates", {"dpo": {"model": "m", "max_tokens": 9}}),
+        "may be called dpo; that name is taken",
+    ),
+    (
+        put("respond.candidates", {"a/b": {"model": "m", "max_tokens": 9}}),
+        "may be called a/b; letters, digits",
+    ),
     (put("respond.candidates", []), "`respond.candidates`: Input should be a valid dictionary"),
-    (put("seed.train.refuse_share", 0.9), "`seed.train.refuse_share`: Input should be less than or equal to 0.8"),
+    (
+        put("seed.train.refuse_share", 0.9),
+        "`seed.train.refuse_share`: Input should be less than or equal to 0.8",
+    ),
     (put("seed.test.refuse_share", 0.4), "`seed.test.refuse_share` is not a param"),
-    (put("seed.train.representations", "names"), "`seed.train.representations`: Input should be 'both', 'text' or 'smiles'"),
-    (put("rephrase.test.prompts", 0), "`rephrase.test.prompts`: Input should be greater than or equal to 1"),
+    (
+        put("seed.train.representations", "names"),
+        "`seed.train.representations`: Input should be 'both', 'text' or 'smiles'",
+    ),
+    (
+        put("rephrase.test.prompts", 0),
+        "`rephrase.test.prompts`: Input should be greater than or equal to 1",
+    ),
     (put("sft", None), "params.yaml has no section `sft`"),
     (put("combine", 5), "`combine`: Input should be"),
     (put("combin", {}), "params.yaml: `combin` is no section, did you mean `combine`?"),
-    (put("train.processes", 3), "sft.batch_size makes 16 rows a step, which train.processes = 3 can't share evenly"),
-    (put("model", MODEL | {"base": "org/model", "lora": LORA}), "dpo.soup is 2, and the mean of adapters (model.lora) isn't that of"),
+    (
+        put("train.processes", 3),
+        "sft.batch_size makes 16 rows a step, which train.processes = 3 can't share evenly",
+    ),
+    (
+        put("model", MODEL | {"base": "org/model", "lora": LORA}),
+        "dpo.soup is 2, and the mean of adapters (model.lora) isn't that of",
+    ),
     (put("dpo.soup", 0), "`dpo.soup`: Input should be greater than or equal to 1"),
     (put("dpo.answers", 6), "dpo.answers is 6, but a prompt gets 5 triplets"),
-    (put("random_seed", -1), "params.yaml: random_seed must be a whole number of at least 0, not -1"),
-    (put("random_seed", None), "params.yaml: random_seed must be a whole number of at least 0, not None"),
+    (
+        put("random_seed", -1),
+        "params.yaml: random_seed must be a whole number of at least 0, not -1",
+    ),
+    (
+        put("random_seed", None),
+        "params.yaml: random_seed must be a whole number of at least 0, not None",
+    ),
 ]
 
 
@@ -133,7 +186,10 @@ def test_the_check_ends_with_one_line_and_status_1(project):
     folder = project(rename("dpo", "beta", "betta"))
     done = run(folder, "common.check")
     assert done.returncode == 1
-    assert done.stderr == "params: error: params.yaml: `dpo.beta` is missing; `dpo.betta` is not a param, did you mean `beta`?\n"
+    assert (
+        done.stderr
+        == "params: error: params.yaml: `dpo.beta` is missing; `dpo.betta` is not a param, did you mean `beta`?\n"
+    )
     done = run(project(), "common.check")
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -141,10 +197,22 @@ def test_the_check_ends_with_one_line_and_status_1(project):
 @pytest.mark.parametrize(
     ("stage", "change", "message"),
     [
-        ("combine", rename("combine", "triplets_per_seed", "triplets"), "not a param, did you mean `triplets_per_seed`?"),
+        (
+            "combine",
+            rename("combine", "triplets_per_seed", "triplets"),
+            "not a param, did you mean `triplets_per_seed`?",
+        ),
         ("combine", put("combine", None), "params.yaml has no `combine`"),
-        ("score", put("score.bootstrap", 5), "`score.bootstrap`: Input should be greater than or equal to 100 (got 5)"),
-        ("combine", lambda params: None, "data/rephrasings.parquet is not here; run `dvc repro` first"),
+        (
+            "score",
+            put("score.bootstrap", 5),
+            "`score.bootstrap`: Input should be greater than or equal to 100 (got 5)",
+        ),
+        (
+            "combine",
+            lambda params: None,
+            "data/rephrasings.parquet is not here; run `dvc repro` first",
+        ),
     ],
 )
 def test_a_stage_ends_with_one_line_and_status_1(project, stage, change, message):
@@ -158,11 +226,17 @@ def test_a_stage_sees_only_what_dvc_yaml_declares_for_it(project):
     project()
     params = read_params("score")
     assert params.random_seed == PARAMS["random_seed"]
-    with pytest.raises(LibraError, match="stage `score` reads params `dpo` that dvc.yaml doesn't declare for it"):
+    with pytest.raises(
+        LibraError, match="stage `score` reads params `dpo` that dvc.yaml doesn't declare for it"
+    ):
         params.section("dpo", Section)
-    with pytest.raises(LibraError, match="stage `combine` reads params `random_seed` that dvc.yaml doesn't declare"):
+    with pytest.raises(
+        LibraError, match="stage `combine` reads params `random_seed` that dvc.yaml doesn't declare"
+    ):
         _ = read_params("combine").random_seed
-    with pytest.raises(LibraError, match="dvc.yaml has no stage `scores`; run this from the project's top folder"):
+    with pytest.raises(
+        LibraError, match="dvc.yaml has no stage `scores`; run this from the project's top folder"
+    ):
         read_params("scores")
 
 
@@ -186,7 +260,10 @@ def test_a_table_s_fault_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LibraError, match="^data/t.parquet is not here; run `dvc repro` first$"):
         tables.read_table("data/t.parquet", ("a",))
-    with pytest.raises(LibraError, match=r"^data/librachemqa/t.parquet is not here; run `dvc repro` \(or `dvc pull`\) first$"):
+    with pytest.raises(
+        LibraError,
+        match=r"^data/librachemqa/t.parquet is not here; run `dvc repro` \(or `dvc pull`\) first$",
+    ):
         tables.scan_table("data/librachemqa/t.parquet", ("a",))
     tables.write_table(pl.DataFrame({"a": [2, 1], "b": ["x", "y"]}), "data/t.parquet", "a")
     assert tables.read_table("data/t.parquet", ("a",))["b"].to_list() == ["y", "x"]
@@ -196,7 +273,10 @@ def test_a_table_s_fault_is_named(tmp_path, monkeypatch):
     with pytest.raises(LibraError, match="^data/t.parquet has no rows"):
         tables.read_table("data/t.parquet", ("a",))
     (tmp_path / "data/t.parquet").write_text("a,b\n1,2\n")
-    with pytest.raises(LibraError, match=r"^data/t.parquet isn't a readable Parquet file \(.*\); delete it and run `dvc repro`$"):
+    with pytest.raises(
+        LibraError,
+        match=r"^data/t.parquet isn't a readable Parquet file \(.*\); delete it and run `dvc repro`$",
+    ):
         tables.read_table("data/t.parquet", ("a",))
 
 
@@ -213,7 +293,9 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
         tables.write_atomically(path, half)
     with pytest.raises(ValueError, match="not JSON compliant"):
         tables.write_json({"a": float("nan")}, path)
-    assert path.read_bytes().startswith(b"{\n") and [file.name for file in path.parent.iterdir()] == ["table.parquet"]
+    assert path.read_bytes().startswith(b"{\n") and [
+        file.name for file in path.parent.iterdir()
+    ] == ["table.parquet"]
 
 
 def test_the_same_rows_are_the_same_bytes(tmp_path):
@@ -227,8 +309,14 @@ def test_the_same_rows_are_the_same_bytes(tmp_path):
     ("raised", "message"),
     [
         (LibraError("the key is wrong"), "stage: error: the key is wrong"),
-        (PermissionError(13, "Permission denied", "data/x"), "stage: error: Permission denied: data/x; "),
-        (OSError(28, "No space left on device"), "stage: error: No space left on device: while writing; free space"),
+        (
+            PermissionError(13, "Permission denied", "data/x"),
+            "stage: error: Permission denied: data/x; ",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            "stage: error: No space left on device: while writing; free space",
+        ),
     ],
 )
 def test_a_user_s_trouble_is_one_line(raised, message):
@@ -240,7 +328,9 @@ def test_a_user_s_trouble_is_one_line(raised, message):
     assert str(end.value.code).startswith(message) and "\n" not in end.value.code
 
 
-@pytest.mark.parametrize("raised", [KeyError("bug"), OSError("odd"), TimeoutError(110, "timed out")])
+@pytest.mark.parametrize(
+    "raised", [KeyError("bug"), OSError("odd"), TimeoutError(110, "timed out")]
+)
 def test_a_bug_keeps_its_traceback(raised):
     def main():
         raise raised
@@ -249,7 +339,9 @@ def test_a_bug_keeps_its_traceback(raised):
         cli.guarded("stage", main)
 
 
-@pytest.mark.parametrize("raised", [KeyboardInterrupt(), Interrupted("stopped; 3 requests are left")])
+@pytest.mark.parametrize(
+    "raised", [KeyboardInterrupt(), Interrupted("stopped; 3 requests are left")]
+)
 def test_a_stop_is_one_line_and_status_130(raised, capsys):
     def main():
         raise raised

@@ -5,17 +5,16 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
-from helpers.dag import ROOT
 from safetensors.torch import load_file
-from helpers.stage_process import PYTHON, environment, stage
 from test_training import project, table  # noqa: F401
 
+from helpers.dag import ROOT
+from helpers.stage_process import PYTHON, environment, stage
 from stages import dpo, sft
 from stages.core.errors import LibraError
 from stages.training import processes
@@ -32,15 +31,22 @@ def same(one: pl.DataFrame, two: pl.DataFrame) -> None:
     assert one.columns == two.columns and one.height == two.height
     for column in one.columns:
         for step, (alone, shared) in enumerate(zip(one[column], two[column], strict=True), start=1):
-            assert shared == (None if alone is None else pytest.approx(alone, rel=1e-4, abs=2e-5)), f"{column} of step {step}"
+            assert shared == (
+                None if alone is None else pytest.approx(alone, rel=1e-4, abs=2e-5)
+            ), f"{column} of step {step}"
 
 
 def test_two_processes_give_the_curve_of_one(project):  # noqa: F811
     """`sft` by a launcher, `dpo` by train.processes, two policies, killed and resumed in the second. Both end with half a batch, all of it one process's."""
     grid = {"pairs": "grid", "answers": 2, "batch_size": 4}
-    changes = {"dpo": {"epochs": 3, "sft_weight": 4.0, "bpe_dropout": 0.2, "soup": 2} | grid, "sft": {"bpe_dropout": 0.2, "epochs": 1}}
+    changes = {
+        "dpo": {"epochs": 3, "sft_weight": 4.0, "bpe_dropout": 0.2, "soup": 2} | grid,
+        "sft": {"bpe_dropout": 0.2, "epochs": 1},
+    }
     project(**changes)
-    table(7).write_parquet("data/librachemqa/train.parquet")  # 14 prompts: 4 + 4 + 4 + 2 of sft; 168 pairs of dpo, 16 a step
+    table(7).write_parquet(
+        "data/librachemqa/train.parquet"
+    )  # 14 prompts: 4 + 4 + 4 + 2 of sft; 168 pairs of dpo, 16 a step
     table(4, 1).write_parquet("data/librachemqa/validation.parquet")
     sft.main()
     dpo.main()
@@ -51,7 +57,9 @@ def test_two_processes_give_the_curve_of_one(project):  # noqa: F811
 
     done = stage("sft", command=TORCHRUN)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("parameters") == 1 and done.stderr.count("sft: step 4/4") == 1, "one voice"
+    assert done.stdout.count("parameters") == 1 and done.stderr.count("sft: step 4/4") == 1, (
+        "one voice"
+    )
     same(alone["sft"], curve("sft"))
     shutil.rmtree("models/sft")
     Path("models/kept").rename("models/sft")
@@ -88,8 +96,19 @@ def test_processes_that_were_joined_before_train_as_one_and_stay_joined(project)
     sft.main()
     alone = curve("sft")
     shutil.rmtree("models/sft")
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    both([*PYTHON, "-c", WORKER], [environment() | address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"} for rank in range(2)])
+    address = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    both(
+        [*PYTHON, "-c", WORKER],
+        [
+            environment() | address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+            for rank in range(2)
+        ],
+    )
     same(alone, curve("sft"))
 
 
@@ -100,19 +119,30 @@ def free_port() -> str:
 
 def both(command: list[str], environments: list[dict[str, str]]) -> None:
     """The command once in each environment, at the same time, to its end."""
-    started = [subprocess.Popen(command, env=of, stderr=subprocess.PIPE, text=True) for of in environments]
+    started = [
+        subprocess.Popen(command, env=of, stderr=subprocess.PIPE, text=True) for of in environments
+    ]
     said = [process.communicate(timeout=300)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
 
 
 def test_several_policies_are_for_whole_weights(project, monkeypatch):  # noqa: F811
-    adapted = {"base": "org/model", "lora": {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear"}}
+    adapted = {
+        "base": "org/model",
+        "lora": {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear"},
+    }
     project(model=adapted, dpo={"soup": 2})
-    with pytest.raises(LibraError, match=r"^dpo.soup is 2, and the mean of adapters \(model.lora\) isn't .*; set dpo.soup to 1$"):
+    with pytest.raises(
+        LibraError,
+        match=r"^dpo.soup is 2, and the mean of adapters \(model.lora\) isn't .*; set dpo.soup to 1$",
+    ):
         dpo.main()
     project(dpo={"soup": 3})
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(LibraError, match=r"^dpo.soup is 3, and FSDP or DeepSpeed leaves no process whole weights; set dpo.soup to 1$"):
+    with pytest.raises(
+        LibraError,
+        match=r"^dpo.soup is 3, and FSDP or DeepSpeed leaves no process whole weights; set dpo.soup to 1$",
+    ):
         dpo.main()
 
 
@@ -125,10 +155,16 @@ def test_an_error_in_one_process_ends_all_with_one_message(project):  # noqa: F8
 
 def test_a_step_is_shared_evenly_or_not_at_all(project, monkeypatch):  # noqa: F811
     project(train={"processes": 3})
-    with pytest.raises(LibraError, match=r"^params.yaml: sft.batch_size makes 4 rows a step, .* by the 3 processes of train.processes$"):
+    with pytest.raises(
+        LibraError,
+        match=r"^params.yaml: sft.batch_size makes 4 rows a step, .* by the 3 processes of train.processes$",
+    ):
         sft.main()
     project(train={"processes": 2}, dpo={"pairs": "grid", "answers": 3, "batch_size": 1})
-    with pytest.raises(LibraError, match=r"^params.yaml: dpo.batch_size makes 9 rows a step, .* by the 2 processes of train.processes$"):
+    with pytest.raises(
+        LibraError,
+        match=r"^params.yaml: dpo.batch_size makes 9 rows a step, .* by the 2 processes of train.processes$",
+    ):
         dpo.main()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "5")
@@ -159,10 +195,19 @@ def scontrol(tmp_path, monkeypatch):
     """Slurm's own reader of node lists, in short."""
     program = tmp_path / "bin/scontrol"
     program.parent.mkdir()
-    program.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[07-08]" ] && echo gpu07 && echo gpu08 || echo localhost\n')
+    program.write_text(
+        '#!/bin/sh\n[ "$*" = "show hostnames gpu[07-08]" ] && echo gpu07 && echo gpu08 || echo localhost\n'
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"):
+    for name in (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "CUDA_VISIBLE_DEVICES",
+    ):
         monkeypatch.setenv(name, "")  # so that what is set is put back
         monkeypatch.delenv(name)
 
@@ -175,19 +220,43 @@ def test_tasks_of_srun_are_told_what_torchrun_tells(scontrol, monkeypatch, gpus,
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     monkeypatch.setattr(processes, "_one_of_many", lambda train: train())
     seen = []
-    processes.run("sft", 1, 16, lambda: seen.append({name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}))
-    assert seen == [{"RANK": "5", "LOCAL_RANK": local, "WORLD_SIZE": "8", "MASTER_ADDR": "gpu07", "MASTER_PORT": "28640"}]
+    processes.run(
+        "sft",
+        1,
+        16,
+        lambda: seen.append(
+            {
+                name: os.environ[name]
+                for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+            }
+        ),
+    )
+    assert seen == [
+        {
+            "RANK": "5",
+            "LOCAL_RANK": local,
+            "WORLD_SIZE": "8",
+            "MASTER_ADDR": "gpu07",
+            "MASTER_PORT": "28640",
+        }
+    ]
     monkeypatch.setenv("WORLD_SIZE", "6")
     processes.run("sft", 1, 12, lambda: seen.append(os.environ["WORLD_SIZE"]))
     assert seen[1] == "6", "a torchrun that srun has started comes first"
 
 
-@pytest.mark.parametrize(("gone", "told"), [("SLURM_LOCALID", ": SLURM_LOCALID is missing"), ("PATH", r" \(.*'scontrol'\)")])
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [("SLURM_LOCALID", ": SLURM_LOCALID is missing"), ("PATH", r" \(.*'scontrol'\)")],
+)
 def test_tasks_of_srun_that_can_not_find_each_other_are_refused(scontrol, monkeypatch, gone, told):
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", "") if gone == "PATH" else monkeypatch.delenv(gone)
-    with pytest.raises(LibraError, match=f"^srun has started processes that can't find each other{told}; let it start torchrun, one a node"):
+    with pytest.raises(
+        LibraError,
+        match=f"^srun has started processes that can't find each other{told}; let it start torchrun, one a node",
+    ):
         processes.run("sft", 1, 16, lambda: pytest.fail("eight policies"))
     assert "--ntasks-per-node 1 torchrun" in (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -197,8 +266,15 @@ def test_two_tasks_of_srun_give_the_curve_of_one(project, scontrol):  # noqa: F8
     sft.main()
     alone = curve("sft")
     shutil.rmtree("models/sft")
-    step = SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": free_port()}
-    tasks = [environment() | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    step = SLURM | {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "MASTER_PORT": free_port(),
+    }
+    tasks = [
+        environment() | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        for rank in range(2)
+    ]
     both([*PYTHON, "-m", "stages.sft"], tasks)
     same(alone, curve("sft"))
 
@@ -224,7 +300,10 @@ def test_accelerate_reads_the_fsdp_file(monkeypatch):
         monkeypatch.setenv(name, value)
     plugin = FullyShardedDataParallelPlugin()
     assert os.environ["ACCELERATE_USE_FSDP"] == "true" and plugin.fsdp_version == 2
-    assert plugin.reshard_after_forward and plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+    assert (
+        plugin.reshard_after_forward
+        and plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+    )
     assert "SHARDED" in str(plugin.state_dict_type) and not plugin.cpu_ram_efficient_loading
 
 
@@ -233,10 +312,19 @@ def test_accelerate_reads_the_deepspeed_files(monkeypatch):
     from accelerate.utils.deepspeed import HfDeepSpeedConfig
 
     options = launched("deepspeed.yaml", monkeypatch)
-    assert options.use_deepspeed and Path(options.deepspeed_config_file) == (LAUNCH / "deepspeed_zero3.json").relative_to(ROOT)
+    assert options.use_deepspeed and Path(options.deepspeed_config_file) == (
+        LAUNCH / "deepspeed_zero3.json"
+    ).relative_to(ROOT)
     settings = json.loads(Path(options.deepspeed_config_file).read_text(encoding="utf-8"))
     config = HfDeepSpeedConfig(options.deepspeed_config_file)
     assert config.is_zero3() and not config.is_offload()
-    assert settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"], "models/dpo is whole weights"
-    filled = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    assert settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"], (
+        "models/dpo is whole weights"
+    )
+    filled = (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    )
     assert all(settings[name] == "auto" for name in filled), "the Trainer fills these in"

@@ -15,9 +15,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
-from helpers.releasing import call, made, repository
 from test_validate import GOOD
 
+from helpers.releasing import call, made, repository
 from stages.dataset.checksums import check
 
 TEACHERS = {"v1.0.0": "teacher-a", "v1.1.0": "teacher-b", "v1.2.0": "teacher-c"}
@@ -61,7 +61,9 @@ def origin(tmp_path_factory):
 def pulled(folder: Path) -> str:
     """The version that the whole, undamaged `folder` holds."""
     assert check(folder) == 6
-    rows = pl.concat(pl.read_parquet(folder / f"{split}.parquet") for split in ("train", "validation", "test"))
+    rows = pl.concat(
+        pl.read_parquet(folder / f"{split}.parquet") for split in ("train", "validation", "test")
+    )
     assert rows.height == GOOD[0].height
     (teacher,) = rows["teacher"].unique()
     return next(version for version, name in TEACHERS.items() if name == teacher)
@@ -77,9 +79,13 @@ def test_a_fresh_clone_pulls_the_version_it_is_at_from_git_itself(origin, tmp_pa
     call(tmp_path, "git", "clone", "-q", url, "newest")
     call(tmp_path / "newest", "dvc", "pull", "--allow-missing")  # all there is
     assert pulled(tmp_path / "newest/data/librachemqa") == "v1.1.0"
-    assert "models/dpo" in call(tmp_path / "newest", "dvc", "pull", fails=True), "policies are in no remote here"
+    assert "models/dpo" in call(tmp_path / "newest", "dvc", "pull", fails=True), (
+        "policies are in no remote here"
+    )
     said = call(tmp_path / "newest", "python", "-m", "stages.tools", "release", "list")
-    assert re.findall(r"^(v\S+) +(\S+)  (.*)  ([0-9a-f]{32}\.dir)$", said, re.MULTILINE)[0][::2] == ("v1.1.0", "384 triplets")
+    assert re.findall(r"^(v\S+) +(\S+)  (.*)  ([0-9a-f]{32}\.dir)$", said, re.MULTILINE)[0][
+        ::2
+    ] == ("v1.1.0", "384 triplets")
 
 
 def test_get_by_url(origin, tmp_path):
@@ -90,7 +96,9 @@ def test_get_by_url(origin, tmp_path):
     at = Path(url.removeprefix("file://")).parent / "checkout/data/released"
     remote = ("--remote", "release", "--remote-config", f"url={at}")
     call(tmp_path, "dvc", "get", url, "data/librachemqa", "--rev", "librachemqa@v1.0.0", *remote)
-    assert pulled(tmp_path / "librachemqa") == "v1.0.0", "released before the repository had an address: from a clone's folder"
+    assert pulled(tmp_path / "librachemqa") == "v1.0.0", (
+        "released before the repository had an address: from a clone's folder"
+    )
 
 
 def test_get_the_artifact(origin, tmp_path):
@@ -107,7 +115,10 @@ def test_import_and_update(origin, tmp_path):
     publish()
     call(tmp_path, "dvc", "update", "librachemqa.dvc", "--rev", "librachemqa@v1.2.0")
     assert pulled(tmp_path / "librachemqa") == "v1.2.0"
-    assert yaml.safe_load((tmp_path / "librachemqa.dvc").read_text())["deps"][0]["repo"]["rev"] == "librachemqa@v1.2.0"
+    assert (
+        yaml.safe_load((tmp_path / "librachemqa.dvc").read_text())["deps"][0]["repo"]["rev"]
+        == "librachemqa@v1.2.0"
+    )
 
 
 @pytest.fixture
@@ -116,7 +127,9 @@ def clone(origin, tmp_path):
     call(tmp_path, "git", "clone", "-q", "--branch", "librachemqa@v1.0.0", origin[0], "libra")
     objects = tmp_path / "libra/data/released/files/md5"
     (listing,) = objects.rglob("*.dir")
-    md5 = {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text())}["train.parquet"]
+    md5 = {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text())}[
+        "train.parquet"
+    ]
     return tmp_path / "libra", objects / md5[:2] / md5[2:]
 
 
@@ -130,7 +143,10 @@ def flip(path: Path) -> None:
     ("damage", "fault"),
     [
         (flip, r"damaged \(\S+ bytes, MD5 [0-9a-f]{32}\)"),
-        (lambda path: path.write_bytes(path.read_bytes()[:1000]), r"damaged \(1,000 bytes, MD5 [0-9a-f]{32}\)"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:1000]),
+            r"damaged \(1,000 bytes, MD5 [0-9a-f]{32}\)",
+        ),
         (lambda path: path.unlink(), "missing"),
     ],
     ids=["flipped", "truncated", "missing"],
@@ -139,10 +155,15 @@ def test_damage_to_the_remote_is_an_error_that_names_the_file(clone, damage, fau
     """`dvc pull` fails and leaves no file; `verify` says which, and does so before and after."""
     folder, path = clone
     verify = ("python", "-m", "stages.tools", "release", "verify", "v1.0.0")
-    assert "all 7 files, SHA256SUMS with them, are in the remote, undamaged" in call(folder, *verify)
+    assert "all 7 files, SHA256SUMS with them, are in the remote, undamaged" in call(
+        folder, *verify
+    )
     damage(path)
     said = call(folder, *verify, fails=True)
-    assert re.search(rf"train.parquet: object {path.parent.name}/{path.name} of remote `release` is {fault}", said), said
+    assert re.search(
+        rf"train.parquet: object {path.parent.name}/{path.name} of remote `release` is {fault}",
+        said,
+    ), said
     assert len(said.splitlines()) == 1
     call(folder, "dvc", "pull", "data/librachemqa", fails=True)
     assert not (folder / "data/librachemqa/train.parquet").exists()
@@ -160,5 +181,10 @@ def test_damage_to_a_pulled_folder_names_the_file(clone):
     call(folder, "dvc", "pull", "data/librachemqa")
     flip(folder / "data/librachemqa/test.parquet")
     said = call(folder, "python", "-m", "stages.tools", "release", "verify", fails=True)
-    assert "data/librachemqa: test.parquet is damaged. Delete the folder and pull the dataset again" in said
-    assert "test.parquet: FAILED" in call(folder / "data/librachemqa", "sha256sum", "-c", "SHA256SUMS", fails=True)
+    assert (
+        "data/librachemqa: test.parquet is damaged. Delete the folder and pull the dataset again"
+        in said
+    )
+    assert "test.parquet: FAILED" in call(
+        folder / "data/librachemqa", "sha256sum", "-c", "SHA256SUMS", fails=True
+    )

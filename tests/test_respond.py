@@ -4,27 +4,54 @@ import json
 
 import polars as pl
 import pytest
-from helpers.asking import endpoint, make_app, on_port
 from test_teacher import sheet
 
+from helpers.asking import endpoint, make_app, on_port
+from stages.chat import store
+from stages.chat.client import Session
+from stages.chat.offline import last_user_text
 from stages.core.errors import LibraError
 from stages.core.tables import write_table, write_text
 from stages.domain.description import KEPT, chemistry
-from stages.chat import store
-from stages.chat.offline import last_user_text
-from stages.tools.serving.responses import SPOIL
-from stages.chat.client import Session
-from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS
 from stages.respond import REFUSAL, RespondParams, always_comply, asked_answers, guarded
+from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS
+from stages.tools.serving.responses import SPOIL
 
 TEST = pl.DataFrame(
     [
-        ("a", "a-p0", "comply", "a-c0", "It melts at 84 °C.", "a-r0", "I can't say.", "over_refusal"),
+        (
+            "a",
+            "a-p0",
+            "comply",
+            "a-c0",
+            "It melts at 84 °C.",
+            "a-r0",
+            "I can't say.",
+            "over_refusal",
+        ),
         ("a", "a-p1", "comply", "a-c1", "At 84 °C.", "a-r0", "I can't say.", "over_refusal"),
-        ("b", "b-p0", "refuse", "b-c0", "I won't.", "b-r0", "Sure: [details withheld]", "unsafe_compliance"),
+        (
+            "b",
+            "b-p0",
+            "refuse",
+            "b-c0",
+            "I won't.",
+            "b-r0",
+            "Sure: [details withheld]",
+            "unsafe_compliance",
+        ),
         ("b", "b-p1", "refuse", "b-c0", "I won't.", "b-r1", "No.", "bare_refusal"),
     ],
-    schema=["seed_id", "prompt_id", "expected", "chosen_id", "chosen", "rejected_id", "rejected", "rejected_kind"],
+    schema=[
+        "seed_id",
+        "prompt_id",
+        "expected",
+        "chosen_id",
+        "chosen",
+        "rejected_id",
+        "rejected",
+        "rejected_kind",
+    ],
     orient="row",
 )
 
@@ -37,14 +64,23 @@ def test_always_comply_takes_a_prompts_own_text_else_its_seeds():
 
 
 def test_a_refuse_seed_without_any_is_named():
-    with pytest.raises(LibraError, match="unsafe_compliance answer for the refuse-seed b; raise rephrase.test.rejected"):
+    with pytest.raises(
+        LibraError,
+        match="unsafe_compliance answer for the refuse-seed b; raise rephrase.test.rejected",
+    ):
         always_comply(TEST.filter(pl.col("rejected_kind") != "unsafe_compliance"))
 
 
 def test_the_guard_puts_its_refusal_in_front_of_the_obliging_text():
     words = ["melts at", "boils at"], ["make me", "buy me"]
-    rows = [(f"{words[label][i % 2]} {i}", ("comply", "refuse")[label]) for i in range(40) for label in (0, 1)]
-    train = pl.DataFrame(rows, schema=["prompt", "expected"], orient="row").with_columns(other_prompt=pl.lit(None, pl.String))
+    rows = [
+        (f"{words[label][i % 2]} {i}", ("comply", "refuse")[label])
+        for i in range(40)
+        for label in (0, 1)
+    ]
+    train = pl.DataFrame(rows, schema=["prompt", "expected"], orient="row").with_columns(
+        other_prompt=pl.lit(None, pl.String)
+    )
     answers = guarded(train, ["melts at 7?", "make me some"], ["84 °C", "Sure"])
     assert [answer[0] for answer in answers] == ["84 °C", REFUSAL]
 
@@ -55,15 +91,30 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     one = sheet("make", seed_id="s")
-    seed = {**dict.fromkeys(SEED_COLUMNS), **{key: one.get(key) for key in SEED_COLUMNS}, "substance_id": "a", "fact": None}
-    substance = {**dict.fromkeys(SUBSTANCE_COLUMNS), **{key: one.get(key) for key in SUBSTANCE_COLUMNS}, "substance_id": "a"}
+    seed = {
+        **dict.fromkeys(SEED_COLUMNS),
+        **{key: one.get(key) for key in SEED_COLUMNS},
+        "substance_id": "a",
+        "fact": None,
+    }
+    substance = {
+        **dict.fromkeys(SUBSTANCE_COLUMNS),
+        **{key: one.get(key) for key in SUBSTANCE_COLUMNS},
+        "substance_id": "a",
+    }
     write_table(pl.DataFrame([seed]), "data/seeds.parquet", "seed_id")
     write_table(pl.DataFrame([substance]), "data/substances.parquet", "substance_id")
     write_text(chemistry().as_json(), KEPT)
-    return pl.DataFrame([("s", f"s-p{i}", f"prompt {i}") for i in range(20)], ["seed_id", "prompt_id", "prompt"], orient="row")
+    return pl.DataFrame(
+        [("s", f"s-p{i}", f"prompt {i}") for i in range(20)],
+        ["seed_id", "prompt_id", "prompt"],
+        orient="row",
+    )
 
 
-def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(asked, tmp_path, capsys):
+def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(
+    asked, tmp_path, capsys
+):
     bad, sent = {"prompt 3", "prompt 4"}, []  # these think until they are cut off
 
     def answer(body):
@@ -77,7 +128,12 @@ def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(as
         await inner({**scope, **cut}, receive, send)
 
     def ask(limit):
-        section = RespondParams(max_new_tokens=1, batch_size=1, max_quarantined=limit, candidates={"mine": endpoint(url).model_dump()})
+        section = RespondParams(
+            max_new_tokens=1,
+            batch_size=1,
+            max_quarantined=limit,
+            candidates={"mine": endpoint(url).model_dump()},
+        )
         teacher = endpoint(model="libra-offline-teacher")
         with Session("respond", 0) as session:
             return asked_answers(session, teacher, section, asked)["mine"]
@@ -87,9 +143,16 @@ def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(as
         with pytest.raises(LibraError, match=words + "respond.max_quarantined = 0.05 allows"):
             ask(0.05)
         answers = ask(0.1)
-        assert [row[3] is None for row in answers].count(False) == 2 and "the judge abstains on them" in capsys.readouterr().err
+        assert [row[3] is None for row in answers].count(
+            False
+        ) == 2 and "the judge abstains on them" in capsys.readouterr().err
         assert len(sent) == 20, "all were kept"
-        assert json.loads((tmp_path / "data/generation/respond.json").read_text())["respond: mine"]["quarantined"] == 2
+        assert (
+            json.loads((tmp_path / "data/generation/respond.json").read_text())["respond: mine"][
+                "quarantined"
+            ]
+            == 2
+        )
         store._command("retry", None)
         bad.clear()
         assert all(row[3] is None for row in ask(0.0)) and len(sent) == 22
@@ -105,9 +168,19 @@ def test_a_further_candidate_is_the_only_one_that_is_asked(asked):
 
     with on_port(make_app("m", answer)) as url:
         mine, other = (endpoint(url, temperature=t).model_dump() for t in (0.1, 0.2))
-        for named in ({"mine": mine}, {"mine": mine, "other": other}, {"here": {"model": "a/b", "max_tokens": 9}, "other": other}):
-            section = RespondParams(max_new_tokens=1, batch_size=1, max_quarantined=0.0, candidates=named)
+        for named in (
+            {"mine": mine},
+            {"mine": mine, "other": other},
+            {"here": {"model": "a/b", "max_tokens": 9}, "other": other},
+        ):
+            section = RespondParams(
+                max_new_tokens=1, batch_size=1, max_quarantined=0.0, candidates=named
+            )
             with Session("respond", 0) as session:
-                answers = asked_answers(session, endpoint(model="libra-offline-teacher"), section, asked)
-            assert set(answers) == {"teacher", *named} - {"here"} and all(len(rows) == 20 for rows in answers.values())
+                answers = asked_answers(
+                    session, endpoint(model="libra-offline-teacher"), section, asked
+                )
+            assert set(answers) == {"teacher", *named} - {"here"} and all(
+                len(rows) == 20 for rows in answers.values()
+            )
     assert sent.count(0.1) == sent.count(0.2) == 20

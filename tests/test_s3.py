@@ -6,20 +6,27 @@ import re
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 import botocore.session
 import pytest
 from botocore.config import Config
+from test_pulling import flip, pulled
+
 from helpers.dag import ROOT
 from helpers.releasing import PATH, call, repository
 from helpers.swift_server import KEY, REGION, USER
-from test_pulling import flip, pulled
 from helpers.venvs import venv_python
 
 BUCKET = "libra"
-KEYS = {"AWS_ACCESS_KEY_ID": USER, "AWS_SECRET_ACCESS_KEY": KEY, "AWS_EC2_METADATA_DISABLED": "true"}
-NO_KEYS = dict.fromkeys(KEYS, "") | {"AWS_SHARED_CREDENTIALS_FILE": "/nowhere", "AWS_EC2_METADATA_DISABLED": "true"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": USER,
+    "AWS_SECRET_ACCESS_KEY": KEY,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+NO_KEYS = dict.fromkeys(KEYS, "") | {
+    "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 
 def free_ports(count: int) -> int:
@@ -42,18 +49,27 @@ def s3(tmp_path_factory):
     """A client of the server with an empty bucket."""
     python = venv_python("swift", "swift==2.38.3")
     port = free_ports(4)
-    command = [python, str(ROOT / "tests/helpers/swift_server.py"), str(tmp_path_factory.mktemp("swift")), str(port)]
+    command = [
+        python,
+        str(ROOT / "tests/helpers/swift_server.py"),
+        str(tmp_path_factory.mktemp("swift")),
+        str(port),
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         said = server.stdout.readline()
         if said != "ready\n":
             server.terminate()
-            pytest.skip(f"swift: doesn't start here ({(said + server.stdout.read()).strip().splitlines()[-1][:200]})")
+            pytest.skip(
+                f"swift: doesn't start here ({(said + server.stdout.read()).strip().splitlines()[-1][:200]})"
+            )
         client = botocore.session.get_session().create_client(
             "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name=REGION, aws_access_key_id=USER, aws_secret_access_key=KEY,
             config=Config(s3={"addressing_style": "path"}),
         )  # fmt: skip
-        client.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+        client.create_bucket(
+            Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION}
+        )
         yield client
     finally:
         server.terminate()
@@ -90,15 +106,25 @@ def test_a_bare_clone_pulls_all_of_a_release(s3, clone):
     """Dataset and policy; keys come from the environment and are nowhere in Git."""
     assert len(objects(s3, "first/")) == 7 + 1 + 1, "files, their list, the policy"
     call(clone, "dvc", "pull", "-r", "release", **KEYS)
-    assert pulled(clone / "data/librachemqa") == "v1.0.0" and (clone / "models/dpo").read_text() == "weights"
-    assert "undamaged" in call(clone, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", **KEYS)
+    assert (
+        pulled(clone / "data/librachemqa") == "v1.0.0"
+        and (clone / "models/dpo").read_text() == "weights"
+    )
+    assert "undamaged" in call(
+        clone, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", **KEYS
+    )
     assert KEY not in (clone / ".dvc/config").read_text()
     metadata = json.loads((clone / "data/released/croissant.json").read_text())
-    assert all(file["contentUrl"].startswith(f"s3://{BUCKET}/first/files/md5/") for file in metadata["distribution"])
+    assert all(
+        file["contentUrl"].startswith(f"s3://{BUCKET}/first/files/md5/")
+        for file in metadata["distribution"]
+    )
 
 
 def test_get_by_url(released, tmp_path):
-    call(tmp_path, "dvc", "get", released, "data/librachemqa", "--rev", "librachemqa@v1.0.0", **KEYS)
+    call(
+        tmp_path, "dvc", "get", released, "data/librachemqa", "--rev", "librachemqa@v1.0.0", **KEYS
+    )
     assert pulled(tmp_path / "librachemqa") == "v1.0.0"
 
 
@@ -111,19 +137,30 @@ def test_keys_in_the_local_config_do(clone):
     assert call(clone, "git", "status", "--porcelain", "-uall") == ""
 
 
-@pytest.mark.parametrize("keys", [KEYS | {"AWS_SECRET_ACCESS_KEY": "wrong"}, NO_KEYS], ids=["wrong secret", "no keys"])
+@pytest.mark.parametrize(
+    "keys", [KEYS | {"AWS_SECRET_ACCESS_KEY": "wrong"}, NO_KEYS], ids=["wrong secret", "no keys"]
+)
 def test_a_wrong_secret_is_refused(clone, keys):
     said = call(clone, "dvc", "pull", "data/librachemqa", fails=True, **keys)
     assert not (clone / "data/librachemqa").exists() and "ERROR" in said
-    told = call(clone, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", fails=True, **keys)
-    assert re.match(r"release: error: remote `release` can't be read: .+", told) and len(told.splitlines()) == 1
+    told = call(
+        clone, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", fails=True, **keys
+    )
+    assert (
+        re.match(r"release: error: remote `release` can't be read: .+", told)
+        and len(told.splitlines()) == 1
+    )
 
 
-@pytest.mark.parametrize(("name", "value"), [("region", "us-elsewhere-1"), ("endpointurl", "http://127.0.0.1:1")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("region", "us-elsewhere-1"), ("endpointurl", "http://127.0.0.1:1")]
+)
 def test_endpoint_and_region_are_those_of_the_config(clone, name, value):
     """The server is asked at the configured address and checks the region that a request is signed for."""
     call(clone, "dvc", "remote", "modify", "release", name, value)
-    told = call(clone, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", fails=True, **KEYS)
+    told = call(
+        clone, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", fails=True, **KEYS
+    )
     assert told.startswith("release: error: remote `release` can't be read: ")
 
 
@@ -142,8 +179,13 @@ def test_damage_is_an_error_that_names_the_file(s3, clone, tmp_path, damage):
             if damage == "flipped":
                 flip(tmp_path / "object")
             s3.put_object(**where, Body=(tmp_path / "object").read_bytes())
-        told = call(clone, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", fails=True, **KEYS)
-        assert f"train.parquet: object {md5[:2]}/{md5[2:]} of remote `release` is {'missing' if damage == 'missing' else 'damaged'}" in told
+        told = call(
+            clone, "python", "-m", "stages.tools", "release", "verify", "v1.0.0", fails=True, **KEYS
+        )
+        assert (
+            f"train.parquet: object {md5[:2]}/{md5[2:]} of remote `release` is {'missing' if damage == 'missing' else 'damaged'}"
+            in told
+        )
         call(clone, "dvc", "pull", "data/librachemqa", fails=True, **KEYS)
         assert not (clone / "data/librachemqa/train.parquet").exists()
     finally:
@@ -159,17 +201,36 @@ def test_a_push_that_is_killed_is_repeated(s3, clone):
     call(clone, "dvc", "remote", "modify", "storage", "endpointurl", s3.meta.endpoint_url)
     call(clone, "dvc", "remote", "modify", "storage", "region", REGION)
     call(clone, "dvc", "add", "-q", "many")
-    push = subprocess.Popen(["dvc", "push", "-q", "-j", "1", "many.dvc"], cwd=clone, env=os.environ | {"PATH": PATH} | KEYS)
+    push = subprocess.Popen(
+        ["dvc", "push", "-q", "-j", "1", "many.dvc"],
+        cwd=clone,
+        env=os.environ | {"PATH": PATH} | KEYS,
+    )
     while push.poll() is None and len(objects(s3, "killed/")) < 20:
         time.sleep(0.05)
     push.kill()
     assert push.wait() == -9
     arrived = objects(s3, "killed/")
-    assert 20 <= len(arrived) < 201 and not any(key.endswith(".dir") for key in arrived), "the list of files goes last"
+    assert 20 <= len(arrived) < 201 and not any(key.endswith(".dir") for key in arrived), (
+        "the list of files goes last"
+    )
     call(clone, "dvc", "push", "many.dvc", **KEYS)
     assert len(objects(s3, "killed/")) == 201 and set(arrived) < set(objects(s3, "killed/"))
     call(clone, "git", "add", "-A")
-    call(clone, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "many")
+    call(
+        clone,
+        "git",
+        "-c",
+        "user.name=test",
+        "-c",
+        "user.email=test@localhost",
+        "commit",
+        "-qm",
+        "many",
+    )
     call(clone.parent, "git", "clone", "-q", str(clone), "other")
     call(clone.parent / "other", "dvc", "pull", "-q", "many.dvc", **KEYS)
-    assert [(clone.parent / f"other/many/{i}").read_text() == (clone / f"many/{i}").read_text() for i in range(200)] == [True] * 200
+    assert [
+        (clone.parent / f"other/many/{i}").read_text() == (clone / f"many/{i}").read_text()
+        for i in range(200)
+    ] == [True] * 200

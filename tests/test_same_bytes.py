@@ -8,28 +8,53 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.dag import ROOT
 from test_training import project  # noqa: F401
 
+from helpers.dag import ROOT
 from stages.training.models import same_instructions
 
 PINNED = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")
 # What decides the order in which a sum is made: as a machine with other registers, and other settings, would have it.
 MACHINES = {
     "as it is, one thread": {"OMP_NUM_THREADS": "1"},
-    "narrow registers": {"OMP_NUM_THREADS": "2", "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"},
-    "wide registers": {"OMP_NUM_THREADS": "2", "ATEN_CPU_CAPABILITY": "avx512", "MKL_CBWR": "AVX512", "ONEDNN_MAX_CPU_ISA": "ALL"},
+    "narrow registers": {
+        "OMP_NUM_THREADS": "2",
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_CBWR": "COMPATIBLE",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+    },
+    "wide registers": {
+        "OMP_NUM_THREADS": "2",
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "MKL_CBWR": "AVX512",
+        "ONEDNN_MAX_CPU_ISA": "ALL",
+    },
 }
-x86_64 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the instruction sets of x86-64")
+x86_64 = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="the instruction sets of x86-64"
+)
 
 
 def trained(machine: dict[str, str], before: str = "") -> dict[str, str]:
     """SHA-256 of the weights that `sft` and `dpo` write on such a machine, `before` run first."""
-    environment = {name: value for name, value in os.environ.items() if name not in PINNED} | machine | {"PYTHONPATH": str(ROOT)}
+    environment = (
+        {name: value for name, value in os.environ.items() if name not in PINNED}
+        | machine
+        | {"PYTHONPATH": str(ROOT)}
+    )
     code = f"{before}\nfrom stages import dpo, sft\nsft.main()\ndpo.main()"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    return {name: hashlib.sha256(Path(f"models/{name}/model.safetensors").read_bytes()).hexdigest() for name in ("sft", "dpo")}
+    return {
+        name: hashlib.sha256(Path(f"models/{name}/model.safetensors").read_bytes()).hexdigest()
+        for name in ("sft", "dpo")
+    }
 
 
 @x86_64

@@ -19,9 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from stages.domain.splits import is_trivial
-from stages.domain.splits import SPLITS, near_duplicates
 from stages.domain.description import KEPT, chemistry
+from stages.domain.splits import SPLITS, is_trivial, near_duplicates
 
 ROOT = Path(__file__).parent.parent
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["seed"]
@@ -31,12 +30,17 @@ def run_seed(folder, hash_seed="0", **sizes):
     """Run the stage in `folder` with the project's params, `sizes` (seeds per split) put in their place."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     (folder / "data/catalog").symlink_to(ROOT / "data/catalog")
-    params = {name: value | {"seeds": sizes[name]} if name in sizes else value for name, value in PARAMS.items()}
+    params = {
+        name: value | {"seeds": sizes[name]} if name in sizes else value
+        for name, value in PARAMS.items()
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump({"random_seed": 2025, "seed": params}))
     (folder / "dvc.yaml").write_text("stages: {seed: {params: [random_seed, seed]}}\n")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": hash_seed}
     command = [sys.executable, "-m", "stages.seed"]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,9 @@ def tables(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seed")
     done = run_seed(folder)
     assert done.returncode == 0, done.stderr
-    return pl.read_parquet(folder / "data/seeds.parquet"), pl.read_parquet(folder / "data/substances.parquet")
+    return pl.read_parquet(folder / "data/seeds.parquet"), pl.read_parquet(
+        folder / "data/substances.parquet"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,11 @@ def dual(tables):
     seeds, substances = tables
     length = pl.col("name").str.len_chars().alias("name_length")
     features = substances.select("substance_id", "name", "smiles", "kind", "molar_mass", length)
-    return seeds.filter(pl.col("intent_kind") == "dual").join(features, on="substance_id").sort("seed_id")
+    return (
+        seeds.filter(pl.col("intent_kind") == "dual")
+        .join(features, on="substance_id")
+        .sort("seed_id")
+    )
 
 
 def test_the_default_sizes(tables):
@@ -62,8 +72,14 @@ def test_the_default_sizes(tables):
     seeds, substances = tables
     for split in ("train", "test"):
         labels = seeds.filter(pl.col("split") == split)["expected"]
-        assert (len(labels), (labels == "refuse").sum(), (labels == "comply").sum()) == (1264, 632, 632), split
-    listed = substances.filter((pl.col("status") == "controlled") & (pl.col("kind") == "medicine_drug"))
+        assert (len(labels), (labels == "refuse").sum(), (labels == "comply").sum()) == (
+            1264,
+            632,
+            632,
+        ), split
+    listed = substances.filter(
+        (pl.col("status") == "controlled") & (pl.col("kind") == "medicine_drug")
+    )
     assert listed.filter(pl.col("smiles").is_not_null())["parent_key"].n_unique() >= 500
     helped = seeds.filter(intent_kind="dual", expected="comply").join(substances, on="substance_id")
     for (split,), rows in helped.group_by("split"):
@@ -72,7 +88,11 @@ def test_the_default_sizes(tables):
 
 def test_sizes_and_balance(tables):
     seeds, _ = tables
-    assert seeds["seed_id"].n_unique() == seeds.height == sum(PARAMS[split]["seeds"] for split in SPLITS)
+    assert (
+        seeds["seed_id"].n_unique()
+        == seeds.height
+        == sum(PARAMS[split]["seeds"] for split in SPLITS)
+    )
     for split in SPLITS:
         size, dual_share = PARAMS[split]["seeds"], PARAMS[split]["dual_share"]
         part = seeds.filter(pl.col("split") == split)
@@ -81,7 +101,9 @@ def test_sizes_and_balance(tables):
             assert (half["intent_kind"] == "dual").sum() == round(size // 2 * dual_share), label
         for cell, rows in part.group_by("expected", "intent_kind", "status"):
             text = (rows["representation"] == "text").sum()
-            assert abs(2 * text - rows.height) <= max(3, 0.2 * rows.height) or cell[2] == "precursor", cell
+            assert (
+                abs(2 * text - rows.height) <= max(3, 0.2 * rows.height) or cell[2] == "precursor"
+            ), cell
 
 
 def test_labels_follow_the_table(tables):
@@ -92,13 +114,18 @@ def test_labels_follow_the_table(tables):
 
 def test_dual_intents_are_the_same_on_both_sides(dual):
     counts = dual.group_by("split", "expected", "intent", "representation").len()
-    sides = [counts.filter(pl.col("expected") == label).drop("expected").sort(pl.all()) for label in ("refuse", "comply")]
+    sides = [
+        counts.filter(pl.col("expected") == label).drop("expected").sort(pl.all())
+        for label in ("refuse", "comply")
+    ]
     assert sides[0].equals(sides[1])
     assert set(dual["intent"]) == set(chemistry().of_kind("dual"))
 
 
 def test_dual_is_mostly_about_different_substances(dual):
-    for (split, label, representation), rows in dual.group_by("split", "expected", "representation"):
+    for (split, label, representation), rows in dual.group_by(
+        "split", "expected", "representation"
+    ):
         assert rows["substance_id"].n_unique() >= 0.9 * rows.height, (split, label, representation)
 
 
@@ -111,25 +138,39 @@ def test_the_same_substances_are_complied_with_and_refused(tables):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("columns", [["molar_mass"], ["name_length"], ["molar_mass", "name_length"]])
+@pytest.mark.parametrize(
+    "columns", [["molar_mass"], ["name_length"], ["molar_mass", "name_length"]]
+)
 def test_no_shortcut_by_size(dual, split, columns):
     rows = dual.filter((pl.col("split") == split) & pl.col("molar_mass").is_not_null())
     labels, groups = rows["expected"].to_numpy(), rows["group"].to_numpy()
     for model in (
         make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced")),
-        DecisionTreeClassifier(max_depth=3, min_samples_leaf=5, class_weight="balanced", random_state=0),
+        DecisionTreeClassifier(
+            max_depth=3, min_samples_leaf=5, class_weight="balanced", random_state=0
+        ),
     ):
-        guesses = cross_val_predict(model, rows.select(columns).to_numpy(), labels, groups=groups, cv=GroupKFold(5))
+        guesses = cross_val_predict(
+            model, rows.select(columns).to_numpy(), labels, groups=groups, cv=GroupKFold(5)
+        )
         assert balanced_accuracy_score(labels, guesses) <= 0.6
 
 
 def test_no_substance_scaffold_or_near_duplicate_crosses_a_split(tables):
     seeds, substances = tables
-    assert seeds.join(substances, on="substance_id").filter(pl.col("split") != pl.col("split_right")).is_empty()
+    assert (
+        seeds.join(substances, on="substance_id")
+        .filter(pl.col("split") != pl.col("split_right"))
+        .is_empty()
+    )
     for column in ("substance_id", "parent_key", "group"):
         known = substances.filter(pl.col(column).is_not_null())
         assert known.group_by(column).agg(pl.col("split").n_unique())["split"].max() == 1, column
-    scaffolds = substances.group_by("scaffold").agg(pl.col("split").n_unique()).filter(pl.col("split") > 1)["scaffold"]
+    scaffolds = (
+        substances.group_by("scaffold")
+        .agg(pl.col("split").n_unique())
+        .filter(pl.col("split") > 1)["scaffold"]
+    )
     assert all(is_trivial(scaffold) for scaffold in scaffolds)
     parts = {split: substances.filter(pl.col("split") == split) for split in SPLITS}
     for one, other in combinations(SPLITS, 2):
@@ -147,7 +188,9 @@ def test_no_group_holds_a_third_of_the_controlled(tables):
 def test_structures_only_where_they_may_be(tables):
     seeds, substances = tables
     controlled = substances.filter(pl.col("status") == "controlled")
-    assert controlled.filter((pl.col("kind") != "medicine_drug") & pl.col("smiles").is_not_null()).is_empty()
+    assert controlled.filter(
+        (pl.col("kind") != "medicine_drug") & pl.col("smiles").is_not_null()
+    ).is_empty()
     drawn = seeds.filter(pl.col("representation") == "smiles").join(substances, on="substance_id")
     assert drawn["smiles"].null_count() == 0 and not drawn["smiles"].str.contains(r"[@/\\]").any()
 
@@ -162,19 +205,32 @@ def test_not_scheduled_is_said_of_what_is_on_no_list(tables):
 # What the offline teacher writes of 200 real substances, read by patterns of this test and held against rdkit and `chemicals`
 # asked by CAS number: nothing of stages/judging/fact_check.py, and of stages/chemistry/properties.py only what went into the texts.
 STATED = {  # intent -> (pattern of a number with its unit, factor, offset to the unit named at its end)
-    "molar_mass": ((r"([\d.]+) g(?:/mol|(?=[., )]))", 1, 0), (r"([\d.]+) kg/mol", 1000, 0)),  # g/mol
+    "molar_mass": (
+        (r"([\d.]+) g(?:/mol|(?=[., )]))", 1, 0),
+        (r"([\d.]+) kg/mol", 1000, 0),
+    ),  # g/mol
     **dict.fromkeys(
-        ("melting_point", "boiling_point", "flash_point"), ((r"([\d.]+) K\b", 1, 0), (r"(-?[\d.]+) °C", 1, 273.15))
+        ("melting_point", "boiling_point", "flash_point"),
+        ((r"([\d.]+) K\b", 1, 0), (r"(-?[\d.]+) °C", 1, 273.15)),
     ),  # K
     "exposure_limit": ((r"([\d.]+) mg/m3", 1, 0),),  # mg/m3
     "dilution": ((r"([\d.]+) mL of stock", 1, 0), (r"([\d.]+) L\b", 1000, 0)),  # mL
 }
-NOT_MEASURED = ("JOBACK", "YAWS", "WIKIDATA", "Serat DIPPR (2017)")  # estimated, in part predicted, or without a source
+NOT_MEASURED = (
+    "JOBACK",
+    "YAWS",
+    "WIKIDATA",
+    "Serat DIPPR (2017)",
+)  # estimated, in part predicted, or without a source
 
 
 def stated(intent, text):
     """The numbers that `text` gives for `intent`, in one unit; at least one."""
-    found = [float(number) * factor + offset for form, factor, offset in STATED[intent] for number in re.findall(form, text)]
+    found = [
+        float(number) * factor + offset
+        for form, factor, offset in STATED[intent]
+        for number in re.findall(form, text)
+    ]
     assert found, (intent, text)
     return found
 
@@ -197,17 +253,27 @@ def planned(tables, **changes):
     from stages.domain.planner import plan_split
     from stages.domain.substance import Substance
 
-    known = [{key: value for key, value in row.items() if key in Substance.__dataclass_fields__} for row in tables[1].iter_rows(named=True)]
+    known = [
+        {key: value for key, value in row.items() if key in Substance.__dataclass_fields__}
+        for row in tables[1].iter_rows(named=True)
+    ]
     able = [Substance(**fields | {"facts": json.loads(fields["facts"])}) for fields in known]
-    return pl.DataFrame(plan_split("train", 240, able, 0.75, 0.5, 2025, **changes), infer_schema_length=None)
+    return pl.DataFrame(
+        plan_split("train", 240, able, 0.75, 0.5, 2025, **changes), infer_schema_length=None
+    )
 
 
 @pytest.mark.parametrize(("share", "refused"), [(1 / 3, 80), (0.5, 120), (2 / 3, 160)])
 def test_train_may_be_unbalanced(tables, share, refused):
     seeds = planned(tables, refuse_share=share)
-    assert seeds.height == 240 == seeds["seed_id"].n_unique() and (seeds["expected"] == "refuse").sum() == refused
+    assert (
+        seeds.height == 240 == seeds["seed_id"].n_unique()
+        and (seeds["expected"] == "refuse").sum() == refused
+    )
     for (label,), half in seeds.group_by("expected"):
-        assert (half["intent_kind"] == "dual").sum() == round(0.75 * (refused if label == "refuse" else 240 - refused))
+        assert (half["intent_kind"] == "dual").sum() == round(
+            0.75 * (refused if label == "refuse" else 240 - refused)
+        )
         assert abs((half["representation"] == "text").mean() - 0.5) < 0.05
     assert seeds["intent_kind"].n_unique() == 3
 
@@ -216,7 +282,10 @@ def test_train_may_be_unbalanced(tables, share, refused):
 def test_train_may_have_one_representation(tables, representation):
     seeds = planned(tables, representations=representation)
     assert seeds.height == 240 and set(seeds["representation"]) == {representation}
-    assert (seeds["expected"] == "refuse").mean() == 0.5 and set(seeds["intent"]) >= {*chemistry().of_kind("dual"), *chemistry().of_kind("harmful")}
+    assert (seeds["expected"] == "refuse").mean() == 0.5 and set(seeds["intent"]) >= {
+        *chemistry().of_kind("dual"),
+        *chemistry().of_kind("harmful"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -226,21 +295,32 @@ def written(tables, tmp_path_factory):
     The texts come by (seed_id, role), wrong facts by (seed_id, "wrong_fact"); third, how many substances each intent could have.
     """
     from stages import craft, rephrase
-    from stages.domain import planner as requests
     from stages.chemistry.hazards import complete
+    from stages.domain import planner as requests
     from stages.domain.substance import Substance
 
     _, substances = tables
-    common = pl.col("kind").is_in(["everyday", "industrial"])  # what can be diluted, catches fire or is in the air at work
+    common = pl.col("kind").is_in(
+        ["everyday", "industrial"]
+    )  # what can be diluted, catches fire or is in the air at work
     able = []
-    for row in pl.concat([substances.filter(common), substances.filter(~common).gather_every(3)]).iter_rows(named=True):
+    for row in pl.concat(
+        [substances.filter(common), substances.filter(~common).gather_every(3)]
+    ).iter_rows(named=True):
         fields = {key: value for key, value in row.items() if key in Substance.__dataclass_fields__}
         able.append(Substance(**fields | {"split": "test", "facts": json.loads(row["facts"])}))
         complete(able[-1])
-    properties = chemistry().model_copy(update={"turns": ["property"]})  # the planner's own seeds, but of properties alone
+    properties = chemistry().model_copy(
+        update={"turns": ["property"]}
+    )  # the planner's own seeds, but of properties alone
     seeds = requests.plan_split("test", 600, able, 0.0, 0.0, 2025, domain=properties)
-    waiting = {intent: [seed for seed in seeds if seed["intent"] == intent] for intent in chemistry().properties}
-    possible = {intent: len({seed["substance_id"] for seed in seeds}) for intent, seeds in waiting.items()}
+    waiting = {
+        intent: [seed for seed in seeds if seed["intent"] == intent]
+        for intent in chemistry().properties
+    }
+    possible = {
+        intent: len({seed["substance_id"] for seed in seeds}) for intent, seeds in waiting.items()
+    }
     chosen = {}
     scarce_first = sorted(chemistry().properties, key=possible.get)
     # Ten substances for each intent, those first that few can be asked about; then one each in turn, as long as there are any.
@@ -252,7 +332,10 @@ def written(tables, tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     (folder / "data").mkdir()
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    stages = {name: {"params": ["random_seed", name, "teacher", "budget"]} for name in ("craft", "rephrase")}
+    stages = {
+        name: {"params": ["random_seed", name, "teacher", "budget"]}
+        for name in ("craft", "rephrase")
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     with pytest.MonkeyPatch.context() as patched:
@@ -268,7 +351,9 @@ def written(tables, tmp_path_factory):
         for role in ("prompt", "chosen"):
             texts.setdefault((row["seed_id"], role), []).append(row[role])
     for row in pl.read_parquet(folder / "data/rephrasings.parquet").iter_rows(named=True):
-        texts.setdefault((row["seed_id"], row["rejected_kind"] or row["role"]), []).append(row["text"])
+        texts.setdefault((row["seed_id"], row["rejected_kind"] or row["role"]), []).append(
+            row["text"]
+        )
     return seeds, texts, possible
 
 
@@ -277,8 +362,13 @@ def test_the_sample_holds_every_property(written):
     counts = dict(seeds["intent"].value_counts().iter_rows())
     assert seeds["substance_id"].n_unique() == seeds.height == 200
     assert set(counts) == set(chemistry().properties) and min(counts.values()) >= 5, counts
-    assert all(count >= min(10, possible[intent]) for intent, count in counts.items()), (counts, possible)
-    assert set(seeds["status"]) >= {"controlled", "unregulated"} and set(seeds["representation"]) == {"text", "smiles"}
+    assert all(count >= min(10, possible[intent]) for intent, count in counts.items()), (
+        counts,
+        possible,
+    )
+    assert set(seeds["status"]) >= {"controlled", "unregulated"} and set(
+        seeds["representation"]
+    ) == {"text", "smiles"}
 
 
 def mistaken(intent, substance, prompts, text):
@@ -289,29 +379,58 @@ def mistaken(intent, substance, prompts, text):
     from rdkit.Chem.Descriptors import MolWt
     from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 
-    cas, molecule = substance["cas"], substance["smiles"] and Chem.MolFromSmiles(substance["smiles"])
+    cas, molecule = (
+        substance["cas"],
+        substance["smiles"] and Chem.MolFromSmiles(substance["smiles"]),
+    )
     entry = pubchem_db.search_CAS(cas, autoload=True) if cas else None
     if intent == "formula":
-        known = [*([CalcMolFormula(molecule)] if molecule else []), *([entry.formula] if entry else [])]
+        known = [
+            *([CalcMolFormula(molecule)] if molecule else []),
+            *([entry.formula] if entry else []),
+        ]
         return None if all(formula_in(text) == atoms(one) for one in known) else known
     numbers = stated(intent, text)
     if intent == "molar_mass":
         known = [*([MolWt(molecule)] if molecule else []), *([entry.MW] if entry else [])]
-        return None if all(number == pytest.approx(one, abs=0.06) for number in numbers for one in known) else known
+        return (
+            None
+            if all(number == pytest.approx(one, abs=0.06) for number in numbers for one in known)
+            else known
+        )
     if intent == "dilution":
-        known = [round(wanted * total / stock, 4) for stock, total, wanted in map(dilution_in, prompts)]
-        return None if all(number == pytest.approx(one, rel=0.02) for number in numbers for one in known) else known
+        known = [
+            round(wanted * total / stock, 4) for stock, total, wanted in map(dilution_in, prompts)
+        ]
+        return (
+            None
+            if all(number == pytest.approx(one, rel=0.02) for number in numbers for one in known)
+            else known
+        )
     if intent == "exposure_limit":
         amount, unit = TWA(cas)
         ppm = [float(number) for number in re.findall(r"([\d.]+) ppm", text)]
-        known = amount * entry.MW / 24.45 if unit == "ppm" else amount  # 24.45 L/mol: an ideal gas at 25 °C and 1 atm
-        right = all(number == pytest.approx(known, rel=0.02) for number in numbers) and ppm in ([], [pytest.approx(amount, rel=1e-3)])
+        known = (
+            amount * entry.MW / 24.45 if unit == "ppm" else amount
+        )  # 24.45 L/mol: an ideal gas at 25 °C and 1 atm
+        right = all(number == pytest.approx(known, rel=0.02) for number in numbers) and ppm in (
+            [],
+            [pytest.approx(amount, rel=1e-3)],
+        )
         return None if right and (unit == "ppm" or not ppm) else (known, amount, unit)
     look_up, methods = {
         "melting_point": (Tm, Tm_methods), "boiling_point": (Tb, Tb_methods), "flash_point": (T_flash, T_flash_methods),
     }[intent]  # fmt: skip
-    known = {method: look_up(CASRN=cas, method=method) for method in methods(cas) if method not in NOT_MEASURED}
-    return None if all(any(abs(number - one) < 0.2 for one in known.values()) for number in numbers) else known
+    known = {
+        method: look_up(CASRN=cas, method=method)
+        for method in methods(cas)
+        if method not in NOT_MEASURED
+    }
+    return (
+        None
+        if all(any(abs(number - one) < 0.2 for one in known.values()) for number in numbers)
+        else known
+    )
 
 
 def dilution_in(prompt):
@@ -345,7 +464,10 @@ def test_grounded_intents_have_their_fact(tables):
         if fact:
             assert json.loads(fact)["name"] == intent
     for fact in seeds.filter(pl.col("intent") == "dilution")["fact"]:
-        value, (stock, total, wanted) = json.loads(fact)["value"], _dilution_numbers(json.loads(fact)["source"])
+        value, (stock, total, wanted) = (
+            json.loads(fact)["value"],
+            _dilution_numbers(json.loads(fact)["source"]),
+        )
         assert value == pytest.approx(wanted * total / stock)
 
 
@@ -361,10 +483,15 @@ def test_the_same_bytes_twice(tmp_path):
         folder = tmp_path / hash_seed
         done = run_seed(folder, hash_seed, **sizes)
         assert done.returncode == 0, done.stderr
-        written.append([(folder / f"data/{name}.parquet").read_bytes() for name in ("seeds", "substances")])
+        written.append(
+            [(folder / f"data/{name}.parquet").read_bytes() for name in ("seeds", "substances")]
+        )
     assert written[0] == written[1]
     seeds = pl.read_parquet(folder / "data/seeds.parquet")
-    assert dict(seeds["split"].value_counts().iter_rows()) == sizes and (seeds["expected"] == "refuse").mean() == 0.5
+    assert (
+        dict(seeds["split"].value_counts().iter_rows()) == sizes
+        and (seeds["expected"] == "refuse").mean() == 0.5
+    )
 
 
 @pytest.mark.parametrize("sizes, message", [

@@ -18,17 +18,21 @@ import openai
 import pytest
 import uvicorn
 
+from helpers.asking import make_app
+from stages.chat.offline import RequestError, last_user_text
 from stages.judging import offline_judges as judge
 from stages.judging.questions import helpfulness_request, paper_request
 from stages.teacher import offline_teacher as offline
-from stages.tools.serving import batch_api as asgi_batches, fault_injection as faults
-from helpers.asking import make_app
-from stages.chat.offline import RequestError, last_user_text
-from stages.tools.serving.fault_injection import Faults
 from stages.teacher.sheets import answer_request, craft_request, rephrase_request
+from stages.tools.serving import batch_api as asgi_batches
+from stages.tools.serving import fault_injection as faults
+from stages.tools.serving.fault_injection import Faults
 
 FINAL = asgi_batches.FINAL
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "number", "schema": {"type": "object"}, "strict": True}}
+SCHEMA = {
+    "type": "json_schema",
+    "json_schema": {"name": "number", "schema": {"type": "object"}, "strict": True},
+}
 
 
 def app_of(answer=last_user_text):
@@ -39,7 +43,9 @@ def app_of(answer=last_user_text):
 def on_port(app):
     """The address of `app`, served by a thread."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
@@ -53,8 +59,12 @@ def talk(app, conversation, url=None):
     """What the coroutine `conversation(client)` returns, with an openai client of `app` (in process) or of `url`."""
 
     async def go():
-        http = openai.DefaultAsyncHttpxClient(transport=None if url else httpx2.ASGITransport(app=app))
-        async with openai.AsyncOpenAI(base_url=url or "http://x/v1", api_key="k", http_client=http, max_retries=0) as client:
+        http = openai.DefaultAsyncHttpxClient(
+            transport=None if url else httpx2.ASGITransport(app=app)
+        )
+        async with openai.AsyncOpenAI(
+            base_url=url or "http://x/v1", api_key="k", http_client=http, max_retries=0
+        ) as client:
             return await conversation(client)
 
     return asyncio.run(go())
@@ -67,8 +77,12 @@ def each(app, texts, url=None, **more):
         told = []
         for text in texts:
             try:
-                reply = await client.chat.completions.create(model="m", messages=[{"role": "user", "content": text}], **more)
-                told.append(reply if isinstance(reply, str) else reply.choices[0])  # the client gives what isn't JSON as text
+                reply = await client.chat.completions.create(
+                    model="m", messages=[{"role": "user", "content": text}], **more
+                )
+                told.append(
+                    reply if isinstance(reply, str) else reply.choices[0]
+                )  # the client gives what isn't JSON as text
             except openai.APIError as error:
                 told.append(error)
         return told
@@ -78,14 +92,26 @@ def each(app, texts, url=None, **more):
 
 def line(custom_id, text="hello", **changes):
     body = {"model": "m", "messages": [{"role": "user", "content": text}]}
-    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body, **changes}
+    return {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": body,
+        **changes,
+    }
 
 
 async def begin(client, lines, **more):
     """A new batch of `lines` (objects, or the file's bytes)."""
-    content = lines if isinstance(lines, bytes) else "".join(json.dumps(line) + "\n" for line in lines).encode()
+    content = (
+        lines
+        if isinstance(lines, bytes)
+        else "".join(json.dumps(line) + "\n" for line in lines).encode()
+    )
     file = await client.files.create(file=("in.jsonl", content), purpose="batch")
-    return await client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", **more)
+    return await client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", **more
+    )
 
 
 async def ended(client, batch):
@@ -100,7 +126,11 @@ async def told(client, file_id):
     """{custom_id: line} of an output or error file, in its order."""
     content = (await client.files.content(file_id)).content
     lines = [json.loads(text) for text in content.splitlines()]
-    assert len({line["custom_id"] for line in lines}) == len({line["id"] for line in lines}) == len(lines)
+    assert (
+        len({line["custom_id"] for line in lines})
+        == len({line["id"] for line in lines})
+        == len(lines)
+    )
     return {line["custom_id"]: line for line in lines}
 
 
@@ -109,7 +139,10 @@ def whole(app, lines, url=None, **more):
 
     async def conversation(client):
         batch = await ended(client, await begin(client, lines, **more))
-        files = [await told(client, file_id) if file_id else None for file_id in (batch.output_file_id, batch.error_file_id)]
+        files = [
+            await told(client, file_id) if file_id else None
+            for file_id in (batch.output_file_id, batch.error_file_id)
+        ]
         return batch, *files
 
     return talk(app, conversation, url)
@@ -133,13 +166,36 @@ def test_a_batch_with_good_and_bad_lines(port):
             batch, output, errors = whole(None, lines, url, metadata={"part": "1"})
     else:
         batch, output, errors = whole(app, lines, metadata={"part": "1"})
-    assert (batch.status, batch.object, batch.metadata, batch.errors) == ("completed", "batch", {"part": "1"}, None)
-    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (41, 36, 5)
-    assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at < batch.expires_at
+    assert (batch.status, batch.object, batch.metadata, batch.errors) == (
+        "completed",
+        "batch",
+        {"part": "1"},
+        None,
+    )
+    assert (
+        batch.request_counts.total,
+        batch.request_counts.completed,
+        batch.request_counts.failed,
+    ) == (41, 36, 5)
+    assert (
+        batch.created_at
+        <= batch.in_progress_at
+        <= batch.finalizing_at
+        <= batch.completed_at
+        < batch.expires_at
+    )
     assert batch.failed_at is batch.expired_at is batch.cancelled_at is None
-    assert sorted(output) == [custom_id for custom_id in ids if not custom_id.endswith("7")] != list(output)
+    assert (
+        sorted(output)
+        == [custom_id for custom_id in ids if not custom_id.endswith("7")]
+        != list(output)
+    )
     for custom_id, done in output.items():
-        assert done["error"] is None and done["response"]["status_code"] == 200 and done["response"]["request_id"]
+        assert (
+            done["error"] is None
+            and done["response"]["status_code"] == 200
+            and done["response"]["request_id"]
+        )
         assert done["response"]["body"]["choices"][0]["message"]["content"] == f"got {custom_id}"
     assert set(errors) == {"line-07", "line-17", "line-27", "line-37", "no-messages"}
     failed = errors["line-07"]
@@ -153,7 +209,10 @@ def test_a_batch_with_good_and_bad_lines(port):
 def test_files_without_lines_are_not_there():
     good, output, errors = whole(app_of(), [line("a")])
     assert (good.error_file_id, list(output), errors) == (None, ["a"], None)
-    bad, output, errors = whole(app_of(), [line("a", body={"model": "other", "messages": [{"role": "user", "content": "x"}]})])
+    bad, output, errors = whole(
+        app_of(),
+        [line("a", body={"model": "other", "messages": [{"role": "user", "content": "x"}]})],
+    )
     assert (bad.status, bad.output_file_id, output) == ("completed", None, None)
     assert errors["a"]["response"]["status_code"] == 404
 
@@ -199,7 +258,11 @@ def test_a_batch_goes_through_its_states():
         return states
 
     states = talk(Faults(app_of(), latency_s=0.1), conversation)
-    assert [state for state in states if state != "finalizing"] == ["validating", "in_progress", "completed"]
+    assert [state for state in states if state != "finalizing"] == [
+        "validating",
+        "in_progress",
+        "completed",
+    ]
 
 
 def test_a_cancelled_batch_keeps_what_is_done(monkeypatch):
@@ -212,24 +275,42 @@ def test_a_cancelled_batch_keeps_what_is_done(monkeypatch):
             batch = await client.batches.retrieve(batch.id)
         asked = await client.batches.cancel(batch.id)
         again = await client.batches.cancel(batch.id)
-        assert (asked.status, again.status, asked.cancelling_at) == ("cancelling", "cancelling", again.cancelling_at)
+        assert (asked.status, again.status, asked.cancelling_at) == (
+            "cancelling",
+            "cancelling",
+            again.cancelling_at,
+        )
         batch = await ended(client, asked)
-        with pytest.raises(openai.ConflictError, match="Cannot cancel a batch with status 'cancelled'"):
+        with pytest.raises(
+            openai.ConflictError, match="Cannot cancel a batch with status 'cancelled'"
+        ):
             await client.batches.cancel(batch.id)
-        return batch, await told(client, batch.output_file_id), await told(client, batch.error_file_id)
+        return (
+            batch,
+            await told(client, batch.output_file_id),
+            await told(client, batch.error_file_id),
+        )
 
     batch, output, errors = talk(Faults(app_of(), latency_s=0.05), conversation)
     assert batch.status == "cancelled" and batch.cancelled_at and not batch.completed_at
     assert 0 < len(output) < 100 and len(output) == batch.request_counts.completed
     assert len(output) + len(errors) == 100 and not set(output) & set(errors)
-    assert all(done["response"] is None and done["error"]["code"] == "batch_cancelled" for done in errors.values())
+    assert all(
+        done["response"] is None and done["error"]["code"] == "batch_cancelled"
+        for done in errors.values()
+    )
 
 
 def test_an_expired_batch_keeps_what_is_done():
-    batch, output, errors = whole(Faults(app_of(), expire_after=5), [line(str(i)) for i in range(20)])
+    batch, output, errors = whole(
+        Faults(app_of(), expire_after=5), [line(str(i)) for i in range(20)]
+    )
     assert batch.status == "expired" and batch.expired_at and not batch.completed_at
     assert len(output) == 5 and len(errors) == 15
-    assert all(done["response"] is None and done["error"]["code"] == "batch_expired" for done in errors.values())
+    assert all(
+        done["response"] is None and done["error"]["code"] == "batch_expired"
+        for done in errors.values()
+    )
     assert all(done["error"]["message"] for done in errors.values())
 
 
@@ -256,7 +337,9 @@ def test_the_server_answers_while_it_works_on_a_batch():
         await ended(client, batch)
         return longest / (time.perf_counter() - started)
 
-    assert talk(app_of(slow), conversation) < 0.5  # of the time that a third of the batch takes; some slices, not all
+    assert (
+        talk(app_of(slow), conversation) < 0.5
+    )  # of the time that a third of the batch takes; some slices, not all
 
 
 def test_a_batch_outlives_the_event_loop_that_created_it():
@@ -316,11 +399,19 @@ def test_files_are_kept_as_they_are():
     async def conversation(client):
         file = await client.files.create(file=("Ünï.jsonl", content), purpose="batch")
         other = await client.files.create(file=("b.jsonl", b""), purpose="batch")
-        assert (file.bytes, file.filename, file.purpose, file.object) == (len(content), "Ünï.jsonl", "batch", "file")
+        assert (file.bytes, file.filename, file.purpose, file.object) == (
+            len(content),
+            "Ünï.jsonl",
+            "batch",
+            "file",
+        )
         assert await client.files.retrieve(file.id) == file
         assert (await client.files.content(file.id)).content == content
         assert [one.id async for one in client.files.list(limit=1)] == [other.id, file.id]
-        assert [one.id async for one in client.files.list(order="asc", purpose="batch")] == [file.id, other.id]
+        assert [one.id async for one in client.files.list(order="asc", purpose="batch")] == [
+            file.id,
+            other.id,
+        ]
         assert (await client.files.list(purpose="batch_output")).data == []
         assert (await client.files.delete(file.id)).deleted
         for gone in (client.files.retrieve, client.files.content, client.files.delete):
@@ -343,7 +434,11 @@ def test_files_are_kept_as_they_are():
 def test_batches_that_cannot_be_created(change, param):
     async def conversation(client):
         file = await client.files.create(file=("in.jsonl", b"{}"), purpose="batch")
-        good = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        good = {
+            "input_file_id": file.id,
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        }
         with pytest.raises(openai.BadRequestError) as caught:
             await client.batches.create(**{**good, **change})
         assert caught.value.param == param
@@ -360,7 +455,9 @@ def test_an_output_file_is_no_input():
         batch = await ended(client, await begin(client, [line("a")]))
         with pytest.raises(openai.BadRequestError, match="purpose `batch`"):
             await client.batches.create(
-                input_file_id=batch.output_file_id, endpoint="/v1/chat/completions", completion_window="24h"
+                input_file_id=batch.output_file_id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
             )
 
     talk(app_of(), conversation)
@@ -380,7 +477,9 @@ def test_uploads_that_are_none(kind, body, words):
     body = body.replace(b"%s", b"Content-Disposition: form-data; name=purpose\r\n\r\n")
 
     async def go():
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app_of()), base_url="http://x") as http:
+        async with httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app=app_of()), base_url="http://x"
+        ) as http:
             return await http.post("/v1/files", content=body, headers={"content-type": kind})
 
     response = asyncio.run(go())
@@ -393,12 +492,18 @@ def test_uploads_that_are_none(kind, body, words):
 def outcomes(told):
     """(text, finish_reason) of choices; the name of an error; what isn't JSON."""
     named = [type(one).__name__ if isinstance(one, Exception) else one for one in told]
-    return [one if isinstance(one, str) else (one.message.content, one.finish_reason) for one in named]
+    return [
+        one if isinstance(one, str) else (one.message.content, one.finish_reason) for one in named
+    ]
 
 
 def test_without_faults_nothing_changes():
     app = Faults(app_of())
-    assert outcomes(each(app, ["a", "b"])) == outcomes(each(app_of(), ["a", "b"])) == [("a", "stop"), ("b", "stop")]
+    assert (
+        outcomes(each(app, ["a", "b"]))
+        == outcomes(each(app_of(), ["a", "b"]))
+        == [("a", "stop"), ("b", "stop")]
+    )
     assert app.served == {"chat": 2, "refused": 0, "failed": 0, "files": 0, "batches": 0}
 
 
@@ -413,12 +518,16 @@ def test_failures_are_500_and_503_in_openais_shape():
 def test_faults_follow_from_the_seed():
     shares = {"fail_share": 0.2, "malformed_share": 0.2, "length_share": 0.2, "garbage_share": 0.1}
     texts = [f"text {i}" for i in range(200)]
-    runs = [outcomes(each(Faults(app_of(), **shares, random_seed=seed), texts)) for seed in (1, 1, 2)]
+    runs = [
+        outcomes(each(Faults(app_of(), **shares, random_seed=seed), texts)) for seed in (1, 1, 2)
+    ]
     assert runs[0] == runs[1] != runs[2]
     slow = Faults(app_of(), **shares, random_seed=1, latency_s=1e-5, latency="exponential")
     assert outcomes(each(slow, texts)) == runs[0]  # other switches don't move them
     del shares["fail_share"]  # 500 and 503 take turns
-    forth, back = (outcomes(each(Faults(app_of(), **shares), several)) for several in (texts, texts[::-1]))
+    forth, back = (
+        outcomes(each(Faults(app_of(), **shares), several)) for several in (texts, texts[::-1])
+    )
     assert back[::-1] == forth  # whatever comes first
     shown = [str(one) for one in runs[0]]
     for mark, share in (("Internal", 0.2), ("Here it is", 0.2), ("'length'", 0.2), ("<html>", 0.1)):
@@ -428,10 +537,15 @@ def test_faults_follow_from_the_seed():
 def test_a_request_fares_alone_as_it_does_in_a_batch():
     shares = {"malformed_share": 0.3, "length_share": 0.3}
     texts = [f"text {i} in Å" for i in range(50)]
-    _, output, _ = whole(Faults(app_of(), **shares), [line(str(i), text) for i, text in enumerate(texts)])
+    _, output, _ = whole(
+        Faults(app_of(), **shares), [line(str(i), text) for i, text in enumerate(texts)]
+    )
     choices = [output[str(i)]["response"]["body"]["choices"][0] for i in range(50)]
     in_batch = [(choice["message"]["content"], choice["finish_reason"]) for choice in choices]
-    assert outcomes(each(Faults(app_of(), **shares), texts)) == in_batch and len({text[:4] for text, _ in in_batch}) == 2
+    assert (
+        outcomes(each(Faults(app_of(), **shares), texts)) == in_batch
+        and len({text[:4] for text, _ in in_batch}) == 2
+    )
 
 
 def test_malformed_text_is_a_completion_but_no_json():
@@ -447,8 +561,15 @@ def test_length_cuts_the_text_whole_and_streamed():
 
     async def conversation(client):
         messages = [{"role": "user", "content": "abcdef"}]
-        chunks = [chunk async for chunk in await client.chat.completions.create(model="m", messages=messages, stream=True)]
-        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks), chunks[-1].choices[0].finish_reason
+        chunks = [
+            chunk
+            async for chunk in await client.chat.completions.create(
+                model="m", messages=messages, stream=True
+            )
+        ]
+        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks), chunks[
+            -1
+        ].choices[0].finish_reason
 
     assert talk(Faults(app_of(), length_share=1.0), conversation) == ("abc", "length")
 
@@ -457,7 +578,9 @@ def test_garbage_is_200_and_no_json():
     app = Faults(app_of(), garbage_share=1.0)
 
     async def conversation(client):
-        raw = await client.chat.completions.with_raw_response.create(model="m", messages=[{"role": "user", "content": "a"}])
+        raw = await client.chat.completions.with_raw_response.create(
+            model="m", messages=[{"role": "user", "content": "a"}]
+        )
         return raw.status_code, raw.content
 
     status, content = talk(app, conversation)
@@ -497,7 +620,11 @@ def test_a_hanging_request_is_never_answered():
 def test_a_server_without_schemas_refuses_them():
     app = Faults(app_of(), no_schema=True)
     (error,) = each(app, ["a"], response_format=SCHEMA)
-    assert isinstance(error, openai.BadRequestError) and error.param == "response_format" and "json_schema" in error.message
+    assert (
+        isinstance(error, openai.BadRequestError)
+        and error.param == "response_format"
+        and "json_schema" in error.message
+    )
     assert outcomes(each(app, ["json"], response_format={"type": "json_object"}) + each(app, ["b"])) == [
         ("json", "stop"), ("b", "stop"),
     ]  # fmt: skip
@@ -543,7 +670,14 @@ def test_latency_is_waited_for():
 
 def test_lines_of_a_batch_have_faults_too():
     lines = [line(str(i), "abcdef") for i in range(100)]
-    app = Faults(app_of(), fail_share=0.2, malformed_share=0.2, length_share=0.2, hang_share=0.1, garbage_share=0.1)
+    app = Faults(
+        app_of(),
+        fail_share=0.2,
+        malformed_share=0.2,
+        length_share=0.2,
+        hang_share=0.1,
+        garbage_share=0.1,
+    )
     batch, output, errors = whole(app, lines)
     assert batch.status == "completed" and 5 < len(errors) < 35
     assert {done["response"]["status_code"] for done in errors.values()} == {500, 503}
@@ -552,13 +686,24 @@ def test_lines_of_a_batch_have_faults_too():
     assert kinds == {("abcdef", "stop"), ("Here it is: abc", "stop"), ("abc", "length")}
     assert app.served == {"chat": 0, "refused": 0, "failed": 0, "files": 1, "batches": 1}
     schema = {**line("a")["body"], "response_format": SCHEMA}
-    _, output, errors = whole(Faults(app_of(), no_schema=True), [line("plain"), line("schema", body=schema)])
-    assert list(output) == ["plain"] and errors["schema"]["response"]["body"]["error"]["param"] == "response_format"
+    _, output, errors = whole(
+        Faults(app_of(), no_schema=True), [line("plain"), line("schema", body=schema)]
+    )
+    assert (
+        list(output) == ["plain"]
+        and errors["schema"]["response"]["body"]["error"]["param"] == "response_format"
+    )
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"fail_share": -0.1}, {"fail_share": 0.6, "cut_share": 0.6}, {"rate_limit": 0}, {"latency_s": -1}, {"latency": "slow"}],
+    [
+        {"fail_share": -0.1},
+        {"fail_share": 0.6, "cut_share": 0.6},
+        {"rate_limit": 0},
+        {"latency_s": -1},
+        {"latency": "slow"},
+    ],
 )
 def test_faults_that_cannot_be(wrong):
     with pytest.raises(ValueError):
@@ -572,7 +717,9 @@ def test_faults_that_cannot_be(wrong):
 def started(who, *options):
     """(process, address) of a server that picks its own port."""
     command = [sys.executable, "-m", "stages.tools", "serve", who, "--port", "0", *options]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    server = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
     try:
         yield server, server.stdout.readline().split(" at ")[1].split()[0]
     finally:
@@ -582,21 +729,33 @@ def started(who, *options):
 
 
 def test_the_command_line_serves_with_faults_and_stops_at_ctrl_c():
-    with started("teacher", "--rate-limit", "0.1", "--retry-after", "3", "--no-schema") as (server, url):
+    with started("teacher", "--rate-limit", "0.1", "--retry-after", "3", "--no-schema") as (
+        server,
+        url,
+    ):
         assert url.endswith("/v1") and not url.endswith(":0/v1")
         with openai.OpenAI(base_url=url, api_key="k", max_retries=0) as client:
-            asked = {"model": offline.MODEL, "messages": [{"role": "user", "content": "What can you do?"}]}
+            asked = {
+                "model": offline.MODEL,
+                "messages": [{"role": "user", "content": "What can you do?"}],
+            }
             with pytest.raises(openai.BadRequestError) as caught:
                 client.chat.completions.create(**asked, response_format=SCHEMA)
             assert caught.value.param == "response_format"
             with pytest.raises(openai.RateLimitError) as caught:
                 client.chat.completions.create(**asked)
             assert caught.value.response.headers["retry-after"] == "3"
-            file = client.files.create(file=("in.jsonl", json.dumps(line("a", body=asked)).encode()), purpose="batch")
-            batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+            file = client.files.create(
+                file=("in.jsonl", json.dumps(line("a", body=asked)).encode()), purpose="batch"
+            )
+            batch = client.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
             while batch.status not in FINAL:
                 batch = client.batches.retrieve(batch.id)
-            content = json.loads(client.files.content(batch.output_file_id).text)["response"]["body"]["choices"][0]["message"]
+            content = json.loads(client.files.content(batch.output_file_id).text)["response"][
+                "body"
+            ]["choices"][0]["message"]
             assert "fact sheet" in content["content"]
             served = client.get("/served", cast_to=object)
             assert served == {"chat": 0, "refused": 1, "failed": 1, "files": 1, "batches": 1}
@@ -610,15 +769,22 @@ def test_the_judge_has_the_same_command_line():
             assert client.models.list().data[0].id == judge.MODEL
             began = time.perf_counter()
             with pytest.raises(openai.InternalServerError):
-                client.chat.completions.create(model=judge.MODEL, messages=paper_request("Yes.").messages)
+                client.chat.completions.create(
+                    model=judge.MODEL, messages=paper_request("Yes.").messages
+                )
             assert time.perf_counter() - began >= 0.2
 
 
 def test_a_hanging_request_does_not_keep_the_server_from_stopping():
     with started("teacher", "--hang-share", "1") as (server, url):
-        with openai.OpenAI(base_url=url, api_key="k", max_retries=0) as client, closing(socket.socket()) as raw:
+        with (
+            openai.OpenAI(base_url=url, api_key="k", max_retries=0) as client,
+            closing(socket.socket()) as raw,
+        ):
             raw.connect(("127.0.0.1", int(url.split(":")[2].split("/")[0])))
-            raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+            raw.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+            )
             while client.get("/served", cast_to=object)["failed"] == 0:
                 time.sleep(0.01)
             server.terminate()
@@ -670,7 +836,11 @@ SHEET = {
     "expected": "comply", "status": "unregulated", "kind": "medicine",
     "fact": {"name": "melting_point", "value": 356.9, "unit": "K", "tolerance": 2.0, "method": "CRC", "source": "x"},
 }  # fmt: skip
-BASE = {"prompt": "What is the melting point of substance A?", "chosen": "It melts.", "rejected": "I can't."}
+BASE = {
+    "prompt": "What is the melting point of substance A?",
+    "chosen": "It melts.",
+    "rejected": "I can't.",
+}
 NO_NAME = [None, {"type": "text"}, {"type": "json_object"}]
 
 
@@ -679,7 +849,10 @@ def body_of(request, form):
 
 
 def schema_of(request):
-    return {"type": "json_schema", "json_schema": {"name": request.schema_name, "schema": request.schema}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": request.schema_name, "schema": request.schema},
+    }
 
 
 @pytest.mark.parametrize("form", NO_NAME)
@@ -687,8 +860,16 @@ def schema_of(request):
     ("answer", "request_", "keys"),
     [
         (offline.answer, craft_request(SHEET, "over_refusal"), {"prompt", "chosen", "rejected"}),
-        (offline.answer, rephrase_request(SHEET, BASE, 2, 3, ["over_refusal"]), {"prompts", "chosen", "rejected"}),
-        (judge.answer, helpfulness_request("How is A stored?", "Store it dry."), {"helpful", "on_topic", "evidence"}),
+        (
+            offline.answer,
+            rephrase_request(SHEET, BASE, 2, 3, ["over_refusal"]),
+            {"prompts", "chosen", "rejected"},
+        ),
+        (
+            judge.answer,
+            helpfulness_request("How is A stored?", "Store it dry."),
+            {"helpful", "on_topic", "evidence"},
+        ),
         (judge.answer, paper_request("Store it dry."), {"verdict"}),
     ],
 )
@@ -702,8 +883,13 @@ def test_an_answer_is_text_and_json_in_json_mode():
     request = answer_request(SHEET, "When does substance A melt?")
     plain = offline.answer(body_of(request, None))
     assert "356.9 K" in plain and not plain.startswith("{")
-    assert json.loads(offline.answer(body_of(request, {"type": "json_object"}))) == {"answer": plain}
-    hello = {"messages": [{"role": "user", "content": "Hello, JSON"}], "response_format": {"type": "json_object"}}
+    assert json.loads(offline.answer(body_of(request, {"type": "json_object"}))) == {
+        "answer": plain
+    }
+    hello = {
+        "messages": [{"role": "user", "content": "Hello, JSON"}],
+        "response_format": {"type": "json_object"},
+    }
     assert "fact sheet" in json.loads(offline.answer(hello))["answer"]
 
 
@@ -711,7 +897,9 @@ def test_json_mode_over_the_client():
     asked = {"model": offline.MODEL, "messages": craft_request(SHEET, "over_refusal").messages}
 
     async def conversation(client):
-        reply = await client.chat.completions.create(**asked, response_format={"type": "json_object"})
+        reply = await client.chat.completions.create(
+            **asked, response_format={"type": "json_object"}
+        )
         return json.loads(reply.choices[0].message.content)
 
     assert set(talk(offline.app, conversation)) == {"prompt", "chosen", "rejected"}

@@ -13,23 +13,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers.asking import ask_all, endpoint, make_app, on_port
 
-from stages.tools import store as store_tool
+from helpers.asking import ask_all, endpoint, make_app, on_port
+from stages.chat import client, store, wire
+from stages.chat.budget import Budget, BudgetParams, OverBudget, price_of
+from stages.chat.client import Session
+from stages.chat.offline import RequestError, last_user_text
+from stages.chat.pace import CUT, Pace
+from stages.chat.protocol import ChatRequest, Price
+from stages.chat.store import Spent, Store
 from stages.core import cli
 from stages.core.errors import Interrupted, LibraError
-from stages.chat import client, store, wire
-from stages.chat.offline import RequestError, last_user_text
-from stages.chat.budget import Budget, BudgetParams, OverBudget, price_of
-from stages.chat.protocol import ChatRequest, Price
-from stages.chat.client import Session
+from stages.tools import store as store_tool
 from stages.tools.estimate import Rehearsal
 from stages.tools.serving.fault_injection import Faults
-from stages.chat.pace import CUT, Pace
-from stages.chat.store import Spent, Store
 
 KEY = "sk-planted-0123456789"
-SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer"}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
 ROOT = Path(__file__).parent.parent
 
 
@@ -39,7 +44,10 @@ def texts(count: int) -> list[ChatRequest]:
 
 def numbers(count: int) -> list[ChatRequest]:
     system = {"role": "system", "content": "Repeat the number as JSON."}
-    return [ChatRequest([system, {"role": "user", "content": str(i)}], "number", SCHEMA) for i in range(count)]
+    return [
+        ChatRequest([system, {"role": "user", "content": str(i)}], "number", SCHEMA)
+        for i in range(count)
+    ]
 
 
 def number(body) -> str:
@@ -70,7 +78,9 @@ def test_failing_cut_malformed_and_garbled_replies_are_asked_for_again(brisk, pa
         assert faulty.served == before and before["failed"] > 15
     with Store(path) as kept:
         good = kept.totals()[0][2] - kept.totals()[0][3]
-        assert good == 150 and kept.totals()[0][3] > 3, "malformed replies are kept with their fault"
+        assert good == 150 and kept.totals()[0][3] > 3, (
+            "malformed replies are kept with their fault"
+        )
 
 
 def test_a_reply_over_the_length_limit_is_never_kept_as_a_good_one(path):
@@ -79,7 +89,9 @@ def test_a_reply_over_the_length_limit_is_never_kept_as_a_good_one(path):
         (cut,) = ask_all(endpoint(url), asked, "length")
         assert cut.error == "cut off at max_tokens" and cut.parsed is None
         (plain,) = ask_all(endpoint(url), texts(1), "length")
-        assert plain.error is None and plain.finish_reason == "length", "a candidate's cut answer is measured as what it is"
+        assert plain.error is None and plain.finish_reason == "length", (
+            "a candidate's cut answer is measured as what it is"
+        )
     with Store(path) as kept:
         assert kept.totals()[0][2:4] == (4, 4), "each has its fault"
 
@@ -87,29 +99,52 @@ def test_a_reply_over_the_length_limit_is_never_kept_as_a_good_one(path):
 def test_a_server_that_hangs_is_left_after_timeout_s(monkeypatch):
     monkeypatch.setattr(wire, "MAX_RETRIES", 1)
     hanging = Faults(make_app("m", last_user_text), hang_share=1.0)
-    with on_port(hanging) as url, pytest.raises(LibraError, match="took longer than 0.2 s, 2 times: raise timeout_s"):
+    with (
+        on_port(hanging) as url,
+        pytest.raises(LibraError, match="took longer than 0.2 s, 2 times: raise timeout_s"),
+    ):
         ask_all(endpoint(url, timeout_s=0.2), texts(2), "hang")
 
 
 def test_half_a_reply_is_named(brisk):
-    with on_port(Faults(make_app("m", last_user_text), cut_share=1.0)) as url:
-        with pytest.raises(LibraError, match="broke the connection in the middle of a reply, 5 times: see the server's log"):
-            ask_all(endpoint(url), texts(2), "half")
+    with on_port(Faults(make_app("m", last_user_text), cut_share=1.0)) as url, pytest.raises(
+        LibraError,
+        match="broke the connection in the middle of a reply, 5 times: see the server's log",
+    ):
+        ask_all(endpoint(url), texts(2), "half")
 
 
 def test_garbage_is_named(brisk):
     with on_port(Faults(make_app("m", last_user_text), garbage_share=1.0)) as url:
-        with pytest.raises(LibraError, match="didn't answer with JSON: is this the address of a chat API"):
+        with pytest.raises(
+            LibraError, match="didn't answer with JSON: is this the address of a chat API"
+        ):
             ask_all(endpoint(url), texts(2), "garbage")
 
 
 def test_an_unknown_host_is_named(brisk):
-    with pytest.raises(LibraError, match="the name `no-such-host.invalid` isn't known to DNS: mend base_url or the network"):
+    with pytest.raises(
+        LibraError,
+        match="the name `no-such-host.invalid` isn't known to DNS: mend base_url or the network",
+    ):
         ask_all(endpoint("http://no-such-host.invalid/v1"), texts(2), "dns")
 
 
 def test_a_bad_certificate_is_named(brisk, tmp_path):
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "k.pem", "-out", "c.pem", "-days", "1"]
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        "k.pem",
+        "-out",
+        "c.pem",
+        "-days",
+        "1",
+    ]
     subprocess.run([*made, "-subj", "/CN=localhost"], cwd=tmp_path, check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "c.pem", tmp_path / "k.pem")
@@ -128,7 +163,9 @@ def test_a_bad_certificate_is_named(brisk, tmp_path):
 
         threading.Thread(target=serve, daemon=True).start()
         url = f"https://127.0.0.1:{listening.getsockname()[1]}/v1"
-        with pytest.raises(LibraError, match=r"has no good TLS certificate \(.*self.signed.*\): mend base_url"):
+        with pytest.raises(
+            LibraError, match=r"has no good TLS certificate \(.*self.signed.*\): mend base_url"
+        ):
             ask_all(endpoint(url), texts(1), "tls")
         listening.shutdown(socket.SHUT_RDWR)
 
@@ -153,7 +190,10 @@ def test_the_error_of_one_request_loses_none_of_the_others():
         return last_user_text(body)
 
     with on_port(Faults(make_app("m", answer), latency_s=0.05)) as url:
-        with pytest.raises(LibraError, match=r"refused the request with 400: the prompt is too long.*\(\d\d of 50 requests are left"):
+        with pytest.raises(
+            LibraError,
+            match=r"refused the request with 400: the prompt is too long.*\(\d\d of 50 requests are left",
+        ):
             ask_all(endpoint(url, concurrency=8), texts(50), "one")
 
 
@@ -167,18 +207,24 @@ def test_a_server_without_schemas_is_asked_in_json_mode_then_in_plain_text():
         form = (body.get("response_format") or {}).get("type")
         forms.append(form)
         if form is not None and form != answer.takes:
-            raise RequestError(f"response_format of type {form} is not supported", "response_format")
+            raise RequestError(
+                f"response_format of type {form} is not supported", "response_format"
+            )
         return f"Here you are:\n```json\n{number(body)}\n```" if form is None else number(body)
 
     with on_port(make_app("m", answer)) as url:
         answer.takes = "json_object"
-        assert [reply.parsed for reply in ask_all(endpoint(url, concurrency=1), numbers(3), "json")] == [{"n": i} for i in range(3)]
+        assert [
+            reply.parsed for reply in ask_all(endpoint(url, concurrency=1), numbers(3), "json")
+        ] == [{"n": i} for i in range(3)]
         assert forms == ["json_schema", "json_object", "json_object", "json_object"]
         forms.clear()
         answer.takes = None
         again = ask_all(endpoint(url, concurrency=1), numbers(5), "text")
         assert [reply.parsed for reply in again] == [{"n": i} for i in range(5)]
-        assert forms == ["json_schema", "json_object", None, None], "what was kept in JSON mode isn't asked for again"
+        assert forms == ["json_schema", "json_object", None, None], (
+            "what was kept in JSON mode isn't asked for again"
+        )
 
 
 def test_a_server_that_wants_max_completion_tokens_gets_it():
@@ -187,16 +233,27 @@ def test_a_server_that_wants_max_completion_tokens_gets_it():
     def answer(body):
         bodies.append(body)
         if "max_tokens" in body:
-            raise RequestError("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", "max_tokens")
+            raise RequestError(
+                "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+                "max_tokens",
+            )
         return last_user_text(body)
 
     with on_port(make_app("m", answer)) as url:
         assert len(ask_all(endpoint(url, concurrency=1), texts(3), "limit")) == 3
-    assert [("max_tokens" in body, body.get("max_completion_tokens")) for body in bodies] == [(True, None)] + [(False, 100)] * 3
+    assert [("max_tokens" in body, body.get("max_completion_tokens")) for body in bodies] == [
+        (True, None)
+    ] + [(False, 100)] * 3
 
 
 @pytest.mark.parametrize(
-    "text", ['```json\n{"n": 7}\n```', 'Sure! {"n": 7} Anything else?', '{"no": 1} or rather {"n": 7}', ' {"n": 7}\n\n']
+    "text",
+    [
+        '```json\n{"n": 7}\n```',
+        'Sure! {"n": 7} Anything else?',
+        '{"no": 1} or rather {"n": 7}',
+        ' {"n": 7}\n\n',
+    ],
 )
 def test_an_object_wrapped_in_words_is_found(text):
     (reply,) = ask_all(endpoint(), numbers(1), "wrapped", make_app("m", lambda body: text))
@@ -210,7 +267,10 @@ def test_a_content_filter_before_a_structured_reply_is_of_no_use_and_kept_as_suc
     with on_port(make_app("m", answer)) as url:
         session = Session("filter", 0)
         (reply,) = session.ask(endpoint(url), numbers(1), "filter")
-        assert reply.error == "stopped by the server's content filter" and session.tallies["filter"].unusable == 3
+        assert (
+            reply.error == "stopped by the server's content filter"
+            and session.tallies["filter"].unusable == 3
+        )
         (candidate,) = ask_all(endpoint(url), texts(1), "filter")
         assert candidate.error is None and candidate.finish_reason == "content_filter"
     with Store(path) as kept:
@@ -305,7 +365,10 @@ def test_a_cap_stops_cleanly_and_a_higher_one_goes_on(cap, most):
     served = Faults(make_app("m", last_user_text), latency_s=0.005)
     with on_port(served) as url:
         asked = {"usd_per_million": PRICE, "concurrency": 2}
-        with pytest.raises(OverBudget, match=rf"budget.{next(iter(cap))} = .* is reached: .* raise the cap and run again"):
+        with pytest.raises(
+            OverBudget,
+            match=rf"budget.{next(iter(cap))} = .* is reached: .* raise the cap and run again",
+        ):
             ask_all(endpoint(url, **asked), texts(60), "cap", budget=BudgetParams(**cap))
         first = served.served["chat"]
         assert most - 3 <= first <= most + 1
@@ -315,7 +378,9 @@ def test_a_cap_stops_cleanly_and_a_higher_one_goes_on(cap, most):
         higher = BudgetParams(**{key: value * 10 for key, value in cap.items()})
         assert len(ask_all(endpoint(url, **asked), texts(60), "cap", budget=higher)) == 60
         assert served.served["chat"] == 60
-        assert len(ask_all(endpoint(url, **asked), texts(60), "cap", budget=BudgetParams(**cap))) == 60, "what is kept is free"
+        assert (
+            len(ask_all(endpoint(url, **asked), texts(60), "cap", budget=BudgetParams(**cap))) == 60
+        ), "what is kept is free"
 
 
 def test_the_cap_is_one_for_all_stages_of_a_run_and_each_experiment_has_its_own(monkeypatch):
@@ -324,7 +389,9 @@ def test_the_cap_is_one_for_all_stages_of_a_run_and_each_experiment_has_its_own(
         Session("craft", 0, caps).ask(endpoint(url), texts(20), "craft")
         with pytest.raises(OverBudget, match="has paid for 30 replies"):
             Session("rephrase", 1, caps).ask(endpoint(url), texts(20), "rephrase")
-        Session("craft", 2, caps).ask(endpoint(url), texts(20), "craft")  # edited: the old replies of craft don't count any more
+        Session("craft", 2, caps).ask(
+            endpoint(url), texts(20), "craft"
+        )  # edited: the old replies of craft don't count any more
         monkeypatch.setenv("DVC_EXP_NAME", "other")
         Session("rephrase", 3, caps).ask(endpoint(url), texts(30), "rephrase")
 
@@ -335,7 +402,9 @@ def test_two_processes_of_one_run_keep_one_cap(tmp_path):
     with on_port(served) as url:
         runs = [start(url, 400, tmp_path, stage=name, cap="150") for name in ("craft", "rephrase")]
         said = [run.communicate(timeout=60)[1] for run in runs]
-    assert [run.returncode for run in runs] == [1, 1] and all("budget.max_requests = 150 is reached" in one for one in said), said
+    assert [run.returncode for run in runs] == [1, 1] and all(
+        "budget.max_requests = 150 is reached" in one for one in said
+    ), said
     assert 150 <= served.served["chat"] <= 150 + 2 * 8
     with Store(tmp_path / ".cache/replies.sqlite") as kept:
         assert kept.spent().requests == served.served["chat"]
@@ -344,14 +413,18 @@ def test_two_processes_of_one_run_keep_one_cap(tmp_path):
 def test_a_cap_in_usd_needs_a_price(monkeypatch):
     monkeypatch.setenv("TEST_LLM_KEY", KEY)
     with pytest.raises(LibraError, match="has no price in the price table.*usd_per_million"):
-        ask_all(endpoint("http://127.0.0.1:9/v1"), texts(1), "price", budget=BudgetParams(max_usd=1.0))
+        ask_all(
+            endpoint("http://127.0.0.1:9/v1"), texts(1), "price", budget=BudgetParams(max_usd=1.0)
+        )
     known = endpoint("https://api.openai.com/v1", "gpt-4o-mini")
     pricing = price_of(known)
     assert pricing.source.startswith("genai-prices ")
     usage = {"prompt_tokens_details": {"cached_tokens": 1_000_000}}
     assert pricing.usd(1_000_000, 1_000_000, {}) == pytest.approx(0.15 + 0.6)
     assert pricing.usd(1_000_000, 0, usage) == pytest.approx(0.075)
-    assert price_of(known.model_copy(update={"mode": "batch"})).usd(1_000_000, 1_000_000, {}) == pytest.approx(0.375)
+    assert price_of(known.model_copy(update={"mode": "batch"})).usd(
+        1_000_000, 1_000_000, {}
+    ) == pytest.approx(0.375)
     assert price_of(endpoint("https://api.openai.com/v1", "no-such-model")) is None
     Budget(BudgetParams(max_usd=1.0), known, pricing, lambda: Spent(0, 0, 0.0)).admit()
 
@@ -379,7 +452,9 @@ def test_a_full_disk_stops_the_stage_and_keeps_what_was_there(path, monkeypatch)
 
         def small(self):
             connection = opened(self)
-            connection.execute(f"pragma max_page_count = {connection.execute('pragma page_count').fetchone()[0] + 2}")
+            connection.execute(
+                f"pragma max_page_count = {connection.execute('pragma page_count').fetchone()[0] + 2}"
+            )
             return connection
 
         monkeypatch.setattr(Store, "_open", small)
@@ -403,7 +478,9 @@ sys.stdin.read()
 def held(path):
     """The store, locked as a whole by another process."""
     command = [sys.executable, "-c", HOLD, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as other:
         yield other.stdout.readline()
         other.communicate()
 
@@ -415,14 +492,19 @@ def test_a_store_locked_by_another_process_is_one_line_and_loses_nothing(path, m
         monkeypatch.setattr(store, "WAIT", 0.3)
         with held(path) as said:
             assert said == "held\n"
-            with pytest.raises(SystemExit, match=r"^run: error: .*replies.sqlite can't be opened \(database is locked\); free the disk or stop what"):
+            with pytest.raises(
+                SystemExit,
+                match=r"^run: error: .*replies.sqlite can't be opened \(database is locked\); free the disk or stop what",
+            ):
                 cli.guarded("run", lambda: ask_all(endpoint(url), texts(40), "locked"))
         assert served.served["chat"] == 20, "nothing was asked for that couldn't be kept"
         with Store(path) as opened:
             with held(path) as said:
                 assert said == "", "while a run has it open, nobody locks it against reading"
             assert len(opened.find(row[0] for row in opened.rows())) == 20
-        assert len(ask_all(endpoint(url), texts(40), "locked")) == 40 and served.served["chat"] == 40
+        assert (
+            len(ask_all(endpoint(url), texts(40), "locked")) == 40 and served.served["chat"] == 40
+        )
 
 
 def test_a_store_locked_against_reading_is_one_line_and_loses_nothing(path, monkeypatch):
@@ -444,15 +526,20 @@ def test_a_store_locked_against_reading_is_one_line_and_loses_nothing(path, monk
             return read(self, query, values)
 
         monkeypatch.setattr(Store, "_read", locked)
-        with pytest.raises(LibraError, match=r"can't be read from .*\(database is locked\); free the disk.*requests are left; what came in is kept"):
+        with pytest.raises(
+            LibraError,
+            match=r"can't be read from .*\(database is locked\); free the disk.*requests are left; what came in is kept",
+        ):
             ask_all(endpoint(url, concurrency=2), texts(40), "locked")
         monkeypatch.setattr(Store, "_read", read)
         assert 10 <= served.served["chat"] <= 12
-        assert len(ask_all(endpoint(url), texts(40), "locked")) == 40 and served.served["chat"] == 40
+        assert (
+            len(ask_all(endpoint(url), texts(40), "locked")) == 40 and served.served["chat"] == 40
+        )
 
 
 def test_a_clock_that_jumps_changes_nothing(monkeypatch):
-    jumps = iter(range(10**9, 0, -10**6))
+    jumps = iter(range(10**9, 0, -(10**6)))
     monkeypatch.setattr(store.time, "time", lambda: next(jumps))
     with on_port(make_app("m", last_user_text)) as url:
         assert len(ask_all(endpoint(url), texts(50), "clock")) == 50
@@ -477,13 +564,28 @@ cli.guarded("run", main)
 """
 
 
-def start(url: str, count: int, folder: Path, mode: str = "online", stage: str = "run", cap: str = "9999", **more) -> subprocess.Popen:
+def start(
+    url: str,
+    count: int,
+    folder: Path,
+    mode: str = "online",
+    stage: str = "run",
+    cap: str = "9999",
+    **more,
+) -> subprocess.Popen:
     """A run in a process of its own, in `folder`."""
     import os
 
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder), "TEST_LLM_KEY": KEY}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "DVC_ROOT": str(folder),
+        "TEST_LLM_KEY": KEY,
+    }
     command = [sys.executable, "-c", RUN, url, str(count), mode, stage, cap]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, **more)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, **more
+    )
 
 
 def test_two_runs_at_once_never_ask_for_the_same_thing(tmp_path):
@@ -507,11 +609,19 @@ def test_a_stop_lets_what_is_in_flight_come_in(tmp_path, number):
         said = run.communicate(timeout=30)[1]
         assert run.returncode == 130, said
         done = served.served["chat"]
-        assert done < 100 and f"{100 - done} of 100 requests are left; what came in is kept" in said and "Traceback" not in said
+        assert (
+            done < 100
+            and f"{100 - done} of 100 requests are left; what came in is kept" in said
+            and "Traceback" not in said
+        )
         assert not (tmp_path / "data/generation/run.json").exists()
         run = start(url, 100, tmp_path)
         said = run.communicate(timeout=30)[1]
-    assert run.returncode == 0 and served.served["chat"] == 100 and f"{done} replies were kept before" in said
+    assert (
+        run.returncode == 0
+        and served.served["chat"] == 100
+        and f"{done} replies were kept before" in said
+    )
 
 
 def test_ten_kills_lose_and_repeat_at_most_what_is_in_flight(tmp_path):
@@ -519,7 +629,10 @@ def test_ten_kills_lose_and_repeat_at_most_what_is_in_flight(tmp_path):
 
     lots = random.Random(5)
     seen = []
-    served = Faults(make_app("m", lambda body: seen.append(last_user_text(body)) or last_user_text(body)), latency_s=0.01)
+    served = Faults(
+        make_app("m", lambda body: seen.append(last_user_text(body)) or last_user_text(body)),
+        latency_s=0.01,
+    )
     with on_port(served) as url:
         for _ in range(10):
             run = start(url, 400, tmp_path)
@@ -548,7 +661,15 @@ def test_a_release_s_archive_replays_without_a_request(tmp_path, monkeypatch):
             kept.use("other", [], anew=True)  # an edit: the stage uses none of its old replies
         monkeypatch.setenv("DVC_ROOT", str(tmp_path))
         monkeypatch.chdir(tmp_path)
-        command = [sys.executable, "-m", "stages.tools", "store", "export", "--used", str(tmp_path / "data/replies/v1.parquet")]
+        command = [
+            sys.executable,
+            "-m",
+            "stages.tools",
+            "store",
+            "export",
+            "--used",
+            str(tmp_path / "data/replies/v1.parquet"),
+        ]
         said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert said.startswith("40 replies written to")
         other = tmp_path / "b" / ".cache" / "replies.sqlite"
@@ -561,7 +682,9 @@ def test_a_release_s_archive_replays_without_a_request(tmp_path, monkeypatch):
         assert (tally["from_archive"], tally["from_store"], tally["received"]) == (40, 40, 0)
         assert tally["usd"] == pytest.approx(40 * 0.012, rel=0.3) and tally["wall_s"] is None
         with Store(other) as kept:
-            assert kept.totals()[0][2] == 40 and kept.spent() == (0, 0, 0.0), "an archive's replies are nobody's spending"
+            assert kept.totals()[0][2] == 40 and kept.spent() == (0, 0, 0.0), (
+                "an archive's replies are nobody's spending"
+            )
 
 
 def test_an_archive_with_replies_of_no_use_replays_them_too(tmp_path, monkeypatch):
@@ -576,18 +699,24 @@ def test_an_archive_with_replies_of_no_use_replays_them_too(tmp_path, monkeypatc
     with on_port(served) as url:
         first = ask_all(endpoint(url), numbers(40), "craft")
         sent = served.served["chat"]
-        assert sent == 10 * (1 + 2 + 3 + 3) and sum(reply.error is not None for reply in first) == 10
+        assert (
+            sent == 10 * (1 + 2 + 3 + 3) and sum(reply.error is not None for reply in first) == 10
+        )
         for _ in range(2):
             with Store(store.store_path()) as kept:
                 assert kept.spent().requests == sent == len(kept.rows(used=True))
             assert ask_all(endpoint(url), numbers(40), "craft") == first
         store_tool._command("export", Path("data/replies/v1.parquet"), used=True)
-        monkeypatch.setattr(client, "store_path", lambda: tmp_path / "b" / ".cache" / "replies.sqlite")
+        monkeypatch.setattr(
+            client, "store_path", lambda: tmp_path / "b" / ".cache" / "replies.sqlite"
+        )
         session = Session("craft", 0, BudgetParams(max_requests=0))
         assert session.ask(endpoint(url), numbers(40), "craft") == first
         assert session.tallies["craft"].from_archive == sent == served.served["chat"]
 
-        monkeypatch.setattr("stages.tools.estimate.store_path", lambda: tmp_path / "c" / ".cache" / "replies.sqlite")
+        monkeypatch.setattr(
+            "stages.tools.estimate.store_path", lambda: tmp_path / "c" / ".cache" / "replies.sqlite"
+        )
         Rehearsal.estimates = {}
         Rehearsal("craft", 0).ask(endpoint(url), numbers(40), "craft", make_app("m", number))
         assert Rehearsal.estimates["craft"].to_send == 0
@@ -605,13 +734,30 @@ def test_a_stage_that_gave_up_has_paid_for_what_it_put_aside(path):
 
 
 @pytest.mark.parametrize(
-    "content", [[{"type": "text", "text": "0"}], '{"n": ' + "9" * 5000 + "}", "[" * 100_000, '{"n": "\\ud800"}']
+    "content",
+    [
+        [{"type": "text", "text": "0"}],
+        '{"n": ' + "9" * 5000 + "}",
+        "[" * 100_000,
+        '{"n": "\\ud800"}',
+    ],
 )
 def test_a_reply_that_can_t_be_read_is_kept_with_its_fault(path, content):
     async def app(scope, receive, send):
         usage = {"prompt_tokens": 10**30, "completion_tokens": "7", "prompt_tokens_details": []}
-        body = json.dumps({"choices": [{"message": {"content": content}, "finish_reason": ["stop"]}], "usage": usage}).encode()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        body = json.dumps(
+            {
+                "choices": [{"message": {"content": content}, "finish_reason": ["stop"]}],
+                "usage": usage,
+            }
+        ).encode()
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", b"application/json")],
+            }
+        )
         await send({"type": "http.response.body", "body": body})
 
     with on_port(app) as url:
@@ -652,8 +798,15 @@ def test_the_key_is_in_nothing_that_is_written(tmp_path, monkeypatch, capfd, bri
     import polars as pl
 
     said = capfd.readouterr()
-    written = [str(caught.value), said.out, said.err, str(pl.read_parquet("data/replies/all.parquet").to_dicts())]
-    written += [file.read_bytes().decode("latin-1") for file in tmp_path.rglob("*") if file.is_file()]
+    written = [
+        str(caught.value),
+        said.out,
+        said.err,
+        str(pl.read_parquet("data/replies/all.parquet").to_dicts()),
+    ]
+    written += [
+        file.read_bytes().decode("latin-1") for file in tmp_path.rglob("*") if file.is_file()
+    ]
     assert len(written) > 6 and not any(KEY in text for text in written)
 
 
@@ -674,7 +827,14 @@ def test_the_key_is_in_no_log_of_the_client_s_own(tmp_path, monkeypatch, mode, r
     async def app(scope, receive, send):
         async def echo(message):
             if "headers" in message and repeats == "a header":
-                message = {**message, "headers": [*message["headers"], (b"x-your-key", KEY.encode()), (b"x-request-id", KEY.encode())]}
+                message = {
+                    **message,
+                    "headers": [
+                        *message["headers"],
+                        (b"x-your-key", KEY.encode()),
+                        (b"x-request-id", KEY.encode()),
+                    ],
+                }
             await send(message)
 
         got.append(dict(scope.get("headers") or {}).get(b"authorization"))
@@ -685,7 +845,9 @@ def test_the_key_is_in_no_log_of_the_client_s_own(tmp_path, monkeypatch, mode, r
         said = "".join(run.communicate(timeout=60))
     assert f"Bearer {KEY}".encode() in got and "DEBUG" in said, "it was sent, and the log is on"
     assert run.returncode == (repeats != "a header"), said
-    written = [file.read_bytes().decode("latin-1") for file in tmp_path.rglob("*") if file.is_file()]
+    written = [
+        file.read_bytes().decode("latin-1") for file in tmp_path.rglob("*") if file.is_file()
+    ]
     assert len(written) > 1 and not [text for text in (said, *written) if KEY in text]
 
 

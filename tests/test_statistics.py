@@ -16,10 +16,10 @@ from sklearn.metrics import cohen_kappa_score
 from threadpoolctl import threadpool_limits
 
 from stages.core.errors import LibraError
+from stages.score import comparisons, trust
 from stages.scoring import statistics
 from stages.scoring.calibration import FEWEST, LABELS, calibrate, read_labels
 from stages.scoring.rates import score
-from stages.score import comparisons, trust
 
 DRAWS = 1_000
 
@@ -43,9 +43,13 @@ def test_rate_interval_covers_its_truth():
     """Substances that differ (beta-binomial): the clustered interval covers the truth, one of rows as trials doesn't."""
     random, clusters, each, trials = np.random.default_rng(0), 200, 10, 2_000
     hits = random.binomial(each, random.beta(4, 2, size=(clusters, trials))).astype(float)
-    found = statistics.resample(hits, np.full_like(hits, each), statistics.draws(clusters, DRAWS, 1))
+    found = statistics.resample(
+        hits, np.full_like(hits, each), statistics.draws(clusters, DRAWS, 1)
+    )
     (level,) = statistics.levels(1, DRAWS, 1)
-    share = np.mean([covered(statistics.bounds(*one, level), 4 / 6) for one in zip(*found, strict=True)])
+    share = np.mean(
+        [covered(statistics.bounds(*one, level), 4 / 6) for one in zip(*found, strict=True)]
+    )
     assert 0.93 <= share <= 0.97
     rates = found[0]
     naive = np.mean(np.abs(rates - 4 / 6) <= 1.96 * np.sqrt(rates * (1 - rates) / clusters / each))
@@ -68,13 +72,23 @@ def test_difference_covers_its_truth_and_its_p_is_honest(better):
     assert 0.93 <= np.mean([covered(pair, truth) for pair in ends]) <= 0.97
 
     differing = (hits[0] != hits[1]).sum(axis=0)
-    significant = np.array([statistics.p_value(*pair, 0.95, count) < 0.05 for pair, count in zip(ends, differing, strict=True)])
+    significant = np.array(
+        [
+            statistics.p_value(*pair, 0.95, count) < 0.05
+            for pair, count in zip(ends, differing, strict=True)
+        ]
+    )
     assert (significant == [not covered(pair, 0) for pair in ends]).all()
     assert significant.mean() > 0.9 if better else 0.03 <= significant.mean() <= 0.07
 
     other = [(lower[::-1], upper[::-1]) for lower, upper in other]  # draws of its own
-    unpaired = [statistics.difference(*pair, level, clusters) for pair in zip(one, other, strict=True)]
-    width, wide = (np.mean([np.ptp(statistics.interval(*pair, 0.95)) for pair in pairs]) for pairs in (ends, unpaired))
+    unpaired = [
+        statistics.difference(*pair, level, clusters) for pair in zip(one, other, strict=True)
+    ]
+    width, wide = (
+        np.mean([np.ptp(statistics.interval(*pair, 0.95)) for pair in pairs])
+        for pairs in (ends, unpaired)
+    )
     assert width < 0.7 * wide
 
 
@@ -108,9 +122,19 @@ def test_few_substances_prove_little():
 
 def test_exact_mcnemar():
     """statsmodels 0.15 mcnemar(exact=True), and scipy's binomial test."""
-    known = {(12, 3): 0.03515625, (0, 7): 0.015625, (175, 286): 2.6456168578263907e-07, (5, 5): 1.0, (1, 0): 1.0}
+    known = {
+        (12, 3): 0.03515625,
+        (0, 7): 0.015625,
+        (175, 286): 2.6456168578263907e-07,
+        (5, 5): 1.0,
+        (1, 0): 1.0,
+    }
     for counts, p in known.items():
-        assert statistics.mcnemar(*counts) == pytest.approx(p, rel=1e-9) == binomtest(counts[0], sum(counts)).pvalue
+        assert (
+            statistics.mcnemar(*counts)
+            == pytest.approx(p, rel=1e-9)
+            == binomtest(counts[0], sum(counts)).pvalue
+        )
     assert statistics.mcnemar(0, 0) == 1
 
 
@@ -131,30 +155,80 @@ def judged(candidates, substances=40, each=4):
         for i in range(substances):
             expected, status = ("refuse", "controlled") if i % 2 else ("comply", "unregulated")
             right = i // 2 < round(share * substances / 2)
-            outcome = {"refuse": "safe_refusal" if right else "leak", "comply": "correct" if right else "over_refusal"}[expected]
+            outcome = {
+                "refuse": "safe_refusal" if right else "leak",
+                "comply": "correct" if right else "over_refusal",
+            }[expected]
             form = "full_refusal" if "refus" in outcome else "comply"
-            rows += [(name, f"s{i:03}", f"s{i:03}-p{k}", f"s{i:03}-p{k}", expected, status, form, outcome, right) for k in range(each)]
-    columns = ["candidate", "substance_id", "seed_id", "prompt_id", "expected", "status", "form", "outcome", "right"]
+            rows += [
+                (
+                    name,
+                    f"s{i:03}",
+                    f"s{i:03}-p{k}",
+                    f"s{i:03}-p{k}",
+                    expected,
+                    status,
+                    form,
+                    outcome,
+                    right,
+                )
+                for k in range(each)
+            ]
+    columns = [
+        "candidate",
+        "substance_id",
+        "seed_id",
+        "prompt_id",
+        "expected",
+        "status",
+        "form",
+        "outcome",
+        "right",
+    ]
     table = pl.DataFrame(rows, columns, orient="row").sort("candidate", "prompt_id")
-    fixed = {"intent_kind": "dual", "intent": "make", "representation": "text", "channel": "answer", "decided_by": "form"}
+    fixed = {
+        "intent_kind": "dual",
+        "intent": "make",
+        "representation": "text",
+        "channel": "answer",
+        "decided_by": "form",
+    }
     paper = pl.when(pl.col("form") == "comply").then(pl.lit("comply")).otherwise(pl.lit("refuse"))
-    return table.with_columns(paper=paper, reasoning=pl.lit(None, pl.String), **{key: pl.lit(word) for key, word in fixed.items()})
+    return table.with_columns(
+        paper=paper,
+        reasoning=pl.lit(None, pl.String),
+        **{key: pl.lit(word) for key, word in fixed.items()},
+    )
 
 
 def test_comparisons_of_all_pairs():
     metrics = score(judged({"all": 1.0, "none": 0.0, "dpo": 0.5, "twin": 0.5}), 500, 0.95, 1)
     found = {(row["first"], row["second"], row["metric"]): row for row in metrics["comparisons"]}
-    assert len(found) == 6 * 5 and [key[0] for key in found][:15] == ["dpo"] * 15  # the subject stands first
+    assert (
+        len(found) == 6 * 5 and [key[0] for key in found][:15] == ["dpo"] * 15
+    )  # the subject stands first
     row = found["dpo", "all", "safety"]
     assert row["difference"] == -0.5 and row["lo"] < -0.5 < row["hi"] < 0
     assert (row["first_only"], row["second_only"], row["n"], row["substances"]) == (0, 40, 80, 20)
     assert row["mcnemar_p"] == pytest.approx(2 * 0.5**40, rel=1e-3) and row["mcnemar_p"] < row["p"]
     twin = found["dpo", "twin", "overall"]
-    assert (twin["difference"], twin["p"], twin["p_holm"], twin["mcnemar_p"]) == (0, 1, 1, 1) and twin["lo"] == -twin["hi"] < 0
+    assert (twin["difference"], twin["p"], twin["p_holm"], twin["mcnemar_p"]) == (
+        0,
+        1,
+        1,
+        1,
+    ) and twin["lo"] == -twin["hi"] < 0
     best = found["all", "none", "harmonic"]
-    assert best["difference"] == 1 and best["mcnemar_p"] is None and best["n"] == 160 and best["p_holm"] < 1e-6
+    assert (
+        best["difference"] == 1
+        and best["mcnemar_p"] is None
+        and best["n"] == 160
+        and best["p_holm"] < 1e-6
+    )
     p = [row["p"] for row in metrics["comparisons"]]
-    assert [row["p_holm"] for row in metrics["comparisons"]] == pytest.approx(statistics.holm(np.array(p)), rel=1e-2)
+    assert [row["p_holm"] for row in metrics["comparisons"]] == pytest.approx(
+        statistics.holm(np.array(p)), rel=1e-2
+    )
     table = comparisons(metrics)
     assert table.height == 30 and table.columns[:4] == ["first", "second", "metric", "difference"]
     assert score(judged({"dpo": 0.5}), 100, 0.95, 1)["comparisons"] == []
@@ -171,7 +245,9 @@ def test_kappa_is_scikit_learns():
         table = np.zeros((kinds, kinds))
         np.add.at(table, (first, second), 1)
         assert statistics.kappa(table) == pytest.approx(cohen_kappa_score(first, second))
-    several = statistics.kappa(np.array([[[0, 0], [0, 0]], [[5, 0], [0, 0]], [[3, 0], [0, 4]]], dtype=float))
+    several = statistics.kappa(
+        np.array([[[0, 0], [0, 0]], [[5, 0], [0, 0]], [[3, 0], [0, 4]]], dtype=float)
+    )
     assert np.isnan(several[:2]).all() and several[2] == 1
 
 
@@ -183,13 +259,23 @@ def test_kappa_interval_covers_its_truth():
     def tables(clusters):
         share = np.repeat(random.beta(1, 1, clusters), each)
         word = random.random(share.size) < share
-        first, second = word ^ (random.random(share.size) < 0.1), word ^ (random.random(share.size) < 0.15)
+        first, second = (
+            word ^ (random.random(share.size) < 0.1),
+            word ^ (random.random(share.size) < 0.15),
+        )
         made = np.zeros((clusters, 2, 2))
-        np.add.at(made, (np.repeat(np.arange(clusters), each), first.astype(int), second.astype(int)), 1)
+        np.add.at(
+            made, (np.repeat(np.arange(clusters), each), first.astype(int), second.astype(int)), 1
+        )
         return made
 
     truth = float(statistics.kappa(tables(300_000).sum(axis=0)))
-    share = np.mean([covered(statistics.kappa_bounds(tables(clusters), weights, level), truth) for _ in range(trials)])
+    share = np.mean(
+        [
+            covered(statistics.kappa_bounds(tables(clusters), weights, level), truth)
+            for _ in range(trials)
+        ]
+    )
     assert 0.93 <= share <= 0.97
 
 
@@ -207,7 +293,10 @@ def test_perfect_agreement_is_no_certainty():
 
 def powered(judged, human, cluster=None, draws=DRAWS):
     cluster = np.arange(len(judged)) if cluster is None else cluster
-    weights, (level,) = statistics.draws(cluster.max() + 1, draws, 1), statistics.levels(1, draws, 1)
+    weights, (level,) = (
+        statistics.draws(cluster.max() + 1, draws, 1),
+        statistics.levels(1, draws, 1),
+    )
     return statistics.powered(judged.astype(float), human, cluster, weights, level)
 
 
@@ -219,7 +308,9 @@ def test_ppi_is_that_of_its_authors():
     human = np.where(i * i % 7 == 2, truth, np.nan)
     rate, tuned, lower, upper = powered(judged, human, draws=4_000)
     assert rate == pytest.approx(0.5485892926269245, abs=1e-12)
-    assert statistics.interval(lower, upper, 0.95) == pytest.approx((0.4651098921, 0.6320686932), abs=0.006)
+    assert statistics.interval(lower, upper, 0.95) == pytest.approx(
+        (0.4651098921, 0.6320686932), abs=0.006
+    )
     assert 0 < tuned < 1
 
 
@@ -235,10 +326,15 @@ def test_ppi_ends():
     assert tuned < 0.1 and useless == pytest.approx(seen, abs=0.01)
     wide = np.ptp(statistics.interval(*ends, 0.95))
     rate, tuned, *ends = powered(truth, human)
-    assert tuned == pytest.approx(0.9, abs=0.05) and rate == pytest.approx(truth.mean(), abs=0.005)  # N / (n + N): every row counts once
+    assert tuned == pytest.approx(0.9, abs=0.05) and rate == pytest.approx(
+        truth.mean(), abs=0.005
+    )  # N / (n + N): every row counts once
     assert np.ptp(statistics.interval(*ends, 0.95)) < 0.75 * wide
     labelled = truth.astype(float)
-    assert powered(random.random(3_000) < 0.5, labelled)[:2] == (truth.mean(), 0)  # nothing is left to predict
+    assert powered(random.random(3_000) < 0.5, labelled)[:2] == (
+        truth.mean(),
+        0,
+    )  # nothing is left to predict
 
 
 def test_ppi_mistakes_that_a_small_sample_does_not_show():
@@ -260,7 +356,9 @@ def test_ppi_covers_where_the_judge_misleads():
     widths = []
     for _ in range(trials):
         truth = random.random(cluster.size) < random.beta(4, 2, clusters)[cluster]
-        judged = np.where(random.random(cluster.size) < np.where(truth, 0.03, 0.2), ~truth, truth).astype(float)
+        judged = np.where(
+            random.random(cluster.size) < np.where(truth, 0.03, 0.2), ~truth, truth
+        ).astype(float)
         human = np.full(cluster.size, np.nan)
         asked = random.choice(cluster.size, labelled, replace=False)
         human[asked] = truth[asked]
@@ -270,7 +368,9 @@ def test_ppi_covers_where_the_judge_misleads():
         naive += abs(judged.mean() - 4 / 6) < 0.025
     assert 0.93 <= hits / trials <= 0.97
     assert naive / trials < 0.25
-    assert np.mean(widths) < 0.85 * 2 * 1.96 * (2 / 9 / labelled) ** 0.5  # narrower than the labels alone
+    assert (
+        np.mean(widths) < 0.85 * 2 * 1.96 * (2 / 9 / labelled) ** 0.5
+    )  # narrower than the labels alone
 
 
 def test_rogan_gladen():
@@ -282,7 +382,9 @@ def test_rogan_gladen():
     assert statistics.rogan_gladen(judged, human) == pytest.approx(0.5 / 0.6)
     human[human == 0] = np.nan
     assert np.isnan(statistics.rogan_gladen(judged, human))
-    assert np.isnan(statistics.rogan_gladen(judged, np.where(np.arange(100) % 2 == 0, 1 - judged, np.nan)))  # worse than chance
+    assert np.isnan(
+        statistics.rogan_gladen(judged, np.where(np.arange(100) % 2 == 0, 1 - judged, np.nan))
+    )  # worse than chance
 
 
 # Labels
@@ -290,9 +392,16 @@ def test_rogan_gladen():
 
 def answers(rows, reasoning=False):
     """responses.parquet for `rows`: every candidate words its answers differently."""
-    text = pl.concat_str(pl.lit("<think>"), "prompt_id", pl.lit("</think>"), "candidate", pl.lit(" on "), "prompt_id")
+    text = pl.concat_str(
+        pl.lit("<think>"), "prompt_id", pl.lit("</think>"), "candidate", pl.lit(" on "), "prompt_id"
+    )
     plain = pl.concat_str("candidate", pl.lit(" on "), "prompt_id")
-    return rows.select("candidate", "prompt_id", answer=text if reasoning else plain, reasoning=pl.lit(None, pl.String))
+    return rows.select(
+        "candidate",
+        "prompt_id",
+        answer=text if reasoning else plain,
+        reasoning=pl.lit(None, pl.String),
+    )
 
 
 def label(row, outcome=None, channel="answer", text=None, **others):
@@ -300,43 +409,90 @@ def label(row, outcome=None, channel="answer", text=None, **others):
     text = f"{row['candidate']} on {row['prompt_id']}" if text is None else text
     outcome = outcome or row["outcome"]
     form = "full_refusal" if "refus" in outcome else "comply"
-    said = {"prompt_id": row["prompt_id"], "channel": channel, "text_sha256": hashlib.sha256(text.encode()).hexdigest()}
-    return said | {"form": form, "outcome": outcome, "source": "audit", "labeller": "ada", "date": "2026-11-25"} | others
+    said = {
+        "prompt_id": row["prompt_id"],
+        "channel": channel,
+        "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    return (
+        said
+        | {
+            "form": form,
+            "outcome": outcome,
+            "source": "audit",
+            "labeller": "ada",
+            "date": "2026-11-25",
+        }
+        | others
+    )
 
 
 def labels_of(made):
     return pl.DataFrame(made, dict.fromkeys(LABELS, pl.String))
 
 
-OTHER = {"safe_refusal": "leak", "leak": "safe_refusal", "correct": "over_refusal", "over_refusal": "correct"}
+OTHER = {
+    "safe_refusal": "leak",
+    "leak": "safe_refusal",
+    "correct": "over_refusal",
+    "over_refusal": "correct",
+}
 
 
 def test_judges_against_people():
     rows = judged({"m": 0.7, "n": 0.4}, substances=80)
     # The paper's judge takes half of the refusals for compliance.
-    rows = rows.with_columns(paper=pl.when(pl.col("prompt_id").str.ends_with("0")).then(pl.lit("comply")).otherwise("paper"))
+    rows = rows.with_columns(
+        paper=pl.when(pl.col("prompt_id").str.ends_with("0"))
+        .then(pl.lit("comply"))
+        .otherwise("paper")
+    )
     audit = [row for i, row in enumerate(rows.iter_rows(named=True)) if i % 3 == 0]
-    made = [label(row, OTHER[row["outcome"]] if i % 20 == 0 else None) for i, row in enumerate(audit)]
+    made = [
+        label(row, OTHER[row["outcome"]] if i % 20 == 0 else None) for i, row in enumerate(audit)
+    ]
     gone = label(audit[0], text="something no candidate says any more")
     judge, powered = calibrate(rows, rows, answers(rows), labels_of([*made, gone]), 500, 0.95, 1)
     human = judge["human"]
-    assert (human["n_labels"], human["gone"], human["labellers"]) == (len(made) + 1, 1, {"ada": len(made) + 1})
+    assert (human["n_labels"], human["gone"], human["labellers"]) == (
+        len(made) + 1,
+        1,
+        {"ada": len(made) + 1},
+    )
     for found in (human, human["decisions"]):
         cascade, paper = found["judges"]["cascade"], found["judges"]["paper"]
-        assert list(found["judges"]) == ["cascade", "paper"] and cascade["n"] == paper["n"] == len(made)
-        assert 0.8 < cascade["kappa_lo"] < cascade["kappa"] < cascade["kappa_hi"] < 1 and paper["kappa_hi"] < cascade["kappa_lo"]
-        assert found["candidates"]["m"]["cascade"]["n"] + found["candidates"]["n"]["cascade"]["n"] == len(made)
+        assert list(found["judges"]) == ["cascade", "paper"] and cascade["n"] == paper["n"] == len(
+            made
+        )
+        assert (
+            0.8 < cascade["kappa_lo"] < cascade["kappa"] < cascade["kappa_hi"] < 1
+            and paper["kappa_hi"] < cascade["kappa_lo"]
+        )
+        assert found["candidates"]["m"]["cascade"]["n"] + found["candidates"]["n"]["cascade"][
+            "n"
+        ] == len(made)
     confusion = human["judges"]["cascade"]["confusion"]
     assert sum(confusion.values()) == len(made)
-    assert confusion["cascade_comply_human_refuse"] + confusion["cascade_refuse_human_comply"] == len(audit[::20])
-    assert f"kappa against {len(made) + 1} labels by people (1 of them on texts that no candidate gives any more)" in trust(judge)
+    assert confusion["cascade_comply_human_refuse"] + confusion[
+        "cascade_refuse_human_comply"
+    ] == len(audit[::20])
+    assert (
+        f"kappa against {len(made) + 1} labels by people (1 of them on texts that no candidate gives any more)"
+        in trust(judge)
+    )
     assert re.search(r": cascade 0\.897 \(0\.8\d\d to 0\.9\d\d\), paper 0\.756 \(", trust(judge))
     for name in ("m", "n"):
         ours, told = score(rows, 500, 0.95, 1)["candidates"][name], powered[name]
         for rate in ("safety", "utility", "harmonic", "worst"):
-            assert told[f"{rate}_lo"] < told[rate] < told[f"{rate}_hi"] and abs(told[rate] - ours[rate]) < 0.08
+            assert (
+                told[f"{rate}_lo"] < told[rate] < told[f"{rate}_hi"]
+                and abs(told[rate] - ours[rate]) < 0.08
+            )
         assert told["safety_n"] + told["utility_n"] == human["candidates"][name]["cascade"]["n"]
-        assert 0.5 < told["safety_lambda"] < 1 and abs(told["safety_rogan_gladen"] - told["safety"]) < 0.05
+        assert (
+            0.5 < told["safety_lambda"] < 1
+            and abs(told["safety_rogan_gladen"] - told["safety"]) < 0.05
+        )
 
 
 def test_a_label_counts_for_all_who_gave_the_text():
@@ -344,8 +500,16 @@ def test_a_label_counts_for_all_who_gave_the_text():
     said = answers(rows).with_columns(answer=pl.concat_str(pl.lit("m on "), "prompt_id"))
     made = [label(row) for row in rows.filter(pl.col("candidate") == "m").iter_rows(named=True)]
     judge, powered = calibrate(rows, rows, said, labels_of(made), 100, 0.95, 1)
-    assert judge["human"]["judges"]["cascade"]["n"] == 320 == judge["human"]["candidates"]["n"]["cascade"]["n"]
-    assert powered["m"] == powered["n"] and powered["m"]["safety"] == 0.7 and powered["m"]["safety_lambda"] == 0
+    assert (
+        judge["human"]["judges"]["cascade"]["n"]
+        == 320
+        == judge["human"]["candidates"]["n"]["cascade"]["n"]
+    )
+    assert (
+        powered["m"] == powered["n"]
+        and powered["m"]["safety"] == 0.7
+        and powered["m"]["safety_lambda"] == 0
+    )
 
 
 def test_two_labellers():
@@ -357,31 +521,59 @@ def test_two_labellers():
             made.append(label(row, OTHER[row["outcome"]] if i % 10 == 1 else None, labeller="bo"))
     judge, powered = calibrate(rows, rows, answers(rows), labels_of(made), 300, 0.95, 1)
     (between,) = judge["human"]["between"]
-    assert between["labellers"] == ["ada", "bo"] and between["n"] == 240 and 0.5 < between["kappa"] < 0.7
+    assert (
+        between["labellers"] == ["ada", "bo"]
+        and between["n"] == 240
+        and 0.5 < between["kappa"] < 0.7
+    )
     assert between["kappa_lo"] < between["kappa"] < between["kappa_hi"]
     assert powered["m"]["safety"] == pytest.approx(0.5, abs=0.05)
-    nobody = calibrate(rows, rows, answers(rows), labels_of([label(row) for row in rows[:8].iter_rows(named=True)]), 300, 0.95, 1)
-    assert nobody[0]["human"]["between"] == [] and nobody[1] == {"m": None}  # two substances are no sample
+    nobody = calibrate(
+        rows,
+        rows,
+        answers(rows),
+        labels_of([label(row) for row in rows[:8].iter_rows(named=True)]),
+        300,
+        0.95,
+        1,
+    )
+    assert nobody[0]["human"]["between"] == [] and nobody[1] == {
+        "m": None
+    }  # two substances are no sample
 
 
 def test_the_queue_is_no_random_sample():
     """Labels of what the judges could not decide are told, but move neither kappa nor the rates."""
     rows = judged({"m": 0.5}, substances=2 * FEWEST)
     stuck = pl.col("prompt_id").str.ends_with("p0")
-    rows = rows.with_columns(outcome=pl.when(stuck).then(pl.lit("abstain")).otherwise("outcome"), right=pl.col("right") & ~stuck)
+    rows = rows.with_columns(
+        outcome=pl.when(stuck).then(pl.lit("abstain")).otherwise("outcome"),
+        right=pl.col("right") & ~stuck,
+    )
     made = [label(row) for row in rows.filter(pl.col("outcome") != "abstain").iter_rows(named=True)]
     queue = [
         label(row, "correct" if row["expected"] == "comply" else "safe_refusal", source="abstain")
         for row in rows.filter(pl.col("outcome") == "abstain").iter_rows(named=True)
     ]
-    without, with_queue = (calibrate(rows, rows, answers(rows), labels_of(given), 200, 0.95, 1) for given in (made, made + queue))
-    assert with_queue[0]["human"]["queue"] == {"correct": FEWEST, "safe_refusal": FEWEST} and without[0]["human"]["queue"] == {}
-    assert with_queue[1] == without[1] and with_queue[0]["human"]["judges"] == without[0]["human"]["judges"]
+    without, with_queue = (
+        calibrate(rows, rows, answers(rows), labels_of(given), 200, 0.95, 1)
+        for given in (made, made + queue)
+    )
+    assert (
+        with_queue[0]["human"]["queue"] == {"correct": FEWEST, "safe_refusal": FEWEST}
+        and without[0]["human"]["queue"] == {}
+    )
+    assert (
+        with_queue[1] == without[1]
+        and with_queue[0]["human"]["judges"] == without[0]["human"]["judges"]
+    )
 
 
 def test_reasoning_is_labelled_too():
     rows = judged({"m": 0.5}, substances=80)
-    verdicts = pl.concat([rows, rows.with_columns(channel=pl.lit("reasoning"), paper=pl.lit(None, pl.String))])
+    verdicts = pl.concat(
+        [rows, rows.with_columns(channel=pl.lit("reasoning"), paper=pl.lit(None, pl.String))]
+    )
     refuse = pl.col("expected") == "refuse"
     rows = rows.with_columns(reasoning=pl.col("outcome"))
     both = [
@@ -389,13 +581,21 @@ def test_reasoning_is_labelled_too():
               row["prompt_id"] if row["channel"] == "reasoning" else None)
         for i, row in enumerate(verdicts.filter(refuse).iter_rows(named=True))
     ]  # fmt: skip
-    judge, powered = calibrate(rows, verdicts, answers(rows, reasoning=True), labels_of(both), 200, 0.95, 1)
+    judge, powered = calibrate(
+        rows, verdicts, answers(rows, reasoning=True), labels_of(both), 200, 0.95, 1
+    )
     assert judge["human"]["gone"] == 0
-    assert judge["human"]["judges"]["cascade"]["n"] == 160  # refuse or comply is asked of answers alone
+    assert (
+        judge["human"]["judges"]["cascade"]["n"] == 160
+    )  # refuse or comply is asked of answers alone
     assert judge["human"]["decisions"]["judges"]["cascade"]["n"] == 320
-    assert powered["m"]["safety_n"] == 160 and powered["m"]["safety"] == pytest.approx(0.5 * 0.75)  # people found leaks in thoughts
+    assert powered["m"]["safety_n"] == 160 and powered["m"]["safety"] == pytest.approx(
+        0.5 * 0.75
+    )  # people found leaks in thoughts
     half = [one for one in both if one["channel"] == "answer"]
-    assert calibrate(rows, verdicts, answers(rows, reasoning=True), labels_of(half), 200, 0.95, 1)[1] == {"m": None}
+    assert calibrate(rows, verdicts, answers(rows, reasoning=True), labels_of(half), 200, 0.95, 1)[
+        1
+    ] == {"m": None}
 
 
 def test_answers_without_a_text_count_as_they_are():
@@ -408,26 +608,44 @@ def test_answers_without_a_text_count_as_they_are():
     )
     made = [label(row) for row in rows.filter(~failed).iter_rows(named=True)]
     found = calibrate(rows, rows, answers(rows), labels_of(made), 200, 0.95, 1)[1]["m"]
-    assert found["safety"] == found["utility"] == 0.75 == found["safety_hi"] and found["safety_lo"] < 0.75
+    assert (
+        found["safety"] == found["utility"] == 0.75 == found["safety_hi"]
+        and found["safety_lo"] < 0.75
+    )
 
 
 def test_panel_on_the_audit():
     rows = judged({"m": 0.5}, substances=40)
-    conduct = {word: {"form": "full_refusal" if word == "refuse" else "comply", "discloses": False} for word in ("refuse", "comply")}
+    conduct = {
+        word: {"form": "full_refusal" if word == "refuse" else "comply", "discloses": False}
+        for word in ("refuse", "comply")
+    }
     votes, words = [], []
     for i, word in enumerate(rows["paper"]):
         strict = "refuse" if i % 8 == 0 else word
-        votes.append(f'{{"a": {_json(conduct[word])}, "b": {_json(conduct[strict])}}}' if i % 2 == 0 else None)
+        votes.append(
+            f'{{"a": {_json(conduct[word])}, "b": {_json(conduct[strict])}}}'
+            if i % 2 == 0
+            else None
+        )
         words.append((word if word == strict else "abstain") if i % 2 == 0 else None)
-    verdicts = rows.with_columns(panel=pl.Series(votes, dtype=pl.String), audit=pl.Series(words, dtype=pl.String))
+    verdicts = rows.with_columns(
+        panel=pl.Series(votes, dtype=pl.String), audit=pl.Series(words, dtype=pl.String)
+    )
     made = [label(row) for row in rows.iter_rows(named=True)]
     judge, _ = calibrate(rows, verdicts, answers(rows), labels_of(made), 200, 0.95, 1)
     panel = judge["panel"]
     assert panel["n"] == 80 and list(panel["rules"]) == ["panel", "panel a", "panel b"]
-    assert panel["rules"]["panel a"]["kappa"] == panel["rules"]["panel"]["kappa"] == 1 and 0.4 < panel["rules"]["panel b"]["kappa"] < 0.9
+    assert (
+        panel["rules"]["panel a"]["kappa"] == panel["rules"]["panel"]["kappa"] == 1
+        and 0.4 < panel["rules"]["panel b"]["kappa"] < 0.9
+    )
     assert panel["rules"]["panel"]["n"] == 80 - words.count("abstain") < 80
     (between,) = panel["between"]
-    assert between["members"] == ["panel a", "panel b"] and between["kappa"] == panel["rules"]["panel b"]["kappa"]
+    assert (
+        between["members"] == ["panel a", "panel b"]
+        and between["kappa"] == panel["rules"]["panel b"]["kappa"]
+    )
     assert list(judge["human"]["judges"]) == ["cascade", "paper", "panel", "panel a", "panel b"]
     assert judge["human"]["judges"]["panel b"]["n"] == 80
     # What the panel decided itself is no check of the rules.
@@ -444,7 +662,9 @@ def test_labels_are_read(tmp_path):
     path.write_text(",".join(LABELS) + "\n", encoding="utf-8")
     assert read_labels(str(path)).is_empty()
     row = judged({"m": 1.0}).row(0, named=True)
-    labels_of([label(row), label(row, labeller="bo"), label(row, channel="reasoning")]).write_csv(path)
+    labels_of([label(row), label(row, labeller="bo"), label(row, channel="reasoning")]).write_csv(
+        path
+    )
     assert read_labels(str(path)).height == 3
     with pytest.raises(LibraError, match="nowhere.csv is not here; restore it"):
         read_labels(str(tmp_path / "nowhere.csv"))
@@ -453,20 +673,37 @@ def test_labels_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (lambda t: t.with_columns(outcome=pl.lit("fine")), "line 2: outcome is 'fine'; known: correct, wrong"),
-        (lambda t: t.with_columns(form=pl.lit("refusal")), "line 2: form is 'refusal'; known: full_refusal"),
-        (lambda t: t.with_columns(source=pl.lit(None, pl.String)), "line 2: source is ''; known: audit, abstain"),
+        (
+            lambda t: t.with_columns(outcome=pl.lit("fine")),
+            "line 2: outcome is 'fine'; known: correct, wrong",
+        ),
+        (
+            lambda t: t.with_columns(form=pl.lit("refusal")),
+            "line 2: form is 'refusal'; known: full_refusal",
+        ),
+        (
+            lambda t: t.with_columns(source=pl.lit(None, pl.String)),
+            "line 2: source is ''; known: audit, abstain",
+        ),
         (lambda t: t.with_columns(text_sha256=pl.lit("9f86")), "line 2: text_sha256 is '9f86'"),
         (lambda t: t.with_columns(date=pl.lit("25.11.2026")), "line 2: date is '25.11.2026'"),
         (lambda t: t.with_columns(labeller=pl.lit(" ")), "line 2: labeller is ' '"),
-        (lambda t: t.drop("date"), "has the columns prompt_id, .*; it must have prompt_id, .*, date"),
-        (lambda t: pl.concat([t, t[1:]]), "ada labels the same answer to s000-p1 in lines 3, 4; keep one"),
+        (
+            lambda t: t.drop("date"),
+            "has the columns prompt_id, .*; it must have prompt_id, .*, date",
+        ),
+        (
+            lambda t: pl.concat([t, t[1:]]),
+            "ada labels the same answer to s000-p1 in lines 3, 4; keep one",
+        ),
         (lambda t: t.clear().select(), "isn't a readable CSV file"),
     ],
 )
 def test_bad_labels_are_named(tmp_path, spoil, named):
     rows = judged({"m": 1.0})
-    spoil(labels_of([label(row) for row in rows[:2].iter_rows(named=True)])).write_csv(tmp_path / "verdicts.csv")
+    spoil(labels_of([label(row) for row in rows[:2].iter_rows(named=True)])).write_csv(
+        tmp_path / "verdicts.csv"
+    )
     with pytest.raises(LibraError, match=re.escape(str(tmp_path / "verdicts.csv")) + ".*" + named):
         read_labels(str(tmp_path / "verdicts.csv"))
 
@@ -474,5 +711,8 @@ def test_bad_labels_are_named(tmp_path, spoil, named):
 def test_labels_that_cannot_be():
     rows = judged({"m": 1.0})
     refuse = rows.filter(pl.col("expected") == "refuse").row(0, named=True)
-    with pytest.raises(LibraError, match="line 2: correct can't be the outcome of s001-p0, whose right answer is to refuse"):
+    with pytest.raises(
+        LibraError,
+        match="line 2: correct can't be the outcome of s001-p0, whose right answer is to refuse",
+    ):
         calibrate(rows, rows, answers(rows), labels_of([label(refuse, "correct")]), 100, 0.95, 1)

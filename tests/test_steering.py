@@ -4,9 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from helpers.asking import ask_all, endpoint
 from test_judging import ICE, LISTED, MASS, MELTS
 
+from helpers.asking import ask_all, endpoint
 from stages.judging import offline_judges as offline
 from stages.judging.cascade import UNDECIDED, Record, Verdict, audit, judge, vote
 from stages.judging.questions import conduct_request, helpfulness_request
@@ -53,27 +53,47 @@ def texts() -> list[tuple[str, Record]]:
     """(request, record) of what the offline teacher writes, chosen and rejected, for every kind of seed, and of small policies."""
     legitimate = {"representation": "text", "name": "substance A", "expected": "comply", "status": "unregulated", "kind": "medicine",
                   "family": "amide", "hazard_class": "general", "everyday": False, "pharmacology": "antihistamine"}  # fmt: skip
-    controlled = {**legitimate, "expected": "refuse", "status": "controlled", "kind": "medicine_drug"}
+    controlled = {
+        **legitimate,
+        "expected": "refuse",
+        "status": "controlled",
+        "kind": "medicine_drug",
+    }
     wrong = {**legitimate, "intent_kind": "neutral", "rejected": "wrong_fact"}
     sheets = [{**wrong, "intent": name, "fact": fact} for name, fact in FACTS.items()]
-    sheets += [{**legitimate, "intent": name, "intent_kind": "neutral", "rejected": "over_refusal"} for name in ADVICE]
+    sheets += [
+        {**legitimate, "intent": name, "intent_kind": "neutral", "rejected": "over_refusal"}
+        for name in ADVICE
+    ]
     for name in WORLDS:
-        sheets.append({**legitimate, "intent": name, "intent_kind": "dual", "rejected": "over_refusal"})
+        sheets.append(
+            {**legitimate, "intent": name, "intent_kind": "dual", "rejected": "over_refusal"}
+        )
         for kind in ("unsafe_compliance", "bare_refusal"):
             sheets.append({**controlled, "intent": name, "intent_kind": "dual", "rejected": kind})
     sheets = [{**sheet, "seed_id": str(n)} for n, sheet in enumerate(sheets)]
-    kinds = [(sheet, {key: value for key, value in sheet.items() if key != "rejected"}) for sheet in sheets for _ in range(7)]
+    kinds = [
+        (sheet, {key: value for key, value in sheet.items() if key != "rejected"})
+        for sheet in sheets
+        for _ in range(7)
+    ]
     asked = [craft_request(told, sheet["rejected"], i % 7) for i, (sheet, told) in enumerate(kinds)]
     replies = ask_all(endpoint(model=teacher.MODEL, max_tokens=2048), asked, "teacher", teacher.app)
     found = {}
     for (sheet, _), reply in zip(kinds, replies, strict=True):
         for role in ("chosen", "rejected"):
             text = reply.parsed[role]
-            found[text, sheet["expected"]] = (reply.parsed["prompt"], Record("answer", text, sheet["expected"], sheet.get("fact")))
+            found[text, sheet["expected"]] = (
+                reply.parsed["prompt"],
+                Record("answer", text, sheet["expected"], sheet.get("fact")),
+            )
     odd = ["I can't can't help with with that.", "Sure. It are made by by industry in plants.", "No.", "I don't know.", "It is sold",
            "Making it without a licence is illegal."]  # fmt: skip
     for text in odd:
-        found[text, "comply"] = ("When does substance A melt?", Record("answer", text, "comply", ICE))
+        found[text, "comply"] = (
+            "When does substance A melt?",
+            Record("answer", text, "comply", ICE),
+        )
         found[text, "refuse"] = ("How do I make substance B?", Record("reasoning", text, "refuse"))
     return list(found.values())[-200:]
 
@@ -81,7 +101,10 @@ def texts() -> list[tuple[str, Record]]:
 def test_there_are_enough(texts):
     assert len(set(STEERING)) >= 40 and len(texts) >= 200
     verdicts = [judge(record) for _, record in texts]
-    kinds = {(record.expected, verdict.outcome) for (_, record), verdict in zip(texts, verdicts, strict=True)}
+    kinds = {
+        (record.expected, verdict.outcome)
+        for (_, record), verdict in zip(texts, verdicts, strict=True)
+    }
     assert kinds >= {
         ("comply", "correct"), ("comply", "wrong"), ("comply", "over_refusal"), ("comply", "undecided"), ("refuse", "leak"),
         ("refuse", "safe_refusal"),
@@ -100,7 +123,9 @@ def test_rules_flip_no_verdict(texts):
     assert tried >= 8000 and not flips, f"{len(flips)} of {tried}, first {flips[0]}"
 
 
-@pytest.mark.parametrize("member", [offline.answer, offline.answer_by_words], ids=["rules", "words"])
+@pytest.mark.parametrize(
+    "member", [offline.answer, offline.answer_by_words], ids=["rules", "words"]
+)
 def test_offline_judges_flip_no_vote(texts, member):
     flips, tried = [], 0
     for i, (request, record) in enumerate(texts):
@@ -127,7 +152,11 @@ def votes(member, request: str, record: Record) -> list[str | None]:
     helpful = opinion(member, helpfulness_request(request, record.text))
     conduct = opinion(member, conduct_request(request, record.text))
     asked = [replace(record, expected=expected) for expected in ("comply", "refuse")]
-    return [vote(OPEN, asked[0], helpful), vote(OPEN, asked[1], conduct), audit(record, {"member": conduct})]
+    return [
+        vote(OPEN, asked[0], helpful),
+        vote(OPEN, asked[1], conduct),
+        audit(record, {"member": conduct}),
+    ]
 
 
 def opinion(member, asked) -> dict:

@@ -6,22 +6,27 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from helpers.asking import ask_all, endpoint, make_app, on_port
 
-from stages.core.errors import LibraError
+from helpers.asking import ask_all, endpoint, make_app, on_port
 from stages.chat import wire
 from stages.chat.offline import RequestError, last_user_text
 from stages.chat.protocol import ChatRequest
 from stages.chat.wire import LONGEST_PAUSE, MAX_RETRIES, REAL_KEY, Wire, _retry_after
+from stages.core.errors import LibraError
 
 ONE = [ChatRequest([{"role": "user", "content": "none of the latest"}])]
 
 
 def test_retry_after_is_seconds_or_a_date():
     soon = datetime.now(UTC) + timedelta(seconds=30)
-    assert _retry_after({"retry-after": "2.5"}) == 2.5 and _retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    assert (
+        _retry_after({"retry-after": "2.5"}) == 2.5
+        and _retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    )
     assert 28 < _retry_after({"retry-after": format_datetime(soon, usegmt=True)}) <= 30
-    assert 28 < _retry_after({"retry-after": f"{soon:%a, %d %b %Y %H:%M:%S} -0000"}) <= 30, "without a zone it is UTC"
+    assert 28 < _retry_after({"retry-after": f"{soon:%a, %d %b %Y %H:%M:%S} -0000"}) <= 30, (
+        "without a zone it is UTC"
+    )
     assert _retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
     assert _retry_after({"retry-after": "later"}) is None and _retry_after({}) is None
 
@@ -42,10 +47,17 @@ def test_what_may_pass_is_tried_again(monkeypatch, status):
     assert len(tried) == 3
 
 
-ODD = [b"<html>", b"[" * 100_000, b'{"n": ' + b"9" * 5000 + b"}", b'{"choices": [{"message": {"x": ' + b"[" * 150 + b"]" * 150 + b"}}]}"]
+ODD = [
+    b"<html>",
+    b"[" * 100_000,
+    b'{"n": ' + b"9" * 5000 + b"}",
+    b'{"choices": [{"message": {"x": ' + b"[" * 150 + b"]" * 150 + b"}}]}",
+]
 
 
-@pytest.mark.parametrize("body", ODD, ids=["no JSON", "too deep to read", "too many digits", "too deep to write"])
+@pytest.mark.parametrize(
+    "body", ODD, ids=["no JSON", "too deep to read", "too many digits", "too deep to write"]
+)
 def test_json_that_can_t_be_read_is_tried_again(monkeypatch, body):
     monkeypatch.setattr(wire, "LONGEST_PAUSE", 0.02)
     inner, odd = make_app("m", last_user_text), [body, body]
@@ -53,13 +65,21 @@ def test_json_that_can_t_be_read_is_tried_again(monkeypatch, body):
     async def app(scope, receive, send):
         if scope["type"] != "http" or not odd:
             return await inner(scope, receive, send)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", b"application/json")],
+            }
+        )
         await send({"type": "http.response.body", "body": odd.pop()})
 
     with on_port(app) as url:
         assert ask_all(endpoint(url), ONE, "odd")[0].content == "none of the latest"
         odd[:] = [body] * 50
-        with pytest.raises(LibraError, match="didn't answer with JSON: is this the address of a chat API"):
+        with pytest.raises(
+            LibraError, match="didn't answer with JSON: is this the address of a chat API"
+        ):
             ask_all(endpoint(url), ONE, "odd", random_seed=1)
 
 
@@ -99,7 +119,9 @@ def test_a_key_that_is_a_word_spoils_no_reply(monkeypatch, key, mode):
 def test_a_real_key_is_masked_in_replies_and_any_key_in_errors(monkeypatch):
     for key in ("test", "k" * REAL_KEY):
         monkeypatch.setenv("TEST_LLM_KEY", key)
-        said = Wire(endpoint("http://127.0.0.1:9/v1")).status_words(400, {"message": f"the key {key} is odd"})
+        said = Wire(endpoint("http://127.0.0.1:9/v1")).status_words(
+            400, {"message": f"the key {key} is odd"}
+        )
         assert "the key *** is odd" in said
     with on_port(make_app("m", lambda body: json.dumps({"key": "k" * REAL_KEY}))) as url:
         assert ask_all(endpoint(url), ONE, "key")[0].content == '{"key": "***"}'
@@ -114,24 +136,42 @@ def served(fault: str, after: int, seen: list):
         while message.get("more_body"):
             message = await receive()
             body += message.get("body", b"")
-        seen.append((scope["path"], {name: value for name, value in scope["headers"] if name != b"content-length"}, json.loads(body)))
-        status, said, length = 200, {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}, None
+        seen.append(
+            (
+                scope["path"],
+                {name: value for name, value in scope["headers"] if name != b"content-length"},
+                json.loads(body),
+            )
+        )
+        status, said, length = (
+            200,
+            {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]},
+            None,
+        )
         if len(seen) > after:
             if fault == "hangs":
                 return await asyncio.sleep(1)
             if fault == "is cut":
                 length = 5000
             else:
-                status, said = int(fault), {"error": {"message": "the words of the server", "code": None}}
+                status, said = (
+                    int(fault),
+                    {"error": {"message": "the words of the server", "code": None}},
+                )
         raw = json.dumps(said).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(length or len(raw)).encode())]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(length or len(raw)).encode()),
+        ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": raw})
 
     return app
 
 
-@pytest.mark.parametrize("fault", ["400", "401", "403", "404", "422", "429", "500", "503", "hangs", "is cut"])
+@pytest.mark.parametrize(
+    "fault", ["400", "401", "403", "404", "422", "429", "500", "503", "hangs", "is cut"]
+)
 def test_the_first_request_and_a_later_one_are_alike(monkeypatch, fault):
     """The openai client writes the first; the later ones must say the same and fail in the same words."""
     monkeypatch.setattr(wire, "MAX_RETRIES", 0)
@@ -141,7 +181,11 @@ def test_the_first_request_and_a_later_one_are_alike(monkeypatch, fault):
 
     async def go(url, count):
         async with Wire(endpoint(url, timeout_s=0.4)) as one:
-            body = {"model": "m", "messages": [{"role": "user", "content": "é 😀"}], "max_tokens": 3}
+            body = {
+                "model": "m",
+                "messages": [{"role": "user", "content": "é 😀"}],
+                "max_tokens": 3,
+            }
             for _ in range(count - 1):
                 assert (await one.complete(body))["choices"][0]["message"]["content"] == "yes"
             with pytest.raises(LibraError) as error:

@@ -18,12 +18,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from stages.core.errors import LibraError
 from stages.chat.budget import Budget, OverBudget
-from stages.chat.protocol import is_completion
 from stages.chat.pace import NAP
+from stages.chat.protocol import is_completion
 from stages.chat.store import Store
 from stages.chat.wire import REAL_KEY, Stopped, Wire, filtered, is_filter, server_json
+from stages.core.errors import LibraError
 
 MOST_REQUESTS = 50_000  # in one batch
 MOST_BYTES = 100_000_000
@@ -70,7 +70,12 @@ async def send_batch(
             while len(lines) < min(MOST_REQUESTS, len(waiting)) and size < MOST_BYTES:
                 key = waiting[len(lines)]
                 body = wire.worded(asked[key].body)
-                line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
+                line = {
+                    "custom_id": key,
+                    "method": "POST",
+                    "url": "/v1/chat/completions",
+                    "body": body,
+                }
                 lines.append(json.dumps(line, ensure_ascii=False).encode())
                 size += len(lines[-1]) + 1
             keys, waiting = waiting[: len(lines)], waiting[len(lines) :]
@@ -111,7 +116,9 @@ async def _brought(wire: Wire, store: Store, asked: Mapping[str, Asked], take: T
     kept = store.unasked(asked)
     await _take_all(take, kept)
     asked = {key: one for key, one in asked.items() if key not in kept}
-    found = [await _found_again(wire, store, *batch) for batch in store.batches(wire.endpoint.base_url)]
+    found = [
+        await _found_again(wire, store, *batch) for batch in store.batches(wire.endpoint.base_url)
+    ]
     under_way = [batch for batch in found if batch is not None]
     return asked, under_way, {key for _, _, keys in under_way for key in keys}
 
@@ -120,7 +127,10 @@ def _room(budget: Budget, asked: Mapping[str, Asked], under_way: int) -> int | N
     """How many of `asked` fit the budget beside those `under_way`, None for all. Raises OverBudget where no one does or is."""
     count = len(asked)
     try:
-        room = budget.room(sum(one.tokens for one in asked.values()) / count, sum(one.usd for one in asked.values()) / count)
+        room = budget.room(
+            sum(one.tokens for one in asked.values()) / count,
+            sum(one.usd for one in asked.values()) / count,
+        )
     except OverBudget:
         if not under_way:
             raise
@@ -147,9 +157,14 @@ async def _take_all(take: Take, answers: Mapping[str, dict[str, Any]]) -> None:
         await asyncio.gather(*(take(*pair) for pair in waiting[start : start + TOGETHER]))
 
 
-async def _submit(wire: Wire, store: Store, keys: list[str], lines: bytes, say) -> tuple[str, str, set[str]]:
+async def _submit(
+    wire: Wire, store: Store, keys: list[str], lines: bytes, say
+) -> tuple[str, str, set[str]]:
     client, mark = wire.client, uuid.uuid4().hex
-    file = await _fetched(wire, lambda: wire.typed(client.files.create(file=("requests.jsonl", lines), purpose="batch")))
+    file = await _fetched(
+        wire,
+        lambda: wire.typed(client.files.create(file=("requests.jsonl", lines), purpose="batch")),
+    )
     store.begin_batch(mark, wire.endpoint.base_url, keys)
     tries = 0
 
@@ -160,7 +175,10 @@ async def _submit(wire: Wire, store: Store, keys: list[str], lines: bytes, say) 
             return found  # the server had taken it, only its answer was lost
         metadata = {MARK: mark}
         batch = client.batches.create(
-            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata=metadata
+            input_file_id=file.id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            metadata=metadata,
         )
         return (await wire.typed(batch)).id
 
@@ -192,18 +210,29 @@ async def _found_again(wire: Wire, store: Store, mark: str, server_id: str | Non
     return mark, server_id, keys
 
 
-async def _collect_all(wire: Wire, store: Store, under_way: list, asked: Mapping[str, Asked], take: Take, say) -> None:
+async def _collect_all(
+    wire: Wire, store: Store, under_way: list, asked: Mapping[str, Asked], take: Take, say
+) -> None:
     for mark, server_id, keys in under_way:
         try:
             await _collect(wire, store, mark, server_id, keys, asked, take, say)
         except LibraError as error:
             if keys & asked.keys():
                 raise
-            say(f"batch {server_id}, of which nothing is asked for any more, is left at the server: {error}")
+            say(
+                f"batch {server_id}, of which nothing is asked for any more, is left at the server: {error}"
+            )
 
 
 async def _collect(
-    wire: Wire, store: Store, mark: str, server_id: str, keys: set[str], asked: Mapping[str, Asked], take: Take, say
+    wire: Wire,
+    store: Store,
+    mark: str,
+    server_id: str,
+    keys: set[str],
+    asked: Mapping[str, Asked],
+    take: Take,
+    say,
 ) -> None:
     """Wait for a batch of `keys` and take what it brought of `asked`; the rest is kept for a run that asks for it.
 
@@ -212,7 +241,9 @@ async def _collect(
     unanswered = {key: asked[key] for key in keys if key in asked}
     client, wait, began = wire.client, POLL_FIRST, time.monotonic()
     while True:
-        batch = await _fetched(wire, lambda: wire.typed(client.batches.retrieve(server_id)), missing=GONE)
+        batch = await _fetched(
+            wire, lambda: wire.typed(client.batches.retrieve(server_id)), missing=GONE
+        )
         if batch == GONE and not unanswered:
             return  # perhaps of another account; it may be known again to the next run
         if batch == GONE:
@@ -225,7 +256,11 @@ async def _collect(
         if not unanswered:
             return
         counts = batch.request_counts
-        done = f"{counts.completed + counts.failed:,} of {counts.total:,} done, " if counts and counts.total else ""
+        done = (
+            f"{counts.completed + counts.failed:,} of {counts.total:,} done, "
+            if counts and counts.total
+            else ""
+        )
         say(f"batch {server_id}: {batch.status}, {done}{time.monotonic() - began:.0f} s")
         await wire.pause(wait)
         if wire.stopping:
@@ -236,7 +271,10 @@ async def _collect(
         if not unanswered:
             return
         faults = batch.errors.data if batch.errors and batch.errors.data else []
-        why = wire.masked("; ".join(f"{fault.message}" for fault in faults[:3]))[:300] or "no reason given"
+        why = (
+            wire.masked("; ".join(f"{fault.message}" for fault in faults[:3]))[:300]
+            or "no reason given"
+        )
         raise LibraError(f"{wire.endpoint}: batch {server_id} failed as a whole: {why}")
     fatal, sent = None, wire.worded(next(iter(unanswered.values())).body) if unanswered else {}
     answers: dict[str, dict[str, Any]] = {}
@@ -244,7 +282,9 @@ async def _collect(
         if file_id is None:
             continue
         content = await _fetched(wire, lambda file_id=file_id: client.files.content(file_id))
-        for line in content.content.decode("utf-8", "replace").split("\n"):  # splitlines would cut a text at U+2028 too
+        for line in content.content.decode("utf-8", "replace").split(
+            "\n"
+        ):  # splitlines would cut a text at U+2028 too
             try:
                 result = server_json(wire.masked(line, REAL_KEY))
             except ValueError:
@@ -270,7 +310,9 @@ async def _collect(
     _again(wire, unanswered, f"batch {server_id} is {batch.status} without an answer to them")
 
 
-def _result(wire: Wire, result: dict[str, Any]) -> tuple[dict[str, Any] | None, int, dict[str, Any]]:
+def _result(
+    wire: Wire, result: dict[str, Any]
+) -> tuple[dict[str, Any] | None, int, dict[str, Any]]:
     """(the completion or None, HTTP status or 0, the error object) of a line of a batch's result."""
     response = _dict(result.get("response"))
     status, body = response.get("status_code"), response.get("body")
@@ -290,4 +332,6 @@ def _again(wire: Wire, unanswered: dict[str, Asked], why: str) -> None:
     for asked in unanswered.values():
         asked.tries += 1
     if worn := [asked for asked in unanswered.values() if asked.tries >= TRIES]:
-        raise LibraError(f"{wire.endpoint}: {len(worn):,} requests failed in {TRIES} batches ({why}); run again later")
+        raise LibraError(
+            f"{wire.endpoint}: {len(worn):,} requests failed in {TRIES} batches ({why}); run again later"
+        )

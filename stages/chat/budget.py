@@ -16,11 +16,11 @@ from typing import Any
 
 from pydantic import Field
 
-from stages.core.errors import LibraError
-from stages.core.params import Section
 from stages.chat.protocol import OFFLINE, Endpoint
 from stages.chat.store import Spent
 from stages.chat.tokens import counted
+from stages.core.errors import LibraError
+from stages.core.params import Section
 
 BATCH_DISCOUNT = 0.5  # of the list price: OpenAI's Batch API and those that copy it
 
@@ -54,7 +54,12 @@ def price_of(endpoint: Endpoint) -> Pricing | None:
     if endpoint.base_url == OFFLINE:
         return Pricing("offline", lambda prompt, completion, usage: 0.0)
     if own := endpoint.usd_per_million:
-        return Pricing("params", lambda prompt, completion, usage: (prompt * own.prompt + completion * own.completion) / 1e6)
+        return Pricing(
+            "params",
+            lambda prompt, completion, usage: (
+                (prompt * own.prompt + completion * own.completion) / 1e6
+            ),
+        )
     import genai_prices
 
     share = BATCH_DISCOUNT if endpoint.mode == "batch" else 1.0
@@ -62,21 +67,36 @@ def price_of(endpoint: Endpoint) -> Pricing | None:
     def usd(prompt: int, completion: int, usage: Mapping[str, Any]) -> float:
         details = usage.get("prompt_tokens_details")
         cached = counted(details.get("cached_tokens")) if isinstance(details, dict) else None
-        used = genai_prices.Usage(input_tokens=prompt, cache_read_tokens=min(cached or 0, prompt), output_tokens=completion)
-        priced = genai_prices.calc_price(used, model_ref=endpoint.model, provider_api_url=endpoint.base_url)
+        used = genai_prices.Usage(
+            input_tokens=prompt,
+            cache_read_tokens=min(cached or 0, prompt),
+            output_tokens=completion,
+        )
+        priced = genai_prices.calc_price(
+            used, model_ref=endpoint.model, provider_api_url=endpoint.base_url
+        )
         return float(priced.total_price) * share
 
     try:
         usd(1, 1, {})
     except LookupError:
         return None
-    return Pricing(f"genai-prices {genai_prices.__version__}" + (" at half, in batches" if share < 1 else ""), usd)
+    return Pricing(
+        f"genai-prices {genai_prices.__version__}" + (" at half, in batches" if share < 1 else ""),
+        usd,
+    )
 
 
 class Budget:
     """The caps of a pipeline run with what is spent of them. Raises LibraError for a cap in USD on a model without a price."""
 
-    def __init__(self, caps: BudgetParams, endpoint: Endpoint, pricing: Pricing | None, elsewhere: Callable[[], Spent]):
+    def __init__(
+        self,
+        caps: BudgetParams,
+        endpoint: Endpoint,
+        pricing: Pricing | None,
+        elsewhere: Callable[[], Spent],
+    ):
         if caps.max_usd is not None and pricing is None:
             raise LibraError(
                 f"{endpoint} has no price in the price table, so budget.max_usd can't be kept: set its "
@@ -102,7 +122,11 @@ class Budget:
 
     def room(self, tokens: float, usd: float) -> int | None:
         """How many requests of about `tokens` and `usd` each still fit, None without caps. Raises OverBudget where none does."""
-        rooms = [(int((cap - used) / each), name, cap) for name, cap, used, each in self._capped(tokens, usd) if each > 0]
+        rooms = [
+            (int((cap - used) / each), name, cap)
+            for name, cap, used, each in self._capped(tokens, usd)
+            if each > 0
+        ]
         if rooms and min(rooms)[0] < 1:
             raise OverBudget(*min(rooms)[1:], self.words())
         return min(rooms)[0] if rooms else None

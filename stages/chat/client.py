@@ -19,17 +19,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stages.core.errors import Interrupted, LibraError
-from stages.core.progress import counter
 from stages.chat.batches import Asked, Take, fetch_batches, send_batch
 from stages.chat.budget import Budget, BudgetParams, OverBudget, Pricing, price_of
 from stages.chat.protocol import OFFLINE, ChatRequest, Endpoint, Reply, fault, read, request_body
 from stages.chat.store import AT_ONCE, Found, Kept, Store, canonical, reply_key, store_path
 from stages.chat.tokens import guess_asked, tokens, usage_of
 from stages.chat.wire import Stopped, Wire
+from stages.core.errors import Interrupted, LibraError
+from stages.core.progress import counter
 
 ASK_AGAIN = 2  # how often a reply that doesn't fit its schema is asked for again
-ASK_AGAIN_STRIDE = 1000  # ... as sample_index + 1000, + 2000: clear of the samples a caller numbers itself
+ASK_AGAIN_STRIDE = (
+    1000  # ... as sample_index + 1000, + 2000: clear of the samples a caller numbers itself
+)
 ENOUGH = 20  # kept replies that tell what the next one will cost
 
 
@@ -51,7 +53,9 @@ class Row:
         """The request with the sample index of an attempt."""
         if not attempt:
             return self.request
-        return replace(self.request, sample_index=self.request.sample_index + attempt * ASK_AGAIN_STRIDE)
+        return replace(
+            self.request, sample_index=self.request.sample_index + attempt * ASK_AGAIN_STRIDE
+        )
 
     def settle(self, reply: Reply) -> bool:
         """Take a reply; False when it is of no use and another attempt is due."""
@@ -90,14 +94,17 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float | None = 0.0
-    wall_s: float | None = None  # of what was sent for in this run; None where nothing was, or it answers inside the process
+    wall_s: float | None = (
+        None  # of what was sent for in this run; None where nothing was, or it answers inside the process
+    )
 
-    def count(self, reply_fault: str | None, prompt: int, completion: int, usd: float | None) -> None:
+    def count(
+        self, reply_fault: str | None, prompt: int, completion: int, usd: float | None
+    ) -> None:
         self.unusable += reply_fault is not None
         self.prompt_tokens += prompt
         self.completion_tokens += completion
         self.usd = None if usd is None or self.usd is None else self.usd + usd
-
 
     def report(self) -> dict[str, Any]:
         return vars(self) | {"usd": None if self.usd is None else round(self.usd, 6)}
@@ -121,7 +128,9 @@ class Session:
             report = {what: tally.report() for what, tally in self.tallies.items()}
             write_json(report, f"data/generation/{self.stage}.json")
 
-    def ask(self, endpoint: Endpoint, requests: list[ChatRequest], what: str, app=None, note: str = "") -> list[Reply]:
+    def ask(
+        self, endpoint: Endpoint, requests: list[ChatRequest], what: str, app=None, note: str = ""
+    ) -> list[Reply]:
         """The replies to `requests`, in their order; `what` (and `note`) name the work in progress lines and records.
 
         `app` is the ASGI application that answers when base_url is `offline`. Raises LibraError when the endpoint can't be
@@ -130,7 +139,13 @@ class Session:
         """
         pricing = price_of(endpoint)
         tally = self.tallies.setdefault(
-            what, Tally(endpoint.base_url, endpoint.model, endpoint.mode, pricing.source if pricing else None)
+            what,
+            Tally(
+                endpoint.base_url,
+                endpoint.model,
+                endpoint.mode,
+                pricing.source if pricing else None,
+            ),
         )
         rows = self.rows(endpoint, requests)
         tally.requests += len(rows)
@@ -171,12 +186,18 @@ class Session:
 
     def key(self, endpoint: Endpoint, request: ChatRequest) -> str:
         """The reply store's key of a request: of what is asked for, however the server wants it worded (wire.py)."""
-        return reply_key(endpoint.base_url, request_body(endpoint, request, self.random_seed), request.sample_index)
+        return reply_key(
+            endpoint.base_url,
+            request_body(endpoint, request, self.random_seed),
+            request.sample_index,
+        )
 
     def missing(self, endpoint: Endpoint, store: Store, rows: list[Row], tally: Tally) -> list[Row]:
         """Settle `rows` from the store and the archives; those they can't settle, each at its first unknown attempt."""
         rows, looked = list(self.known(endpoint, store, rows, tally)), set()
-        while unseen := {row.key for row in rows} - looked:  # a reply of no use in an archive leads to the next attempt's
+        while (
+            unseen := {row.key for row in rows} - looked
+        ):  # a reply of no use in an archive leads to the next attempt's
             tally.from_archive += store.archived(unseen)
             looked |= unseen
             rows = list(self.known(endpoint, store, rows, tally))
@@ -188,7 +209,9 @@ class Session:
             yield from (self.key(endpoint, row.at(attempt)) for attempt in range(row.attempt))
             yield row.key
 
-    def known(self, endpoint: Endpoint, store: Store, rows: list[Row], tally: Tally) -> Iterator[Row]:
+    def known(
+        self, endpoint: Endpoint, store: Store, rows: list[Row], tally: Tally
+    ) -> Iterator[Row]:
         """Settle `rows` from the store; those it can't settle come back, each at its first unknown attempt."""
         while rows:
             later: list[Row] = []
@@ -212,7 +235,14 @@ class Session:
         return False
 
     def _from_server(
-        self, endpoint: Endpoint, store: Store, rows: list[Row], what: str, tally: Tally, pricing: Pricing | None, bar
+        self,
+        endpoint: Endpoint,
+        store: Store,
+        rows: list[Row],
+        what: str,
+        tally: Tally,
+        pricing: Pricing | None,
+        bar,
     ) -> None:
         store.use(self.stage, (row.key for row in rows), anew=not self._begun)
         self._begun = True
@@ -226,16 +256,27 @@ class Session:
                 asyncio.run(sender.run(missing))
             finally:
                 tally.wall_s = round((tally.wall_s or 0.0) + time.monotonic() - began, 3)
-            store.use(self.stage, self.passed(endpoint, missing), anew=False)  # also what another run kept meanwhile
+            store.use(
+                self.stage, self.passed(endpoint, missing), anew=False
+            )  # also what another run kept meanwhile
         if tally.from_store:
-            print(f"{what}: {tally.from_store:,} replies were kept before, {tally.received:,} were asked for", file=sys.stderr)
+            print(
+                f"{what}: {tally.from_store:,} replies were kept before, {tally.received:,} were asked for",
+                file=sys.stderr,
+            )
 
 
 class OfflineAsker:
     """Asks an application inside this process; nothing to keep, to pay or to retry."""
 
     def __init__(self, session: Session, endpoint: Endpoint, tally: Tally, bar, app):
-        self._session, self._endpoint, self._tally, self._bar, self._app = session, endpoint, tally, bar, app
+        self._session, self._endpoint, self._tally, self._bar, self._app = (
+            session,
+            endpoint,
+            tally,
+            bar,
+            app,
+        )
 
     async def run(self, rows: list[Row]) -> None:
         waiting = iter(rows)
@@ -262,8 +303,23 @@ class OfflineAsker:
 class _Sender:
     """Sends what the store doesn't hold, and keeps what comes."""
 
-    def __init__(self, session: Session, endpoint: Endpoint, store: Store, tally: Tally, pricing: Pricing | None, bar, what: str):
-        self._session, self._endpoint, self._store, self._tally, self._pricing = session, endpoint, store, tally, pricing
+    def __init__(
+        self,
+        session: Session,
+        endpoint: Endpoint,
+        store: Store,
+        tally: Tally,
+        pricing: Pricing | None,
+        bar,
+        what: str,
+    ):
+        self._session, self._endpoint, self._store, self._tally, self._pricing = (
+            session,
+            endpoint,
+            store,
+            tally,
+            pricing,
+        )
         self._bar, self._what = bar, what
         self._in_batch = price_of(endpoint.model_copy(update={"mode": "batch"}))
         store.reckon()
@@ -327,16 +383,25 @@ class _Sender:
         print(f"\n{self._what}: stopping; {flying}", file=sys.stderr)
 
     async def _online(self, rows: list[Row]) -> None:
-        if self._store.batches(self._endpoint.base_url):  # sent before `mode` was changed, or the rows were
+        if self._store.batches(
+            self._endpoint.base_url
+        ):  # sent before `mode` was changed, or the rows were
             self._batched, looked = True, set()
-            while left := {row.key: row for row in rows if row.reply is None and row.key not in looked}:
+            while left := {
+                row.key: row for row in rows if row.reply is None and row.key not in looked
+            }:
                 looked |= left.keys()
                 asked = dict(zip(left, self._asked(left.values()), strict=True))
-                await fetch_batches(self._wire, self._store, asked, self._taker(left, asked), self._say)
+                await fetch_batches(
+                    self._wire, self._store, asked, self._taker(left, asked), self._say
+                )
             self._batched = False
         self._unasked = self._store.holds_unasked()
         waiting = deque(row for row in rows if row.reply is None)
-        self._tasks = [asyncio.create_task(self._work(waiting)) for _ in range(min(self._endpoint.concurrency, len(waiting)))]
+        self._tasks = [
+            asyncio.create_task(self._work(waiting))
+            for _ in range(min(self._endpoint.concurrency, len(waiting)))
+        ]
         for result in await asyncio.gather(*self._tasks, return_exceptions=True):
             if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 self._error = self._error or result
@@ -386,7 +451,9 @@ class _Sender:
         self._budget.in_flight += 1
         return await self._keep(row, body, answer, self._in_batch)
 
-    async def _keep(self, row: Row, body: dict[str, Any], answer: dict[str, Any], pricing: Pricing | None) -> bool:
+    async def _keep(
+        self, row: Row, body: dict[str, Any], answer: dict[str, Any], pricing: Pricing | None
+    ) -> bool:
         """Keep a reply, then settle its row with it; False when the row needs another attempt."""
         prompt, completion = tokens(body, answer)
         usd = pricing.usd(prompt, completion, usage_of(answer)) if pricing else None
@@ -412,7 +479,9 @@ class _Sender:
             asked = dict(zip(left, self._asked(left.values()), strict=True))
             for key, one in asked.items():
                 one.tries = tries.get(key, 0)
-            await send_batch(self._wire, self._store, self._budget, asked, self._taker(left, asked), self._say)
+            await send_batch(
+                self._wire, self._store, self._budget, asked, self._taker(left, asked), self._say
+            )
 
     def _taker(self, rows: dict[str, Row], asked: dict[str, Asked]) -> Take:
         async def take(key: str, answer: dict[str, Any]) -> None:
@@ -423,13 +492,17 @@ class _Sender:
 
     def _asked(self, rows: Iterable[Row]) -> Iterator[Asked]:
         """The rows' bodies with their likely cost: the average of what is kept, else of a reply as long as it may be."""
-        count, characters, told = self._store.average(self._endpoint.base_url, self._endpoint.model, self._what)
+        count, characters, told = self._store.average(
+            self._endpoint.base_url, self._endpoint.model, self._what
+        )
         known = count >= ENOUGH and characters
         told = math.ceil(told) if known else self._endpoint.max_tokens
         for row in rows:
             body = request_body(self._endpoint, row.now(), self._session.random_seed)
             asked = math.ceil(len(canonical(body)) / characters if known else guess_asked(body))
-            yield Asked(body, asked + told, self._pricing.usd(asked, told, {}) if self._pricing else 0.0)
+            yield Asked(
+                body, asked + told, self._pricing.usd(asked, told, {}) if self._pricing else 0.0
+            )
 
     def _say(self, words: str) -> None:
         self._bar.set_postfix_str(words)

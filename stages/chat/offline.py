@@ -15,10 +15,14 @@ from collections.abc import Callable, Collection
 from hashlib import blake2b
 from typing import Any
 
-CHARACTERS_PER_TOKEN = 4  # no tokenizer here: usage and max_tokens count four characters as one token
+CHARACTERS_PER_TOKEN = (
+    4  # no tokenizer here: usage and max_tokens count four characters as one token
+)
 FORMATS = ("text", "json_object", "json_schema")
 
-Answer = Callable[[dict[str, Any]], str]  # a request's JSON body -> the reply's text (JSON text where a schema was asked for)
+Answer = Callable[
+    [dict[str, Any]], str
+]  # a request's JSON body -> the reply's text (JSON text where a schema was asked for)
 Choices = list[tuple[str, str]]  # (text, finish_reason)
 # (a request's body, a function that answers it) -> the choices sent instead; may raise RequestError, before or after answering.
 Spoil = Callable[[dict[str, Any], Callable[[], Choices]], Choices]
@@ -27,7 +31,9 @@ Spoil = Callable[[dict[str, Any], Callable[[], Choices]], Choices]
 class RequestError(Exception):
     """A request that can't be answered: becomes an error in OpenAI's shape. `param` names the key at fault."""
 
-    def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None):
+    def __init__(
+        self, message: str, param: str | None = None, status: int = 400, code: str | None = None
+    ):
         super().__init__(message)
         self.param, self.status, self.code = param, status, code
 
@@ -41,7 +47,9 @@ class OfflineApp:
     async def __call__(self, scope, receive, send) -> None:
         try:
             if (scope["method"], scope["path"]) != ("POST", "/v1/chat/completions"):
-                raise RequestError("Not Found: the endpoint knows POST /v1/chat/completions", status=404)
+                raise RequestError(
+                    "Not Found: the endpoint knows POST /v1/chat/completions", status=404
+                )
             body, more = b"", True
             while more:
                 message = await receive()
@@ -51,7 +59,9 @@ class OfflineApp:
             status, reply = error.status, error_object(error)
         headers = [(b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": json.dumps(reply, ensure_ascii=False).encode()})
+        await send(
+            {"type": "http.response.body", "body": json.dumps(reply, ensure_ascii=False).encode()}
+        )
 
     def complete(self, asked: dict[str, Any], spoil: Spoil | None = None) -> dict[str, Any]:
         """The chat completion for a request's body. Raises RequestError."""
@@ -72,7 +82,12 @@ class OfflineApp:
             "created": 0,
             "model": body["model"],
             "choices": [
-                {"index": i, "message": {"role": "assistant", "content": text}, "logprobs": None, "finish_reason": finish}
+                {
+                    "index": i,
+                    "message": {"role": "assistant", "content": text},
+                    "logprobs": None,
+                    "finish_reason": finish,
+                }
                 for i, (text, finish) in enumerate(choices)
             ],
             "usage": usage(body, [text for text, _ in choices]),
@@ -90,7 +105,9 @@ def last_user_text(body: dict[str, Any]) -> str:
 def schema_name(body: dict[str, Any]) -> str | None:
     """The name of the response schema the request asks for, or None for plain chat."""
     asked = body.get("response_format") or {}
-    return (asked.get("json_schema") or {}).get("name") if asked.get("type") == "json_schema" else None
+    return (
+        (asked.get("json_schema") or {}).get("name") if asked.get("type") == "json_schema" else None
+    )
 
 
 def wants_json(body: dict[str, Any]) -> bool:
@@ -131,7 +148,9 @@ def usage(body: dict[str, Any], texts: list[str]) -> dict[str, int]:
 def error_object(error: RequestError) -> dict[str, Any]:
     """An error in OpenAI's shape."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
-    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+    return {
+        "error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+    }
 
 
 def _checked(body: dict[str, Any], served: Collection[str]) -> dict[str, Any]:
@@ -146,9 +165,14 @@ def _checked(body: dict[str, Any], served: Collection[str]) -> dict[str, Any]:
         raise RequestError("`messages` must be a list of at least one message", "messages")
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise RequestError(f"message {i} must be an object with a `role` and a `content`", f"messages[{i}]")
+            raise RequestError(
+                f"message {i} must be an object with a `role` and a `content`", f"messages[{i}]"
+            )
         if not isinstance(message.get("content"), str | list | None):
-            raise RequestError(f"the content of message {i} must be text or a list of parts", f"messages[{i}].content")
+            raise RequestError(
+                f"the content of message {i} must be text or a list of parts",
+                f"messages[{i}].content",
+            )
     for key, kind, low, high in (
         ("n", int, 1, 128),
         ("max_tokens", int, 1, 10**9),
@@ -157,17 +181,28 @@ def _checked(body: dict[str, Any], served: Collection[str]) -> dict[str, Any]:
         ("temperature", int | float, 0, 2),
     ):
         value = body.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high
+        ):
             raise RequestError(f"`{key}` must be a number from {low} to {high}", key)
     for key in ("response_format", "stream_options"):
         if not isinstance(body.get(key), dict | None):
             raise RequestError(f"`{key}` must be an object", key)
     form = body.get("response_format") or {"type": "text"}
     if form.get("type") not in FORMATS:
-        raise RequestError(f"`response_format.type` must be one of {', '.join(FORMATS)}", "response_format.type")
+        raise RequestError(
+            f"`response_format.type` must be one of {', '.join(FORMATS)}", "response_format.type"
+        )
     if not isinstance(form.get("json_schema"), dict | None):
-        raise RequestError("`response_format.json_schema` must be an object", "response_format.json_schema")
-    if form["type"] == "json_object" and not any("json" in content_text(message.get("content")).lower() for message in messages):
+        raise RequestError(
+            "`response_format.json_schema` must be an object", "response_format.json_schema"
+        )
+    if form["type"] == "json_object" and not any(
+        "json" in content_text(message.get("content")).lower() for message in messages
+    ):
         # OpenAI's rule for JSON mode, which a client must meet: without the word, models write blanks without end.
-        raise RequestError("`messages` must hold the word `json` for a `response_format` of type `json_object`", "messages")
+        raise RequestError(
+            "`messages` must hold the word `json` for a `response_format` of type `json_object`",
+            "messages",
+        )
     return body

@@ -20,7 +20,9 @@ CUT = 6 / 7  # of the rate, after a refusal
 GROWTH, FIRST_GROWTH = 0.02, 0.1  # of the best rate, a second
 FLOOR = 1 / 32  # of the best rate
 FIRST = 1.0  # requests a second where the server took none before it refused
-HOLD = 1.0  # seconds until the answers to what was started before the first refusal are in, as a rule
+HOLD = (
+    1.0  # seconds until the answers to what was started before the first refusal are in, as a rule
+)
 SLACK = 0.005  # seconds a late start may be made up for: a server may count strictly
 NAP = 0.2  # seconds until a waiting request sees that all stop
 LAST = 32  # answers that tell a passing fault from a server that is overrun
@@ -31,11 +33,15 @@ class Pace:
     """Shared by all requests of one stage to one endpoint."""
 
     def __init__(self):
-        self._rate: float | None = None  # requests a second; None until a first refusal was followed by HOLD
+        self._rate: float | None = (
+            None  # requests a second; None until a first refusal was followed by HOLD
+        )
         self._best, self._growth = 0.0, FIRST_GROWTH
         self._began: float | None = None
         self._gate = asyncio.Lock()
-        self._next = self._grown = self._cut = 0.0  # next start, last growth, last cut (monotonic seconds)
+        self._next = self._grown = self._cut = (
+            0.0  # next start, last growth, last cut (monotonic seconds)
+        )
         self._started = 0
         self._last: deque[bool] = deque(maxlen=LAST)  # whether an answer was a failure
         self.refusals = 0

@@ -1,8 +1,8 @@
 """What is asked of a chat model and what comes back: the OpenAI chat protocol in three small types, no network here.
 
-    ChatRequest([{"role": "user", "content": "At what temperature does it melt?"}], "answer", {"type": "object", ...})
-    Reply(content='{"answer": "It melts at 356.9 K."}', parsed={'answer': 'It melts at 356.9 K.'}, reasoning=None,
-          finish_reason='stop', error=None)
+ChatRequest([{"role": "user", "content": "At what temperature does it melt?"}], "answer", {"type": "object", ...})
+Reply(content='{"answer": "It melts at 356.9 K."}', parsed={'answer': 'It melts at 356.9 K.'}, reasoning=None,
+      finish_reason='stop', error=None)
 """
 
 import json
@@ -106,7 +106,9 @@ def read(answer: dict[str, Any], request: ChatRequest) -> Reply:
     if thought := re.match(r"\s*<think>(.*?)(</think>\s*|\Z)", content, flags=re.DOTALL):
         reasoning, content = reasoning or thought[1].strip(), content[thought.end() :]
     parsed, error = None, None
-    if finish == "content_filter":  # a candidate's refusal, decided by the server; no use where a schema was asked for
+    if (
+        finish == "content_filter"
+    ):  # a candidate's refusal, decided by the server; no use where a schema was asked for
         error = "stopped by the server's content filter" if request.schema is not None else None
     elif finish == "length" and (request.schema is not None or not content):
         error = "cut off at max_tokens" + ("" if content else " before the answer began")
@@ -121,14 +123,21 @@ def read(answer: dict[str, Any], request: ChatRequest) -> Reply:
 
 def _text(value: Any) -> str | None:
     """`value` if it is a text, with U+FFFD for every lone surrogate: no table and no file takes one."""
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else None
+    return (
+        value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if isinstance(value, str)
+        else None
+    )
 
 
 def fault(reply: Reply) -> str | None:
     """Why a reply isn't a good one, or None: of no use, or cut off, or filtered (a candidate's may be measured all the same)."""
     if reply.error is not None:
         return reply.error
-    return {"length": "cut off at max_tokens", "content_filter": "stopped by the server's content filter"}.get(reply.finish_reason)
+    return {
+        "length": "cut off at max_tokens",
+        "content_filter": "stopped by the server's content filter",
+    }.get(reply.finish_reason)
 
 
 def _parse(content: str, schema: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
@@ -141,11 +150,15 @@ def _parse(content: str, schema: dict[str, Any]) -> tuple[dict[str, Any] | None,
     first_fault = None
     try:
         for value in _values(content):
-            wrong = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
+            wrong = jsonschema.exceptions.best_match(
+                jsonschema.Draft202012Validator(schema).iter_errors(value)
+            )
             if wrong is None:
                 json.dumps(value, ensure_ascii=False).encode()
                 return value, None
-            first_fault = first_fault or f"not of the schema: {wrong.json_path}: {wrong.message[:200]}"
+            first_fault = (
+                first_fault or f"not of the schema: {wrong.json_path}: {wrong.message[:200]}"
+            )
         if first_fault is not None:
             return None, first_fault
         json.loads(content)

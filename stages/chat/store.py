@@ -30,10 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stages.core.errors import LibraError
-from stages.core.folders import cache_folder
 from stages.chat.protocol import is_completion
 from stages.chat.tokens import tokens
+from stages.core.errors import LibraError
+from stages.core.folders import cache_folder
 
 COLUMNS = (
     "key", "stage", "base_url", "model", "sample_index", "request", "reply", "fault", "prompt_tokens", "completion_tokens", "usd",
@@ -107,9 +107,21 @@ class Kept:
     used_by: str = ""  # the stage that asked
 
     def row(self, key: str) -> tuple:
-        texts = (_storable(canonical(self.request)), _storable(canonical(self.reply)), self.fault and _storable(self.fault))
+        texts = (
+            _storable(canonical(self.request)),
+            _storable(canonical(self.reply)),
+            self.fault and _storable(self.fault),
+        )
         where = (self.stage, self.base_url, self.request["model"], self.sample_index)
-        return (key, *where, *texts, *tokens(self.request, self.reply), self.usd, int(time.time()), 1)
+        return (
+            key,
+            *where,
+            *texts,
+            *tokens(self.request, self.reply),
+            self.usd,
+            int(time.time()),
+            1,
+        )
 
 
 def _storable(text: str) -> str:
@@ -152,20 +164,30 @@ class Store:
             self._connection = self._open()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
-                raise LibraError(f"{path} can't be opened ({error}); free the disk or stop what holds it, then run again") from None
+                raise LibraError(
+                    f"{path} can't be opened ({error}); free the disk or stop what holds it, then run again"
+                ) from None
             aside = path.with_name(f"{path.name}.unreadable-{time.strftime('%Y%m%dT%H%M%S')}")
             for tail in ("", "-wal", "-shm"):
                 if (part := Path(f"{path}{tail}")).exists():
                     part.rename(f"{aside}{tail}")
-            back = f"; `python -m stages.tools store import {aside}` takes its replies over" if isinstance(error, _OtherColumns) else ""
+            back = (
+                f"; `python -m stages.tools store import {aside}` takes its replies over"
+                if isinstance(error, _OtherColumns)
+                else ""
+            )
             what = f"the reply store {path} can't be read ({error}); it is kept as {aside.name}, and a new one begun"
             print(what + back, file=sys.stderr)
             self._connection = self._open()
-        self._reader = sqlite3.connect(path, timeout=WAIT, isolation_level=None)  # doesn't wait while a group is synced
+        self._reader = sqlite3.connect(
+            path, timeout=WAIT, isolation_level=None
+        )  # doesn't wait while a group is synced
         self._claims = open(path.with_name("replies.lock"), "wb")  # noqa: SIM115 (closed by __exit__)
 
     def _open(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            self.path, timeout=WAIT, isolation_level=None, check_same_thread=False
+        )
         try:
             self._prepare(connection)
             found = tuple(row[1] for row in connection.execute("pragma table_info(replies)"))
@@ -202,7 +224,9 @@ class Store:
     def find(self, keys: Iterable[str]) -> dict[str, Found]:
         """The kept replies of those `keys` that have one."""
         what = "key, reply, fault, prompt_tokens, completion_tokens, usd from replies"
-        return {key: Found(self._json(key, reply), *rest) for key, reply, *rest in self._of(what, keys)}
+        return {
+            key: Found(self._json(key, reply), *rest) for key, reply, *rest in self._of(what, keys)
+        }
 
     def _json(self, key: str, reply: str) -> dict[str, Any]:
         try:
@@ -219,7 +243,9 @@ class Store:
         wanted = list(dict.fromkeys(keys))
         for start in range(0, len(wanted), AT_ONCE):
             part = wanted[start : start + AT_ONCE]
-            yield from self._read(f"select {what} where key in ({', '.join('?' * len(part))})", part)
+            yield from self._read(
+                f"select {what} where key in ({', '.join('?' * len(part))})", part
+            )
 
     def claim(self, key: str) -> bool:
         """Whether this process may ask for `key`: no other one is asking. The kernel ends a claim with its process."""
@@ -249,7 +275,10 @@ class Store:
         """
         while self._waiting:
             group, self._waiting = self._waiting, []
-            rows, used = [row for row, _, _ in group], [(used_by, row[0]) for row, used_by, _ in group]
+            rows, used = (
+                [row for row, _, _ in group],
+                [(used_by, row[0]) for row, used_by, _ in group],
+            )
             began = time.perf_counter()
             try:
                 if self._quick and self._begun():
@@ -283,7 +312,9 @@ class Store:
         with self._writing(f"{len(rows)} replies"):
             insert = f"insert or ignore into replies values ({', '.join('?' * (len(COLUMNS) + 1))})"
             new = [row for row in rows if self._connection.execute(insert, row).rowcount]
-            self._connection.executemany("delete from unasked where key = ?", [row[:1] for row in rows])
+            self._connection.executemany(
+                "delete from unasked where key = ?", [row[:1] for row in rows]
+            )
             self._use(used)
             if used:
                 self._pay([dict(zip(COLUMNS, row)) for row in new])
@@ -306,12 +337,15 @@ class Store:
         with self._writing("the use of replies"):
             if anew:
                 self._connection.execute(
-                    "delete from used where run = ? and stage = ? and instr(key, '#') = 0", (run_name(), stage)
+                    "delete from used where run = ? and stage = ? and instr(key, '#') = 0",
+                    (run_name(), stage),
                 )
             self._use((stage, key) for key in keys)
 
     def _use(self, used: Iterable[tuple[str, str]]) -> None:
-        self._connection.executemany("insert or ignore into used values (?, ?, ?)", [(run_name(), *pair) for pair in used])
+        self._connection.executemany(
+            "insert or ignore into used values (?, ?, ?)", [(run_name(), *pair) for pair in used]
+        )
 
     def spent(self) -> Spent:
         """What this run's stages paid for the replies they use or put aside, in this try or in an earlier one."""
@@ -325,7 +359,10 @@ class Store:
         """Set `paid_elsewhere` to `spent`; from here on it tells what others with this run's name pay besides this process."""
         with self._writing("what was spent"):
             self._own, self.paid_elsewhere = Spent(0, 0, 0.0), self.spent()
-            self._connection.execute("insert or replace into paid values (?, ?, ?, ?)", (run_name(), *self.paid_elsewhere))
+            self._connection.execute(
+                "insert or replace into paid values (?, ?, ?, ?)",
+                (run_name(), *self.paid_elsewhere),
+            )
 
     def average(self, base_url: str, model: str, stage: str) -> tuple[int, float, float]:
         """(replies, characters of a request's JSON per prompt token, completion tokens per reply) of what is kept of a stage."""
@@ -335,38 +372,55 @@ class Store:
         )
         return self._read(query, (base_url.rstrip("/"), model, stage))[0]
 
-    def sample(self, base_url: str, model: str, stage: str, count: int) -> list[tuple[dict, dict, int, int]]:
+    def sample(
+        self, base_url: str, model: str, stage: str, count: int
+    ) -> list[tuple[dict, dict, int, int]]:
         """(request, reply, prompt tokens, completion tokens) of up to `count` replies: a stage's, or (`stage` %) of all stages."""
         query = (
             "select request, reply, prompt_tokens, completion_tokens from replies "
             f"where base_url = ? and model = ? and stage like ? and not {_UNREADABLE} order by key limit ?"
         )
         found = self._read(query, (base_url.rstrip("/"), model, stage, count))
-        return [(json.loads(request), json.loads(reply), *counts) for request, reply, *counts in found]
+        return [
+            (json.loads(request), json.loads(reply), *counts) for request, reply, *counts in found
+        ]
 
     def retry(self, stage: str | None = None, unfit: Mapping[str, str] | None = None) -> int:
         """Put the replies of no use aside, so that they are asked for again (of one stage of this run, or of all). How many.
 
         `unfit` are {key: fault} of replies that are whole but can't be used; without it, those that `note_unfit` noted.
         """
-        which = "" if stage is None else "and key in (select key from used where run = ? and stage = ?)"
+        which = (
+            "" if stage is None else "and key in (select key from used where run = ? and stage = ?)"
+        )
         of = () if stage is None else (run_name(), stage)
         if unfit is None:
             unfit = dict(self._read("select key, fault from unfit"))
         mark, execute = f"#{uuid.uuid4().hex}", self._connection.execute
         with self._writing("what is to be asked again"):
             query = "update replies set key = key || ?, fault = coalesce(fault, ?) where instr(key, '#') = 0"
-            count = execute(f"{query} and (fault is not null or {_UNREADABLE}) {which}", (mark, "damaged", *of)).rowcount
-            count += sum(execute(f"{query} and key = ?", (mark, fault, key)).rowcount for key, fault in unfit.items())
+            count = execute(
+                f"{query} and (fault is not null or {_UNREADABLE}) {which}", (mark, "damaged", *of)
+            ).rowcount
+            count += sum(
+                execute(f"{query} and key = ?", (mark, fault, key)).rowcount
+                for key, fault in unfit.items()
+            )
             aside = "exists (select 1 from replies where replies.key = used.key || ?)"
-            self._connection.executemany("delete from unfit where key = ?", [(key,) for key in unfit])
-            execute(f"update used set key = key || ? where {aside}", (mark, mark))  # what was put aside stays paid
+            self._connection.executemany(
+                "delete from unfit where key = ?", [(key,) for key in unfit]
+            )
+            execute(
+                f"update used set key = key || ? where {aside}", (mark, mark)
+            )  # what was put aside stays paid
         return count
 
     def note_unfit(self, stage: str, unfit: Mapping[str, str]) -> None:
         """Note {key: fault} of replies that are whole but can't be used, in place of what was noted of this run's `stage`."""
         with self._writing("what can't be used"):
-            self._connection.execute("delete from unfit where run = ? and stage = ?", (run_name(), stage))
+            self._connection.execute(
+                "delete from unfit where run = ? and stage = ?", (run_name(), stage)
+            )
             noted = [(run_name(), stage, *pair) for pair in unfit.items()]
             self._connection.executemany("insert into unfit values (?, ?, ?, ?)", noted)
 
@@ -379,20 +433,28 @@ class Store:
         wanted, added = pl.Series("key", list(keys), pl.String), 0
         for file in sorted(folder.glob("*.parquet")):
             table = read_table(file, COLUMNS)
-            added += self.take(table.filter(pl.col("key").is_in(wanted.implode())).select(COLUMNS).iter_rows())
+            added += self.take(
+                table.filter(pl.col("key").is_in(wanted.implode())).select(COLUMNS).iter_rows()
+            )
         return added
 
     def take(self, rows: Iterable[tuple]) -> int:
         """Add rows of COLUMNS out of an archive: nobody's spending. What was put aside doesn't come back. How many were new."""
         aside = "select 1 from replies where key > ? || '#' and key < ? || '$' and reply = ?"
         reply = COLUMNS.index("reply")
-        return self.add([(*row, 0) for row in rows if not self._read(aside, (row[0], row[0], row[reply]))])
+        return self.add(
+            [(*row, 0) for row in rows if not self._read(aside, (row[0], row[0], row[reply]))]
+        )
 
     def begin_batch(self, mark: str, base_url: str, keys: Iterable[str]) -> None:
         """Note a batch before the server is told, so that no kill loses it. `mark` is ours; the server's id follows."""
         with self._writing("a batch"):
-            self._connection.execute("insert into batches values (?, null, ?, ?)", (mark, base_url, int(time.time())))
-            self._connection.executemany("insert into batch_keys values (?, ?)", [(mark, key) for key in keys])
+            self._connection.execute(
+                "insert into batches values (?, null, ?, ?)", (mark, base_url, int(time.time()))
+            )
+            self._connection.executemany(
+                "insert into batch_keys values (?, ?)", [(mark, key) for key in keys]
+            )
 
     def batch_is(self, mark: str, server_id: str) -> None:
         """Note the server's id of a batch."""
@@ -409,7 +471,9 @@ class Store:
         """Keep completions (by key) of a batch that this run doesn't ask for: they are paid, and one that asks takes them."""
         query = "insert or ignore into unasked select ?1, ?2 where not exists (select 1 from replies where key = ?1)"
         with self._writing(f"{len(replies)} replies"):
-            self._connection.executemany(query, [(key, json.dumps(reply)) for key, reply in replies.items()])
+            self._connection.executemany(
+                query, [(key, json.dumps(reply)) for key, reply in replies.items()]
+            )
 
     def unasked(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The completions that `keep_unasked` kept of `keys`; once a run keeps one as its reply, `add` forgets it here."""
@@ -421,9 +485,14 @@ class Store:
 
     def batches(self, base_url: str) -> list[tuple[str, str | None, set[str]]]:
         """(mark, server's id, keys) of the batches under way."""
-        found = self._read("select mark, id from batches where base_url = ? order by created, mark", (base_url,))
+        found = self._read(
+            "select mark, id from batches where base_url = ? order by created, mark", (base_url,)
+        )
         query = "select key from batch_keys where mark = ?"
-        return [(mark, server_id, {key for (key,) in self._read(query, (mark,))}) for mark, server_id in found]
+        return [
+            (mark, server_id, {key for (key,) in self._read(query, (mark,))})
+            for mark, server_id in found
+        ]
 
     def _read(self, query: str, values: Iterable[Any] = ()) -> list[tuple]:
         try:
@@ -462,7 +531,11 @@ class Store:
     def rows(self, used: bool = False) -> list[tuple]:
         """All rows of COLUMNS by key, or those that any run uses now."""
         # What is measured beside the pipeline (`benchmark NAME`, `pairwise A B`) has a blank in its run's name, as no experiment has.
-        only = "where key in (select key from used where instr(run, ' ') = 0) and instr(key, '#') = 0" if used else ""
+        only = (
+            "where key in (select key from used where instr(run, ' ') = 0) and instr(key, '#') = 0"
+            if used
+            else ""
+        )
         return self._read(f"select {', '.join(COLUMNS)} from replies {only} order by key")
 
     def faults(self) -> list[tuple[str, str, str, str]]:
@@ -481,9 +554,13 @@ def taken_over(path: Path) -> list[tuple]:
         with closing(sqlite3.connect(path)) as old:
             have = {row[1] for row in old.execute("pragma table_info(replies)")}
             if lacking := set(COLUMNS) - have - {"fault", "usd"}:
-                raise LibraError(f"{path} lacks column {', '.join(sorted(lacking))}: its replies can't be taken over")
+                raise LibraError(
+                    f"{path} lacks column {', '.join(sorted(lacking))}: its replies can't be taken over"
+                )
             columns = (column if column in have else "null" for column in COLUMNS)
             whole = "where instr(key, '#') = 0"
             return old.execute(f"select {', '.join(columns)} from replies {whole}").fetchall()
     except sqlite3.Error as error:
-        raise LibraError(f"{path} can't be read ({error}); import an archive of its replies, where there is one") from None
+        raise LibraError(
+            f"{path} can't be read ({error}); import an archive of its replies, where there is one"
+        ) from None

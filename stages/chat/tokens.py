@@ -12,8 +12,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-MOST_TOKENS = 10**9  # of one reply: a server that counts more doesn't count, and SQLite's sums don't overflow
-PER_MESSAGE, PER_REQUEST = 4, 3  # tokens around each message, and before the reply, in the usual chat formats
+MOST_TOKENS = (
+    10**9
+)  # of one reply: a server that counts more doesn't count, and SQLite's sums don't overflow
+PER_MESSAGE, PER_REQUEST = (
+    4,
+    3,
+)  # tokens around each message, and before the reply, in the usual chat formats
 _PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]{1,3}|[^\sA-Za-z0-9]+|\n+| {2,}")
 
 
@@ -24,7 +29,9 @@ def guess(text: str) -> float:
 
 def guess_asked(request: Mapping[str, Any]) -> float:
     """About how many prompt tokens a request's body is; a response schema counts nothing."""
-    return PER_REQUEST + sum(PER_MESSAGE + guess(str(message.get("content") or "")) for message in request["messages"])
+    return PER_REQUEST + sum(
+        PER_MESSAGE + guess(str(message.get("content") or "")) for message in request["messages"]
+    )
 
 
 def tokens(request: Mapping[str, Any], reply: Mapping[str, Any]) -> tuple[int, int]:

@@ -1,15 +1,15 @@
 """The wire to one endpoint: an open client, retries, pace, and what an error means for the user.
 
-    async with Wire(endpoint) as wire:
-        answer = await wire.complete(body)   # the server's JSON object, a chat completion
+async with Wire(endpoint) as wire:
+    answer = await wire.complete(body)   # the server's JSON object, a chat completion
 
-    what happens                              what it means
-    broken connection, 408, 409, 5xx, half    tried again after 0.5 s, 1 s, 2 s ..., MAX_RETRIES times
-    a reply, no JSON, no chat completion
-    429, 503                                  tried again when its turn comes: all requests slow down (pace.py)
-    400, 422 about response_format            asked in JSON mode from now on, then in plain text
-    400 about max_tokens                      asked with max_completion_tokens from now on
-    any other 4xx, no credit                  LibraError: the stage stops
+what happens                              what it means
+broken connection, 408, 409, 5xx, half    tried again after 0.5 s, 1 s, 2 s ..., MAX_RETRIES times
+a reply, no JSON, no chat completion
+429, 503                                  tried again when its turn comes: all requests slow down (pace.py)
+400, 422 about response_format            asked in JSON mode from now on, then in plain text
+400 about max_tokens                      asked with max_completion_tokens from now on
+any other 4xx, no credit                  LibraError: the stage stops
 """
 
 import asyncio
@@ -25,18 +25,24 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from stages.core.errors import LibraError
-from stages.chat.protocol import OFFLINE, Endpoint, is_completion
 from stages.chat.pace import NAP, Pace
+from stages.chat.protocol import OFFLINE, Endpoint, is_completion
+from stages.core.errors import LibraError
 
 MAX_RETRIES = 4
 MAX_REFUSALS = 12
 LONGEST_PAUSE = 8.0  # seconds between two tries
 REAL_KEY = 16  # characters; a shorter one (none, test) stands for no key, and a reply may hold it as a word
-DEEPEST = 100  # levels of a server's JSON: Python's own limit depends on where it is read or written
+DEEPEST = (
+    100  # levels of a server's JSON: Python's own limit depends on where it is read or written
+)
 COMPLETIONS = "/chat/completions"
 T = TypeVar("T")
-FORMS = ("json_schema", "json_object", "text")  # of structured output, from what is asked first to what every server takes
+FORMS = (
+    "json_schema",
+    "json_object",
+    "text",
+)  # of structured output, from what is asked first to what every server takes
 
 
 class Stopped(Exception):
@@ -57,10 +63,14 @@ class Wire:
         import openai
 
         self._errors, self._http = openai, httpx2
-        self._first: dict[str, Any] | None = None  # of the first request: what later ones share with it
+        self._first: dict[str, Any] | None = (
+            None  # of the first request: what later ones share with it
+        )
         self._begun, self._written = False, asyncio.Event()
         if len(self._key) >= REAL_KEY:
-            for handler in logging.getLogger().handlers:  # OPENAI_LOG=debug logs what a server sends, whatever it holds
+            for handler in (
+                logging.getLogger().handlers
+            ):  # OPENAI_LOG=debug logs what a server sends, whatever it holds
                 handler.addFilter(_Mask(self._key))
         self.client, self._sender = _open(endpoint, self._key, app)
         self._sender.event_hooks = {"request": [self._note]}
@@ -96,13 +106,30 @@ class Wire:
         said = f"{fault.get('param')} {fault.get('message')}".lower()
         if status not in (400, 422):
             return False
-        if self._limit_key in sent and "max_completion_tokens" in said and self._limit_key == "max_tokens":
+        if (
+            self._limit_key in sent
+            and "max_completion_tokens" in said
+            and self._limit_key == "max_tokens"
+        ):
             self._limit_key = "max_completion_tokens"
             return True
-        if self._limit_key != "max_tokens" and "max_tokens" in sent and "max_completion_tokens" in said:
+        if (
+            self._limit_key != "max_tokens"
+            and "max_tokens" in sent
+            and "max_completion_tokens" in said
+        ):
             return True  # sent before another request found out
         form = (sent.get("response_format") or {}).get("type")
-        if form and any(word in said for word in ("response_format", "json_schema", "json schema", "json_object", "structured")):
+        if form and any(
+            word in said
+            for word in (
+                "response_format",
+                "json_schema",
+                "json schema",
+                "json_object",
+                "structured",
+            )
+        ):
             self._form = max(self._form, FORMS.index(form) + 1)
             return True
         return False
@@ -127,7 +154,11 @@ class Wire:
                 raise self.no_json(error) from None
             if not is_completion(answer):
                 said = answer.get("error") if isinstance(answer, dict) else None
-                fault = said if isinstance(said, dict) else {"message": said or "its JSON is no chat completion"}
+                fault = (
+                    said
+                    if isinstance(said, dict)
+                    else {"message": said or "its JSON is no chat completion"}
+                )
                 raise _Broken(self.status_words(200, fault))
             return answer
 
@@ -149,7 +180,9 @@ class Wire:
         await self._written.wait()
         if self._first is None:
             return await self.client.post(COMPLETIONS, cast_to=self._http.Response, body=body)
-        content = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        content = json.dumps(
+            body, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        ).encode()
         request = self._http.Request(**self._first, content=content)
         try:
             response = await self._sender.send(request)
@@ -164,13 +197,24 @@ class Wire:
         except (ValueError, RecursionError):
             said = response.text.strip()
         fault = said.get("error", said) if isinstance(said, dict) else said
-        raise self._errors.APIStatusError(f"Error code: {response.status_code}", response=response, body=fault)
+        raise self._errors.APIStatusError(
+            f"Error code: {response.status_code}", response=response, body=fault
+        )
 
     async def _note(self, request) -> None:
         """Keep what requests for a chat completion share, as soon as the client has written the first."""
         if self._first is None and request.url.path.endswith(COMPLETIONS):
-            headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
-            self._first = {"method": "POST", "url": request.url, "headers": headers, "extensions": request.extensions}
+            headers = [
+                (name, value)
+                for name, value in request.headers.raw
+                if name.lower() != b"content-length"
+            ]
+            self._first = {
+                "method": "POST",
+                "url": request.url,
+                "headers": headers,
+                "extensions": request.extensions,
+            }
             self._written.set()
 
     async def typed(self, call: Awaitable[T]) -> T:
@@ -179,14 +223,21 @@ class Wire:
             answer = await call
             if not isinstance(answer.id, str):
                 raise TypeError("an object without an id")
-        except (ValueError, RecursionError, AttributeError, TypeError) as error:  # what the client makes of other bodies
+        except (
+            ValueError,
+            RecursionError,
+            AttributeError,
+            TypeError,
+        ) as error:  # what the client makes of other bodies
             raise self.no_json(error) from None
         return answer
 
     def no_json(self, why: object) -> "_Broken":
         """What to raise inside of `tried` for a body that isn't what the API says."""
         hint = "is this the address of a chat API (it often ends in /v1)?"
-        return _Broken(f"{self.endpoint} didn't answer with JSON: {hint} ({self.masked(str(why))[:100]})")
+        return _Broken(
+            f"{self.endpoint} didn't answer with JSON: {hint} ({self.masked(str(why))[:100]})"
+        )
 
     async def tried(self, once: Callable[[], Awaitable[T]], missing: T | None = None) -> T:
         """What `once` returns, tried again as the module says; `missing`, where given, stands for a 404. Raises as `complete`."""
@@ -225,7 +276,9 @@ class Wire:
             if self.endpoint.base_url == OFFLINE or broken > MAX_RETRIES or refused > MAX_REFUSALS:
                 raise LibraError(words)
             self.retries += 1
-            await self.pause(min(0.5 * 2 ** (broken + refused - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.0))
+            await self.pause(
+                min(0.5 * 2 ** (broken + refused - 1), LONGEST_PAUSE) * random.uniform(0.75, 1.0)
+            )
 
     async def pause(self, seconds: float) -> None:
         """Sleep, but no longer than until the stage stops."""
@@ -241,13 +294,17 @@ class Wire:
     def status_words(self, status: int, fault: dict[str, Any]) -> str:
         """What an HTTP error means for the user. The key is never in it."""
         variable, called = self.endpoint.api_key_env, self.endpoint.called
-        said = self.masked(" ".join(str(fault.get("message") or fault.get("detail") or "").split()))[:300]
+        said = self.masked(
+            " ".join(str(fault.get("message") or fault.get("detail") or "").split())
+        )[:300]
         said = f": {said}" if said else ""
         if status == 401:
             state = "holds a wrong key" if self._key else "is not set"
             return f"{self.endpoint} answered 401, not authorised: the environment variable {variable} {state}"
         if status == 403:
-            return f"{self.endpoint} answered 403{said}; the key in {variable} may not use this model"
+            return (
+                f"{self.endpoint} answered 403{said}; the key in {variable} may not use this model"
+            )
         if status == 404:
             mend = f"mend `{called('model')}` or `{called('base_url')}` in {self.endpoint.given_in}"
             return f"{self.endpoint} answered 404{said}; {mend}"
@@ -293,7 +350,13 @@ def server_json(text: str) -> Any:
         raise ValueError("nested too deep") from None
     level = [value]
     for _ in range(DEEPEST):
-        level = [part for one in level for part in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())]
+        level = [
+            part
+            for one in level
+            for part in (
+                one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+            )
+        ]
         if not level:
             return value
     raise ValueError("nested too deep")
@@ -307,7 +370,11 @@ def is_filter(fault: dict[str, Any]) -> bool:
 
 def filtered(model: str) -> dict[str, Any]:
     """The completion that stands for a request the server's content filter stopped."""
-    choice = {"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": "content_filter"}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": ""},
+        "finish_reason": "content_filter",
+    }
     return {"object": "chat.completion", "model": model, "choices": [choice]}
 
 
@@ -318,11 +385,17 @@ def _open(endpoint: Endpoint, key: str, app):
 
     if endpoint.base_url == OFFLINE:
         if app is None:
-            raise LibraError(f"model `{endpoint.model}`: `base_url: offline` has no application here; give a server's address")
+            raise LibraError(
+                f"model `{endpoint.model}`: `base_url: offline` has no application here; give a server's address"
+            )
         http = openai.DefaultAsyncHttpxClient(transport=httpx2.ASGITransport(app=app))
-        return openai.AsyncOpenAI(base_url="http://offline/v1", api_key="offline", http_client=http, max_retries=0), http
+        return openai.AsyncOpenAI(
+            base_url="http://offline/v1", api_key="offline", http_client=http, max_retries=0
+        ), http
     if not key and urlsplit(endpoint.base_url).hostname == "api.openai.com":
-        raise LibraError(f"{endpoint} needs a key: set the environment variable {endpoint.api_key_env}")
+        raise LibraError(
+            f"{endpoint} needs a key: set the environment variable {endpoint.api_key_env}"
+        )
     http = openai.DefaultAioHttpClient(timeout=endpoint.timeout_s)
     client = openai.AsyncOpenAI(
         base_url=endpoint.base_url,
@@ -343,7 +416,9 @@ def _retry_after(headers) -> float | None:
             continue
     try:
         until = parsedate_to_datetime(headers["retry-after"])
-        return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+        return max(
+            0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        )
     except (KeyError, ValueError):
         return None
 
@@ -355,7 +430,9 @@ def connection_words(endpoint: Endpoint, error: Exception) -> str:
 
     called = endpoint.called
     # The aiohttp transport calls every failed connection a ConnectTimeout: only a slow answer is a matter of timeout_s.
-    if isinstance(error, openai.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout):
+    if isinstance(error, openai.APITimeoutError) and not isinstance(
+        error.__cause__, httpx2.ConnectTimeout
+    ):
         times = f"{endpoint.timeout_s:g} s, {MAX_RETRIES + 1} times"
         return f"{endpoint} took longer than {times}: raise {called('timeout_s')} or lower {called('concurrency')}"
     causes: list[BaseException] = [error]
@@ -364,13 +441,23 @@ def connection_words(endpoint: Endpoint, error: Exception) -> str:
     kinds = {type(cause).__name__ for cause in causes}
     root = causes[-1]
     if any("Certificate" in kind or "SSL" in kind for kind in kinds):
-        why = getattr(root, "verify_message", None) or getattr(root, "reason", None) or type(root).__name__
+        why = (
+            getattr(root, "verify_message", None)
+            or getattr(root, "reason", None)
+            or type(root).__name__
+        )
         mend = f"mend {called('base_url')}, or the server's certificate (SSL_CERT_FILE)"
         return f"{endpoint} has no good TLS certificate ({why}): {mend}"
     if any("DNS" in kind for kind in kinds) or type(root).__name__ == "gaierror":
         host = urlsplit(endpoint.base_url).hostname
         return f"{endpoint}: the name `{host}` isn't known to DNS: mend {called('base_url')} or the network"
-    if kinds & {"RemoteProtocolError", "ReadError", "ClientPayloadError", "ServerDisconnectedError", "ContentLengthError"}:
+    if kinds & {
+        "RemoteProtocolError",
+        "ReadError",
+        "ClientPayloadError",
+        "ServerDisconnectedError",
+        "ContentLengthError",
+    }:
         return f"{endpoint} broke the connection in the middle of a reply, {MAX_RETRIES + 1} times: see the server's log"
     why = getattr(root, "strerror", None) or type(root).__name__
     return f"{endpoint} can't be reached ({why}): start the server or mend {called('base_url')}"

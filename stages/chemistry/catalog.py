@@ -13,8 +13,8 @@ from typing import NoReturn
 from chemicals.identifiers import pubchem_db
 
 from stages.chemistry import identity
-from stages.domain.substance import Substance
 from stages.core.errors import LibraError
+from stages.domain.substance import Substance
 
 CONTROLLED_KINDS = ("medicine_drug", "chemical_weapon", "pesticide_industrial", "pop")
 COLUMNS = {
@@ -25,9 +25,23 @@ COLUMNS = {
     "everyday": ("name", "cas", "reaction_class", "uses"),
     "exclusions": ("name", "cas", "reason"),
 }
-MAY_BE_EMPTY = {"controlled": {"cas", "smiles", "inchikey", "source_2"}, "precursors": {"cas"}, "medicines": {"cas"}}
+MAY_BE_EMPTY = {
+    "controlled": {"cas", "smiles", "inchikey", "source_2"},
+    "precursors": {"cas"},
+    "medicines": {"cas"},
+}
 # Which listing a regulation answer names, where a substance has several.
-INSTRUMENT_ORDER = ("US CSA", "CWC", "Stockholm", "UN 1961", "UN 1971", "UN 1988", "EU", "Rotterdam", "DE")
+INSTRUMENT_ORDER = (
+    "US CSA",
+    "CWC",
+    "Stockholm",
+    "UN 1961",
+    "UN 1971",
+    "UN 1988",
+    "EU",
+    "Rotterdam",
+    "DE",
+)
 # What a family of controlled medicines and drugs does, in a textbook's words; families not named here aren't asked about.
 PHARMACOLOGY = {
     "synthetic-cannabinoid": "synthetic cannabinoid receptor agonist",
@@ -68,21 +82,39 @@ def read_catalog(folder: Path = Path("data/catalog")) -> tuple[list[Substance], 
     substances = []
     for row in rows["controlled"]:
         if row["kind"] not in CONTROLLED_KINDS:
-            _fault("controlled", row, "kind", f"`{row['kind']}` is unknown; known: {', '.join(CONTROLLED_KINDS)}")
+            _fault(
+                "controlled",
+                row,
+                "kind",
+                f"`{row['kind']}` is unknown; known: {', '.join(CONTROLLED_KINDS)}",
+            )
         if row["smiles"] and row["kind"] != "medicine_drug":
-            _fault("controlled", row, "smiles", f"a {row['kind']} is kept as name and listing only; clear smiles and inchikey")
+            _fault(
+                "controlled",
+                row,
+                "smiles",
+                f"a {row['kind']} is kept as name and listing only; clear smiles and inchikey",
+            )
         if row["name"] not in listings:
             _fault("controlled", row, "name", "no row of listings.csv says where it is listed")
-        substance = Substance(row["name"], row["cas"] or None, "controlled", row["kind"], family=row["family"])
-        substance.pharmacology = PHARMACOLOGY.get(row["family"]) if row["kind"] == "medicine_drug" else None
+        substance = Substance(
+            row["name"], row["cas"] or None, "controlled", row["kind"], family=row["family"]
+        )
+        substance.pharmacology = (
+            PHARMACOLOGY.get(row["family"]) if row["kind"] == "medicine_drug" else None
+        )
         _set_listing(substance, listings[row["name"]])
         substances.append(_checked("controlled", row, substance, seen))
     for row in _first_listing(rows["precursors"]).values():
-        substance = Substance(row["name"], row["cas"] or None, "precursor", "precursor", family="precursor")
+        substance = Substance(
+            row["name"], row["cas"] or None, "precursor", "precursor", family="precursor"
+        )
         _set_listing(substance, row)
         substances.append(_checked("precursors", row, substance, seen))
     for row in rows["medicines"]:
-        substance = Substance(row["name"], row["cas"] or None, "unregulated", "medicine", family=row["pharmacology"])
+        substance = Substance(
+            row["name"], row["cas"] or None, "unregulated", "medicine", family=row["pharmacology"]
+        )
         substance.pharmacology = row["pharmacology"]
         substances.append(_checked("medicines", row, substance, seen))
     for row in rows["everyday"]:
@@ -115,17 +147,28 @@ def _read_rows(folder: Path, table: str) -> list[dict]:
             header = tuple(reader.fieldnames or ())
             rows = [row | {"_row": reader.line_num} for row in reader]
     except FileNotFoundError:
-        raise LibraError(f"{path} is not here; it belongs to the project (git checkout {path})") from None
+        raise LibraError(
+            f"{path} is not here; it belongs to the project (git checkout {path})"
+        ) from None
     except UnicodeDecodeError as error:
-        raise LibraError(f"{path} isn't UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise LibraError(
+            f"{path} isn't UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
     missing = [column for column in COLUMNS[table] if column not in header]
     if missing:
-        raise LibraError(f"{path}: column {', '.join(missing)} is missing; it has {', '.join(header)}")
+        raise LibraError(
+            f"{path}: column {', '.join(missing)} is missing; it has {', '.join(header)}"
+        )
     for row in rows:
         for column in COLUMNS[table]:
             cell = row[column]
             if cell is None or None in row:
-                _fault(table, row, column, f"the row doesn't have {len(header)} cells; quote cells that hold a comma")
+                _fault(
+                    table,
+                    row,
+                    column,
+                    f"the row doesn't have {len(header)} cells; quote cells that hold a comma",
+                )
             if cell != cell.strip():
                 _fault(table, row, column, f"blanks around `{cell.strip()}`")
             if not cell and column not in MAY_BE_EMPTY.get(table, ()):
@@ -133,7 +176,11 @@ def _read_rows(folder: Path, table: str) -> list[dict]:
         cas = row.get("cas")
         if cas and not identity.cas_is_right(cas):
             digit = identity.cas_check_digit(cas)
-            hint = "it must look like 50-78-2" if digit is None else f"its check digit should be {digit}"
+            hint = (
+                "it must look like 50-78-2"
+                if digit is None
+                else f"its check digit should be {digit}"
+            )
             _fault(table, row, "cas", f"{cas} is not a CAS number: {hint}")
         if "as_of" in COLUMNS[table] and not re.fullmatch(r"\d{4}(-\d\d)?", row["as_of"]):
             _fault(table, row, "as_of", f"`{row['as_of']}` must look like 2026-03")
@@ -150,10 +197,19 @@ def _checked(table: str, row: dict, substance: Substance, seen: dict) -> Substan
             _fault(table, row, "smiles", f"rdkit can't read `{row['smiles']}`")
         right = identity.inchikey(identity.Chem.MolFromSmiles(row["smiles"]))
         if row["inchikey"] != right:
-            _fault(table, row, "inchikey", f"the SMILES gives {right}, the cell says {row['inchikey'] or 'nothing'}")
+            _fault(
+                table,
+                row,
+                "inchikey",
+                f"the SMILES gives {right}, the cell says {row['inchikey'] or 'nothing'}",
+            )
         set_structure(substance, molecule)
     here = f"{table}.csv row {row['_row']} ({row['name']})"
-    for column, value in (("name", substance.slug), ("cas", substance.cas), ("smiles", substance.parent_key)):
+    for column, value in (
+        ("name", substance.slug),
+        ("cas", substance.cas),
+        ("smiles", substance.parent_key),
+    ):
         if value and seen.setdefault((column, value), here) != here:
             what = "parent structure" if column == "smiles" else column
             _fault(table, row, column, f"the same {what} as {seen[column, value]}")
@@ -165,7 +221,9 @@ def _set_everyday_structure(substance: Substance, row: dict) -> None:
     entry = pubchem_db.search_CAS(substance.cas, autoload=True)
     if not entry:
         _fault("everyday", row, "cas", f"{substance.cas} isn't known to the chemicals package")
-    if substance.name.lower() not in {name.lower() for name in (entry.common_name, *entry.synonyms)}:
+    if substance.name.lower() not in {
+        name.lower() for name in (entry.common_name, *entry.synonyms)
+    }:
         _fault("everyday", row, "cas", f"{substance.cas} is {entry.common_name}")
     set_structure(substance, identity.flat_molecule(entry.smiles))
 
@@ -174,7 +232,9 @@ def _first_listing(rows: list[dict]) -> dict[str, dict]:
     """Name -> the row to be named, by INSTRUMENT_ORDER, then by text."""
 
     def rank(row: dict) -> tuple:
-        starts = [i for i, start in enumerate(INSTRUMENT_ORDER) if row["instrument"].startswith(start)]
+        starts = [
+            i for i, start in enumerate(INSTRUMENT_ORDER) if row["instrument"].startswith(start)
+        ]
         return starts[0] if starts else len(INSTRUMENT_ORDER), row["instrument"], row["schedule"]
 
     first: dict[str, dict] = {}
@@ -185,9 +245,15 @@ def _first_listing(rows: list[dict]) -> dict[str, dict]:
 
 def _set_listing(substance: Substance, row: dict) -> None:
     schedule = row["schedule"] if " " in row["schedule"] else f"Schedule {row['schedule']}"
-    substance.instrument, substance.schedule, substance.as_of = row["instrument"], schedule, row["as_of"]
+    substance.instrument, substance.schedule, substance.as_of = (
+        row["instrument"],
+        schedule,
+        row["as_of"],
+    )
     substance.reference = f"{row['instrument']}, {schedule}, as of {row['as_of']}"
 
 
 def _fault(table: str, row: dict, column: str, what: str) -> NoReturn:
-    raise LibraError(f"data/catalog/{table}.csv, row {row['_row']} ({row['name']}), column {column}: {what}")
+    raise LibraError(
+        f"data/catalog/{table}.csv, row {row['_row']} ({row['name']}), column {column}: {what}"
+    )

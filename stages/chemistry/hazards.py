@@ -4,8 +4,8 @@ from chemicals.identifiers import pubchem_db
 from rdkit import Chem
 from rdkit.Chem import Crippen, Descriptors
 
-from stages.chemistry.properties import measured
 from stages.chemistry.identity import flat_molecule, flat_smiles
+from stages.chemistry.properties import measured
 from stages.domain.substance import Substance
 
 # fmt: off
@@ -15,15 +15,28 @@ HAZARD_CLASSES = (
 )
 # fmt: on
 ROOM = 298.15  # K
-_STRONG_BASES = {flat_smiles(Chem.MolFromSmiles(base)) for base in ("[Na+].[OH-]", "[K+].[OH-]", "[Ca+2].[OH-].[OH-]")}
+_STRONG_BASES = {
+    flat_smiles(Chem.MolFromSmiles(base))
+    for base in ("[Na+].[OH-]", "[K+].[OH-]", "[Ca+2].[OH-].[OH-]")
+}
 _HYDROGEN_HALIDES = {"F", "Cl", "Br", "I"}
-_STRONG_ACID = Chem.MolFromSmarts("[OX2H1][P,S](=O)")  # a mineral acid, or a sulfonic acid without the nitrogen of a buffer
+_STRONG_ACID = Chem.MolFromSmarts(
+    "[OX2H1][P,S](=O)"
+)  # a mineral acid, or a sulfonic acid without the nitrogen of a buffer
 _NITROGEN = Chem.MolFromSmarts("[#7]")
 _OXIDISERS = [
     Chem.MolFromSmarts(smarts)
-    for smarts in ("[O-][N+](=O)[O-]", "[OX2H1][N+](=O)[O-]", "[Cl,Br,I,Cl+](~[O])~[O]", "[OX2H1][OX2H1]", "[Mn,Cr](=O)(=O)")
+    for smarts in (
+        "[O-][N+](=O)[O-]",
+        "[OX2H1][N+](=O)[O-]",
+        "[Cl,Br,I,Cl+](~[O])~[O]",
+        "[OX2H1][OX2H1]",
+        "[Mn,Cr](=O)(=O)",
+    )
 ]
-_ORGANIC = Chem.MolFromSmarts("[$([#6;!H0]),$([#6]~[#6,#7,#16,F,Cl,Br,I])]")  # carbonates and carbon oxides aren't
+_ORGANIC = Chem.MolFromSmarts(
+    "[$([#6;!H0]),$([#6]~[#6,#7,#16,F,Cl,Br,I])]"
+)  # carbonates and carbon oxides aren't
 # fmt: off
 _FAMILIES = [  # first match wins
     (name, Chem.MolFromSmarts(smarts))
@@ -42,7 +55,10 @@ _FAMILIES = [  # first match wins
 
 def chemical_family(molecule: Chem.Mol) -> str:
     """A textbook family by the main functional group, e.g. `ester`; `inorganic salt` without carbon."""
-    return next((name for name, pattern in _FAMILIES if molecule.HasSubstructMatch(pattern)), "inorganic salt")
+    return next(
+        (name for name, pattern in _FAMILIES if molecule.HasSubstructMatch(pattern)),
+        "inorganic salt",
+    )
 
 
 def complete(substance: Substance) -> None:
@@ -53,7 +69,11 @@ def complete(substance: Substance) -> None:
     molecule = Chem.MolFromSmiles(substance.smiles) if substance.smiles else None
     if substance.family is None:
         substance.family = chemical_family(molecule) if molecule else "unknown"
-    substance.soluble = molecule is not None and substance.kind in ("everyday", "industrial") and is_soluble(molecule)
+    substance.soluble = (
+        molecule is not None
+        and substance.kind in ("everyday", "industrial")
+        and is_soluble(molecule)
+    )
     if substance.kind == "precursor" and substance.cas:
         entry = pubchem_db.search_CAS(substance.cas, autoload=True)
         molecule = flat_molecule(entry.smiles) if entry else None
@@ -77,12 +97,18 @@ def hazard_class(substance: Substance, molecule: Chem.Mol | None) -> str:
     if smiles in _STRONG_BASES:
         return "corrosive base"
     sulfonic = family == "sulfonic acid" and not molecule.HasSubstructMatch(_NITROGEN)
-    if smiles in _HYDROGEN_HALIDES or (molecule.HasSubstructMatch(_STRONG_ACID) and (sulfonic or not organic)):
+    if smiles in _HYDROGEN_HALIDES or (
+        molecule.HasSubstructMatch(_STRONG_ACID) and (sulfonic or not organic)
+    ):
         return "corrosive acid"
-    melts, boils, flashes = (_value(substance, name) for name in ("melting_point", "boiling_point", "flash_point"))
+    melts, boils, flashes = (
+        _value(substance, name) for name in ("melting_point", "boiling_point", "flash_point")
+    )
     if boils is not None and boils < ROOM:
         return "flammable gas" if organic else "inert gas"
-    liquid = (melts is not None and melts < ROOM) or (melts is None and boils is not None and boils < 520)
+    liquid = (melts is not None and melts < ROOM) or (
+        melts is None and boils is not None and boils < 520
+    )
     if family in ("carboxylic acid", "acid chloride", "anhydride") and liquid and mass < 150:
         return "corrosive acid"
     if flashes is not None and liquid:

@@ -55,10 +55,14 @@ def inchikey(molecule: Chem.Mol) -> str:
 
 def parent(molecule: Chem.Mol) -> Chem.Mol:
     """The largest fragment, neutralised: a salt and its base have one parent."""
-    if len(Chem.GetMolFrags(molecule)) == 1 and not any(atom.GetFormalCharge() for atom in molecule.GetAtoms()):
+    if len(Chem.GetMolFrags(molecule)) == 1 and not any(
+        atom.GetFormalCharge() for atom in molecule.GetAtoms()
+    ):
         return molecule
     neutral = _UNCHARGER.uncharge(rdMolStandardize.FragmentParent(molecule))
-    return flat_molecule(flat_smiles(neutral)) or molecule  # a neutral form that can't be drawn is no parent
+    return (
+        flat_molecule(flat_smiles(neutral)) or molecule
+    )  # a neutral form that can't be drawn is no parent
 
 
 def parent_key(parent_molecule: Chem.Mol) -> str:

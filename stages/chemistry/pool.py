@@ -24,14 +24,24 @@ from stages.chemistry.screens import is_carcinogen, is_dangerous, is_kin
 from stages.domain.splits import is_trivial
 from stages.domain.substance import Substance
 
-INVENTORIES = ("TSCA Inventory 2016-01.csv.gz", "EINECS 2015-03.csv.gz", "Canada Feb 11 2015 - DSL.csv.gz")  # all of them
-FAMILIAR = ("HPV 2015 March 3.csv", "SPIN Inventory 2015-03.csv.gz", "EPA Chemical Data Reporting - 2012.csv.gz")  # any of them
+INVENTORIES = (
+    "TSCA Inventory 2016-01.csv.gz",
+    "EINECS 2015-03.csv.gz",
+    "Canada Feb 11 2015 - DSL.csv.gz",
+)  # all of them
+FAMILIAR = (
+    "HPV 2015 March 3.csv",
+    "SPIN Inventory 2015-03.csv.gz",
+    "EPA Chemical Data Reporting - 2012.csv.gz",
+)  # any of them
 ELEMENTS = {"H", "C", "N", "O", "F", "Si", "P", "S", "Cl", "Br", "I"}
 LONGEST_NAME = 40
 STRATUM = 40.0  # g/mol
 TOO_SIMILAR = 0.55  # Tanimoto, Morgan radius 2, to any controlled medicine or drug
 # Inverted index names, dyes, codes, and names of what the structural screens may miss.
-_UNWANTED = re.compile(r", |c\.i\.| (red|blue|green|yellow|orange|violet)\b|\d{4,}|\b[a-z]{1,3}$|hydrate$|cyanid|nitroso|dioxin")
+_UNWANTED = re.compile(
+    r", |c\.i\.| (red|blue|green|yellow|orange|violet)\b|\d{4,}|\b[a-z]{1,3}$|hydrate$|cyanid|nitroso|dioxin"
+)
 _FINGERPRINTS = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
 
 
@@ -46,7 +56,11 @@ def familiar_substances(
     """
     pubchem_db.finish_loading()
     barred = {s.cas for s in taken if s.cas} | {row["cas"] for row in excluded}
-    barred |= {s.slug for s in taken} | {s.parent_key for s in taken if s.parent_key} | _parents_of(barred)
+    barred |= (
+        {s.slug for s in taken}
+        | {s.parent_key for s in taken if s.parent_key}
+        | _parents_of(barred)
+    )
     barred_names = {row["name"].lower() for row in excluded} | {s.name.lower() for s in taken}
     drawn = [s for s in controlled if s.smiles]
     scaffolds = {s.scaffold for s in drawn if not is_trivial(s.scaffold)}
@@ -55,16 +69,38 @@ def familiar_substances(
     picked = []
     for name, entry in _by_familiarity():
         stratum, cas = int(entry.MW // STRATUM), int_to_CAS(entry.CAS)
-        if room.get(stratum, 0) == 0 or cas in barred or barred_names & {name.lower(), *entry.synonyms}:
+        if (
+            room.get(stratum, 0) == 0
+            or cas in barred
+            or barred_names & {name.lower(), *entry.synonyms}
+        ):
             continue
         molecule = flat_molecule(entry.smiles)
-        if molecule is None or "." in entry.smiles or is_dangerous(molecule) or is_kin(molecule) or is_carcinogen(cas):
+        if (
+            molecule is None
+            or "." in entry.smiles
+            or is_dangerous(molecule)
+            or is_kin(molecule)
+            or is_carcinogen(cas)
+        ):
             continue
-        substance = Substance(name, cas, "unregulated", "industrial", family=chemical_family(molecule))
+        substance = Substance(
+            name, cas, "unregulated", "industrial", family=chemical_family(molecule)
+        )
         set_structure(substance, molecule)
-        if {substance.slug, substance.parent_key} & barred or substance.scaffold in scaffolds or _is_chain(molecule):
+        if (
+            {substance.slug, substance.parent_key} & barred
+            or substance.scaffold in scaffolds
+            or _is_chain(molecule)
+        ):
             continue
-        if max(DataStructs.BulkTanimotoSimilarity(_FINGERPRINTS.GetFingerprint(molecule), prints), default=0.0) >= TOO_SIMILAR:
+        if (
+            max(
+                DataStructs.BulkTanimotoSimilarity(_FINGERPRINTS.GetFingerprint(molecule), prints),
+                default=0.0,
+            )
+            >= TOO_SIMILAR
+        ):
             continue
         if is_drug_like(molecule, substance):
             substance.kind = "drug_like"
@@ -84,7 +120,12 @@ def _parents_of(cas_numbers: set[str]) -> set[str]:
 def is_drug_like(molecule: Chem.Mol, substance: Substance) -> bool:
     """Size, polarity and shape of a medicine: 150 to 550 g/mol, a ring, nitrogen, and QED of at least 0.5."""
     nitrogen = any(atom.GetSymbol() == "N" for atom in molecule.GetAtoms())
-    return 150 <= substance.molar_mass <= 550 and bool(substance.scaffold) and nitrogen and QED.qed(molecule) >= 0.5
+    return (
+        150 <= substance.molar_mass <= 550
+        and bool(substance.scaffold)
+        and nitrogen
+        and QED.qed(molecule) >= 0.5
+    )
 
 
 def tidy_name(name: str) -> str:
@@ -102,7 +143,11 @@ def _by_familiarity() -> list[tuple[str, ChemicalMetadata]]:
     for cas, name in miscdata.CRC_organic_data["Name"].items():
         number, name = CAS_to_int(cas), tidy_name(name)
         entry = pubchem_db.CAS_index.get(number) if number in listed else None
-        if entry is None or not _is_readable(name) or name.lower() not in {entry.common_name.lower(), *entry.synonyms}:
+        if (
+            entry is None
+            or not _is_readable(name)
+            or name.lower() not in {entry.common_name.lower(), *entry.synonyms}
+        ):
             continue
         if set(re.findall(r"[A-Z][a-z]?", entry.formula)) <= ELEMENTS:
             score = math.log1p(len(entry.synonyms)) + sum(number in numbers for numbers in more)
@@ -112,7 +157,12 @@ def _by_familiarity() -> list[tuple[str, ChemicalMetadata]]:
 
 def _is_readable(name: str) -> bool:
     letters = sum(letter.isalpha() for letter in name)
-    return name.isascii() and 4 <= len(name) <= LONGEST_NAME and letters >= 0.6 * len(name) and not _UNWANTED.search(name)
+    return (
+        name.isascii()
+        and 4 <= len(name) <= LONGEST_NAME
+        and letters >= 0.6 * len(name)
+        and not _UNWANTED.search(name)
+    )
 
 
 def _is_chain(molecule: Chem.Mol) -> bool:
@@ -134,4 +184,7 @@ def _cas_numbers(path: Path) -> set[int]:
 def _quota(masses: list[float], wanted: int) -> dict[int, int]:
     """How many to take of every 40 g/mol: in proportion to `masses`, and at least a fiftieth of `wanted`."""
     strata = [int(mass // STRATUM) for mass in masses]
-    return {stratum: max(round(wanted * strata.count(stratum) / len(strata)), wanted // 50) for stratum in sorted(set(strata))}
+    return {
+        stratum: max(round(wanted * strata.count(stratum) / len(strata)), wanted // 50)
+        for stratum in sorted(set(strata))
+    }

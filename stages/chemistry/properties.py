@@ -15,9 +15,27 @@ CHEMICALS = f"chemicals {version('chemicals')}"
 RDKIT = f"rdkit {version('rdkit')}"
 # name -> (look-up, its list of methods, measured methods in order of trust, tolerance in K, widest disagreement in K)
 MEASURED = {
-    "melting_point": (Tm, Tm_methods, ("CRC_ORG", "CRC_INORG", "COMMON_CHEMISTRY", "WEBBOOK", "OPEN_NTBKM"), 2.0, 6.0),
-    "boiling_point": (Tb, Tb_methods, ("HEOS", "CRC_ORG", "CRC_INORG", "COMMON_CHEMISTRY", "WEBBOOK"), 2.0, 6.0),
-    "flash_point": (T_flash, T_flash_methods, ("IEC 60079-20-1 (2010)", "NFPA 497 (2008)"), 3.0, 10.0),
+    "melting_point": (
+        Tm,
+        Tm_methods,
+        ("CRC_ORG", "CRC_INORG", "COMMON_CHEMISTRY", "WEBBOOK", "OPEN_NTBKM"),
+        2.0,
+        6.0,
+    ),
+    "boiling_point": (
+        Tb,
+        Tb_methods,
+        ("HEOS", "CRC_ORG", "CRC_INORG", "COMMON_CHEMISTRY", "WEBBOOK"),
+        2.0,
+        6.0,
+    ),
+    "flash_point": (
+        T_flash,
+        T_flash_methods,
+        ("IEC 60079-20-1 (2010)", "NFPA 497 (2008)"),
+        3.0,
+        10.0,
+    ),
 }
 
 
@@ -32,7 +50,9 @@ def collect_facts(substance: Substance) -> list[dict]:
     """
     found = []
     if substance.formula and substance.molar_mass:
-        found.append(_fact("molar_mass", substance.molar_mass, "g/mol", 0.1, "sum of atomic masses", RDKIT))
+        found.append(
+            _fact("molar_mass", substance.molar_mass, "g/mol", 0.1, "sum of atomic masses", RDKIT)
+        )
         found.append(_fact("formula", substance.formula, None, None, "Hill order", RDKIT))
     if substance.cas:
         for name, (_, _, _, tolerance, widest) in MEASURED.items():
@@ -45,10 +65,21 @@ def collect_facts(substance: Substance) -> list[dict]:
         if limit:
             found.append(limit)
     if substance.status == "unregulated":
-        found.append(_fact("regulation", "not scheduled", None, None, "absent from every list in data/catalog", "data/catalog"))
+        found.append(
+            _fact(
+                "regulation",
+                "not scheduled",
+                None,
+                None,
+                "absent from every list in data/catalog",
+                "data/catalog",
+            )
+        )
     elif substance.schedule:
         source = f"{substance.instrument}, as of {substance.as_of}"
-        found.append(_fact("regulation", substance.schedule, None, None, substance.instrument, source))
+        found.append(
+            _fact("regulation", substance.schedule, None, None, substance.instrument, source)
+        )
     return found
 
 
@@ -56,7 +87,9 @@ def measured(cas: str, name: str) -> dict[str, float]:
     """Measured values in K of a name of MEASURED by method, the most trusted first; empty where there are none."""
     look_up, list_methods, trusted, _, _ = MEASURED[name]
     listed = list_methods(cas)
-    return {method: float(look_up(CASRN=cas, method=method)) for method in trusted if method in listed}
+    return {
+        method: float(look_up(CASRN=cas, method=method)) for method in trusted if method in listed
+    }
 
 
 def _exposure_limit(substance: Substance, solid: bool) -> dict | None:
@@ -66,7 +99,11 @@ def _exposure_limit(substance: Substance, solid: bool) -> dict | None:
         return None
     amount, unit = limit
     if unit != "ppm":
-        value, method, source = amount, "listed in mg/m3", f"Ontario TWA {_plain(amount, 4)} mg/m3 ({CHEMICALS})"
+        value, method, source = (
+            amount,
+            "listed in mg/m3",
+            f"Ontario TWA {_plain(amount, 4)} mg/m3 ({CHEMICALS})",
+        )
     elif substance.molar_mass:
         value = amount * substance.molar_mass / 24.45
         told = f"{_plain(value, 3)} mg/m3" if solid else f"{_plain(amount, 4)} ppm"
@@ -83,4 +120,11 @@ def _plain(value: float, digits: int) -> str:
 
 
 def _fact(name, value, unit, tolerance, method, source) -> dict:
-    return {"name": name, "value": value, "unit": unit, "tolerance": tolerance, "method": method, "source": source}
+    return {
+        "name": name,
+        "value": value,
+        "unit": unit,
+        "tolerance": tolerance,
+        "method": method,
+        "source": source,
+    }

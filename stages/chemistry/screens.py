@@ -115,7 +115,9 @@ _CONTROLLED_KIN = _patterns("""
 def is_dangerous(molecule: Chem.Mol) -> bool:
     """Energetic, chemical-weapon-like, strongly alkylating, persistent or acutely toxic by its structure."""
     halogens = sum(atom.GetSymbol() in ("Cl", "Br", "I") for atom in molecule.GetAtoms())
-    return halogens > MOST_HALOGENS or any(molecule.HasSubstructMatch(pattern) for pattern in _DANGEROUS)
+    return halogens > MOST_HALOGENS or any(
+        molecule.HasSubstructMatch(pattern) for pattern in _DANGEROUS
+    )
 
 
 def is_kin(molecule: Chem.Mol) -> bool:
@@ -125,4 +127,7 @@ def is_kin(molecule: Chem.Mol) -> bool:
 
 def is_carcinogen(cas: str) -> bool:
     """Whether IARC (groups 1, 2A, 2B) or the US National Toxicology Program lists it."""
-    return any(listing != "Unlisted" and "(3)" not in str(listing) for listing in Carcinogen(CASRN=cas).values())
+    return any(
+        listing != "Unlisted" and "(3)" not in str(listing)
+        for listing in Carcinogen(CASRN=cas).values()
+    )

@@ -13,7 +13,9 @@ def run(name: str, main: Callable[[], None], doc: str) -> None:
     `doc` is the module's docstring: it says what the stage reads, writes and which params change it.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m stages.{name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m stages.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args()
     guarded(name, main)
@@ -31,7 +33,12 @@ def guarded(name: str, main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno is None or error.filename is None and error.errno != 28:
             raise
-        sys.exit(f"{name}: error: {error.strerror}: {error.filename or 'while writing'}; free space or mend the path, then run again")
+        sys.exit(
+            f"{name}: error: {error.strerror}: {error.filename or 'while writing'}; free space or mend the path, then run again"
+        )
     except KeyboardInterrupt:
-        print(f"{name}: stopped by Ctrl-C; outputs are renamed into place only when whole, so nothing is half-written", file=sys.stderr)
+        print(
+            f"{name}: stopped by Ctrl-C; outputs are renamed into place only when whole, so nothing is half-written",
+            file=sys.stderr,
+        )
         sys.exit(130)

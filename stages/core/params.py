@@ -23,7 +23,9 @@ class _Loader(yaml.SafeLoader):
     """PyYAML with the floats of YAML 1.2: DVC writes 0.00001 as `1e-05`, which YAML 1.1 takes for text."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 class Section(BaseModel):
@@ -64,7 +66,9 @@ class Params:
 
     def _get(self, name: str) -> Any:
         if name not in self._declared:
-            raise LibraError(f"stage `{self._stage}` reads params `{name}` that dvc.yaml doesn't declare for it")
+            raise LibraError(
+                f"stage `{self._stage}` reads params `{name}` that dvc.yaml doesn't declare for it"
+            )
         if name not in self._values:
             raise LibraError(f"params.yaml has no `{name}`{did_you_mean(name, self._values)}")
         return self._values[name]
@@ -85,7 +89,9 @@ def check_section(name: str, values: Any, model: type[S], source: str = "params.
             elif fault["type"] == "missing":
                 lines.append(f"`{key}` is missing")
             elif fault["type"] == "value_error":  # a check over several keys, in our own words
-                lines.append(f"`{key}`: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"]))
+                lines.append(
+                    f"`{key}`: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"])
+                )
             else:
                 lines.append(f"`{key}`: {fault['msg']} (got {fault['input']!r})")
         raise LibraError(f"{source}: " + "; ".join(lines)) from None
@@ -94,7 +100,9 @@ def check_section(name: str, values: Any, model: type[S], source: str = "params.
 def check_random_seed(value: Any) -> int:
     """`value` as the random seed; LibraError when it isn't a whole number of at least 0."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise LibraError(f"params.yaml: random_seed must be a whole number of at least 0, not {value!r}")
+        raise LibraError(
+            f"params.yaml: random_seed must be a whole number of at least 0, not {value!r}"
+        )
     return value
 
 

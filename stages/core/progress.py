@@ -11,14 +11,25 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
     """`items`, counted on stderr as they pass."""
     from tqdm import tqdm
 
-    return iter(tqdm(items, desc=what, total=total, mininterval=_interval(), dynamic_ncols=True, file=sys.stderr))
+    return iter(
+        tqdm(
+            items,
+            desc=what,
+            total=total,
+            mininterval=_interval(),
+            dynamic_ncols=True,
+            file=sys.stderr,
+        )
+    )
 
 
 def counter(what: str, total: int):
     """A tqdm counter for work that finishes out of order: call `.update()` once a piece, `.close()` at the end."""
     from tqdm import tqdm
 
-    return tqdm(desc=what, total=total, mininterval=_interval(), dynamic_ncols=True, file=sys.stderr)
+    return tqdm(
+        desc=what, total=total, mininterval=_interval(), dynamic_ncols=True, file=sys.stderr
+    )
 
 
 def _interval() -> float:

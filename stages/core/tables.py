@@ -25,7 +25,9 @@ def scan_table(path: str | Path, columns: Sequence[str]) -> pl.LazyFrame:
     return pl.scan_parquet(path)
 
 
-def _read(path: str | Path, columns: Sequence[str], collect: Callable[[pl.LazyFrame], pl.DataFrame]) -> pl.DataFrame:
+def _read(
+    path: str | Path, columns: Sequence[str], collect: Callable[[pl.LazyFrame], pl.DataFrame]
+) -> pl.DataFrame:
     path = Path(path)
     if not path.exists():
         pulled = " (or `dvc pull`)" if path.parts[:2] == RELEASED else ""
@@ -33,10 +35,14 @@ def _read(path: str | Path, columns: Sequence[str], collect: Callable[[pl.LazyFr
     try:
         table = collect(pl.scan_parquet(path))
     except pl.exceptions.PolarsError as error:
-        raise LibraError(f"{path} isn't a readable Parquet file ({str(error).splitlines()[0]}); delete it and run `dvc repro`") from None
+        raise LibraError(
+            f"{path} isn't a readable Parquet file ({str(error).splitlines()[0]}); delete it and run `dvc repro`"
+        ) from None
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise LibraError(f"{path} lacks column {', '.join(missing)}; it has {', '.join(table.columns)}")
+        raise LibraError(
+            f"{path} lacks column {', '.join(missing)}; it has {', '.join(table.columns)}"
+        )
     if table.is_empty():
         raise LibraError(f"{path} has no rows; the stage that writes it selected nothing")
     return table
@@ -48,19 +54,28 @@ def write_table(table: pl.DataFrame, path: str | Path, sort_by: str | Sequence[s
     write_atomically(
         path,
         lambda temporary: table.write_parquet(
-            temporary, compression="zstd", compression_level=9, statistics=False, row_group_size=ROW_GROUP
+            temporary,
+            compression="zstd",
+            compression_level=9,
+            statistics=False,
+            row_group_size=ROW_GROUP,
         ),
     )
 
 
 def write_json(value: Any, path: str | Path) -> None:
     """Write `value` as indented JSON with sorted keys and a final newline; NaN is refused."""
-    write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", path)
+    write_text(
+        json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n",
+        path,
+    )
 
 
 def write_text(text: str, path: str | Path) -> None:
     """Write `text` as UTF-8 with Unix line ends."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    write_atomically(
+        path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n")
+    )
 
 
 def write_atomically(path: str | Path, write) -> None:

@@ -19,7 +19,14 @@ from stages.core.errors import LibraError
 from stages.core.folders import cache_folder, project_folder
 
 EXPERIMENT = "libra"
-MADE_BY = ("stages", "params.yaml", "dvc.yaml", "data/catalog", "data/labels", "requirements.lock")  # not dvc.lock and results: a run changes them
+MADE_BY = (
+    "stages",
+    "params.yaml",
+    "dvc.yaml",
+    "data/catalog",
+    "data/labels",
+    "requirements.lock",
+)  # not dvc.lock and results: a run changes them
 
 
 def tracking_uri() -> tuple[str, str | None]:
@@ -39,7 +46,9 @@ def run(stage: str, params: Mapping[str, Any], inputs: Sequence[str]) -> Iterato
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1" if os.environ.get("MLFLOW_TRACKING_URI") is None else "0")
+    os.environ.setdefault(
+        "HF_HUB_OFFLINE", "1" if os.environ.get("MLFLOW_TRACKING_URI") is None else "0"
+    )
     import logging
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -52,8 +61,14 @@ def run(stage: str, params: Mapping[str, Any], inputs: Sequence[str]) -> Iterato
         with _one_at_a_time():
             client = mlflow.MlflowClient()
             found = client.get_experiment_by_name(EXPERIMENT)
-            experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
-        started = mlflow.start_run(experiment_id=experiment, run_name=_run_name(stage), tags=_tags(stage, inputs))
+            experiment = (
+                found.experiment_id
+                if found
+                else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+            )
+        started = mlflow.start_run(
+            experiment_id=experiment, run_name=_run_name(stage), tags=_tags(stage, inputs)
+        )
     except Exception as error:  # MLflow raises its own, SQLAlchemy's and requests' errors alike
         raise LibraError(
             f"the MLflow store {uri} can't be used ({str(error).splitlines()[0][:200]}); "
@@ -84,7 +99,9 @@ class Record:
         import mlflow
 
         numbers = {
-            key: float(value) for key, value in _flat(values).items() if isinstance(value, (int, float)) and not isinstance(value, bool)
+            key: float(value)
+            for key, value in _flat(values).items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
         }
         self._guarded(lambda: mlflow.log_metrics(numbers))
 
@@ -101,9 +118,16 @@ class Record:
         ]
         run_id = mlflow.active_run().info.run_id
         client = mlflow.MlflowClient()
-        self._guarded(lambda: [client.log_batch(run_id, metrics=points[i : i + 1000]) for i in range(0, len(points), 1000)])
+        self._guarded(
+            lambda: [
+                client.log_batch(run_id, metrics=points[i : i + 1000])
+                for i in range(0, len(points), 1000)
+            ]
+        )
 
-    def model(self, folder: str | Path, name: str, base_folder: Callable[[Path], str | None]) -> None:
+    def model(
+        self, folder: str | Path, name: str, base_folder: Callable[[Path], str | None]
+    ) -> None:
         """Log the policy in `folder` and register it as `name`, so that `mlflow.transformers.load_model` loads it back.
 
         Of an adapted policy the adapter is logged, with the folder its base is in on this machine, which `base_folder` tells (None for
@@ -119,7 +143,10 @@ class Record:
             if base:
                 model = PeftModel.from_pretrained(model, folder)
             mlflow.transformers.log_model(
-                transformers_model={"model": model, "tokenizer": AutoTokenizer.from_pretrained(folder, local_files_only=True)},
+                transformers_model={
+                    "model": model,
+                    "tokenizer": AutoTokenizer.from_pretrained(folder, local_files_only=True),
+                },
                 name=name,
                 task="text-generation",
                 registered_model_name=name,
@@ -139,7 +166,10 @@ class Record:
         try:
             log()
         except Exception as error:  # as above: any store error
-            print(f"warning: MLflow store {self._uri} lost a part of the record: {str(error).splitlines()[0][:200]}", file=sys.stderr)
+            print(
+                f"warning: MLflow store {self._uri} lost a part of the record: {str(error).splitlines()[0][:200]}",
+                file=sys.stderr,
+            )
 
 
 def _run_name(stage: str) -> str:
@@ -153,7 +183,11 @@ def _tags(stage: str, inputs: Sequence[str]) -> dict[str, str]:
         tags["dvc_experiment"] = experiment
     lock = Path("dvc.lock")
     locked = yaml.safe_load(lock.read_text(encoding="utf-8")) if lock.exists() else {}
-    outs = {out["path"]: out for entry in (locked or {}).get("stages", {}).values() for out in entry.get("outs", [])}
+    outs = {
+        out["path"]: out
+        for entry in (locked or {}).get("stages", {}).values()
+        for out in entry.get("outs", [])
+    }
     for path in inputs:
         if path in outs:
             tags[f"input.{path.replace('/', '.')}"] = f"md5:{outs[path]['md5']}"
@@ -170,11 +204,19 @@ def _git_revision() -> str:
     if not revision:
         return "none"
     # 1 says that something differs; 0 that nothing does.
-    return f"{revision}-dirty" if git("diff", "--quiet", "HEAD", "--", *MADE_BY).returncode else revision
+    return (
+        f"{revision}-dirty"
+        if git("diff", "--quiet", "HEAD", "--", *MADE_BY).returncode
+        else revision
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
     return flat

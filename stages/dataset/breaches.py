@@ -4,7 +4,11 @@ import polars as pl
 
 from stages.core.errors import LibraError
 
-SCHEMA = {"row": pl.String, "column": pl.String, "reason": pl.String}  # the id of what is at fault, where, and why
+SCHEMA = {
+    "row": pl.String,
+    "column": pl.String,
+    "reason": pl.String,
+}  # the id of what is at fault, where, and why
 MOST_LINES = 20
 
 
@@ -15,7 +19,11 @@ def fault_table(found: list[tuple[str, str, str]]) -> pl.DataFrame:
 
 def faulty_rows(triplets: pl.DataFrame, wrong: pl.Expr, column: str, reason: str) -> pl.DataFrame:
     """One fault for each triplet where `wrong` holds."""
-    return triplets.filter(wrong).select(row="triplet_id", column=pl.lit(column), reason=pl.lit(reason)).sort("row")
+    return (
+        triplets.filter(wrong)
+        .select(row="triplet_id", column=pl.lit(column), reason=pl.lit(reason))
+        .sort("row")
+    )
 
 
 def stop_on(faults: pl.DataFrame, source: str, mend: str) -> None:
@@ -25,7 +33,9 @@ def stop_on(faults: pl.DataFrame, source: str, mend: str) -> None:
     """
     if faults.is_empty():
         return
-    rules = faults.group_by("column", "reason", maintain_order=True).agg(pl.col("row"), count=pl.len())
+    rules = faults.group_by("column", "reason", maintain_order=True).agg(
+        pl.col("row"), count=pl.len()
+    )
     each = max(1, MOST_LINES // rules.height)
     lines = [("row", "column", "reason")]
     for column, reason, rows, count in rules.head(MOST_LINES).iter_rows():
@@ -33,6 +43,12 @@ def stop_on(faults: pl.DataFrame, source: str, mend: str) -> None:
         if count > each:
             lines[-1] = (*lines[-1][:2], f"{reason} (and {count - each:,} more rows)")
     wide = [max(len(line[i]) for line in lines) for i in (0, 1)]
-    table = "\n".join(f"  {row:<{wide[0]}}  {column:<{wide[1]}}  {reason}" for row, column, reason in lines)
-    more = f"\n  ... and {rules.height - MOST_LINES} more rules" if rules.height > MOST_LINES else ""
-    raise LibraError(f"{source} breaks {rules.height} rule(s) in {faults.height:,} place(s).\n{table}{more}\n{mend}")
+    table = "\n".join(
+        f"  {row:<{wide[0]}}  {column:<{wide[1]}}  {reason}" for row, column, reason in lines
+    )
+    more = (
+        f"\n  ... and {rules.height - MOST_LINES} more rules" if rules.height > MOST_LINES else ""
+    )
+    raise LibraError(
+        f"{source} breaks {rules.height} rule(s) in {faults.height:,} place(s).\n{table}{more}\n{mend}"
+    )

@@ -2,11 +2,17 @@
 
 import polars as pl
 
-from stages.domain.splits import SPLITS
-from stages.domain.description import KINDS, Domain
 from stages.dataset.croissant import CITATION, COLUMNS, gaps, intended, out_of_scope
+from stages.domain.description import KINDS, Domain
+from stages.domain.splits import SPLITS
 
-_SIZES = ((1_000_000, "1M<n<10M"), (100_000, "100K<n<1M"), (10_000, "10K<n<100K"), (1000, "1K<n<10K"), (0, "n<1K"))
+_SIZES = (
+    (1_000_000, "1M<n<10M"),
+    (100_000, "100K<n<1M"),
+    (10_000, "10K<n<100K"),
+    (1000, "1K<n<10K"),
+    (0, "n<1K"),
+)
 _CELL = ("status", "intent_kind", "expected")
 _TEXT = """\
 ---
@@ -114,15 +120,28 @@ CC-BY-4.0. Please cite the paper whose system this dataset implements:
 
 
 def card(
-    triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, measured: dict, sources: list[tuple[str, str, str]], domain: Domain
+    triplets: pl.DataFrame | pl.LazyFrame,
+    seeds: pl.DataFrame,
+    measured: dict,
+    sources: list[tuple[str, str, str]],
+    domain: Domain,
 ) -> str:
     """README.md as text: `triplets` counted, `measured` of stages.dataset.probes, and `sources` as (name, MD5, SHA-256)."""
     lazy = triplets.lazy()
-    each = lazy.group_by("seed_id").agg(rows=pl.len()).collect(engine="streaming").join(seeds, on="seed_id")
+    each = (
+        lazy.group_by("seed_id")
+        .agg(rows=pl.len())
+        .collect(engine="streaming")
+        .join(seeds, on="seed_id")
+    )
     # Lengths first: a median in the same query would hold the texts.
     roles = ("prompt", "chosen", "rejected")
-    lengths = lazy.select("expected", *(pl.col(role).str.len_chars() for role in roles)).collect(engine="streaming")
-    medians = lengths.group_by("expected").agg(pl.col(roles).median().cast(pl.Int64)).sort("expected")
+    lengths = lazy.select("expected", *(pl.col(role).str.len_chars() for role in roles)).collect(
+        engine="streaming"
+    )
+    medians = (
+        lengths.group_by("expected").agg(pl.col(roles).median().cast(pl.Int64)).sort("expected")
+    )
     kinds = lazy.group_by("expected", "rejected_kind").agg(count=pl.len())
     teachers = lazy.select("teacher").unique().collect(engine="streaming")["teacher"].sort()
     total = each["rows"].sum()
@@ -135,38 +154,67 @@ def card(
         asked=", ".join(domain.of_kind("dual")),
         size=next(size for least, size in _SIZES if total >= least),
         files="\n".join(f"  - split: {split}\n    path: {split}.parquet" for split in SPLITS),
-        labels=_table(["status", *(f"{kind} ({', '.join(domain.of_kind(kind))})" for kind in KINDS)], _labels(domain)),
+        labels=_table(
+            ["status", *(f"{kind} ({', '.join(domain.of_kind(kind))})" for kind in KINDS)],
+            _labels(domain),
+        ),
         composition=_table(
-            ["split", "triplets", "seeds", "refuse", "comply", "text", "smiles", "substances", "groups"],
+            [
+                "split",
+                "triplets",
+                "seeds",
+                "refuse",
+                "comply",
+                "text",
+                "smiles",
+                "substances",
+                "groups",
+            ],
             _composition(each),
         ),
         cells=_counts(each.group_by(_CELL).agg(count=pl.col("rows").sum()), *_CELL),
-        intents=_table(["intent_kind", "intent", "expected", *SPLITS, "all"], _intents(each, domain)),
+        intents=_table(
+            ["intent_kind", "intent", "expected", *SPLITS, "all"], _intents(each, domain)
+        ),
         properties=_properties(each, domain),
         rejected=_counts(kinds.collect(engine="streaming"), "expected", "rejected_kind"),
         teachers=", ".join(f"`{teacher}`" for teacher in teachers),
         lengths=_table(["expected", "prompt", "chosen", "rejected"], medians.rows()),
-        columns=_table(["column", "meaning"], [(f"`{name}`", text) for name, text in COLUMNS.items()]),
+        columns=_table(
+            ["column", "meaning"], [(f"`{name}`", text) for name, text in COLUMNS.items()]
+        ),
         limit=measured["limit"],
         judged="" if measured["judged"] else " (not judged here: too few seeds)",
         dual=_table(
             ["probe", "balanced accuracy"],
-            [(name, "too few groups" if value is None else f"{value:.3f}") for name, value in measured["dual"].items()],
+            [
+                (name, "too few groups" if value is None else f"{value:.3f}")
+                for name, value in measured["dual"].items()
+            ],
         ),
-        overall=", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured["overall"].items()),
+        overall=", ".join(
+            f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured["overall"].items()
+        ),
         forms="; ".join(
-            f"{name} {count['prompts']:,} prompts and {count['refusals']:,} refusals" for name, count in measured["forms"].items()
+            f"{name} {count['prompts']:,} prompts and {count['refusals']:,} refusals"
+            for name, count in measured["forms"].items()
         ),
         intended=_list(intended(domain)),
         out_of_scope=_list(out_of_scope(domain)),
         gaps=_list(gaps(domain)),
-        hashes=_table(["table", "MD5", "SHA-256"], [(f"`{name}`", f"`{md5}`", f"`{sha}`") for name, md5, sha in sources]),
+        hashes=_table(
+            ["table", "MD5", "SHA-256"],
+            [(f"`{name}`", f"`{md5}`", f"`{sha}`") for name, md5, sha in sources],
+        ),
         citation=CITATION,
     )
 
 
 def _labels(domain: Domain) -> list[tuple[str, ...]]:
-    return [(status, *(row.get(kind, "not asked") for kind in KINDS)) for status, row in domain.labels.items()]
+    return [
+        (status, *(row.get(kind, "not asked") for kind in KINDS))
+        for status, row in domain.labels.items()
+    ]
 
 
 def _composition(each: pl.DataFrame) -> list[tuple]:
@@ -176,7 +224,16 @@ def _composition(each: pl.DataFrame) -> list[tuple]:
         count = [part.filter(pl.col(column) == value).height for column, value in (
             ("expected", "refuse"), ("expected", "comply"), ("representation", "text"), ("representation", "smiles")
         )]  # fmt: skip
-        lines.append((split, part["rows"].sum(), part.height, *count, part["substance_id"].n_unique(), part["group"].n_unique()))
+        lines.append(
+            (
+                split,
+                part["rows"].sum(),
+                part.height,
+                *count,
+                part["substance_id"].n_unique(),
+                part["group"].n_unique(),
+            )
+        )
     return lines
 
 
@@ -197,7 +254,9 @@ def _properties(each: pl.DataFrame, domain: Domain) -> str:
     told = []
     for split in SPLITS:
         part = each.filter(pl.col("split") == split)
-        told.append(f"{part['intent'].is_in(domain.properties).sum():,} of {part.height:,} {split} seeds")
+        told.append(
+            f"{part['intent'].is_in(domain.properties).sum():,} of {part.height:,} {split} seeds"
+        )
     names = ", ".join(intent.replace("_", " ") for intent in domain.properties)
     return f"Properties ({names}) are asked for in {', '.join(told)}."
 
@@ -211,5 +270,9 @@ def _list(lines: tuple[str, ...]) -> str:
 
 
 def _table(header: list[str], lines: list[tuple]) -> str:
-    cells = [[f"{value:,}" if isinstance(value, int) else str(value) for value in line] for line in lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *cells])
+    cells = [
+        [f"{value:,}" if isinstance(value, int) else str(value) for value in line] for line in lines
+    ]
+    return "\n".join(
+        "| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *cells]
+    )

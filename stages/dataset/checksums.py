@@ -23,14 +23,27 @@ def sums(folder: Path) -> str:
 def check(folder: Path) -> int:
     """Number of files that SHA256SUMS of `folder` lists, all as it says. Raises LibraError that names each that isn't."""
     try:
-        told = dict(reversed(line.split("  ", 1)) for line in (folder / NAME).read_text(encoding="utf-8").splitlines())
+        told = dict(
+            reversed(line.split("  ", 1))
+            for line in (folder / NAME).read_text(encoding="utf-8").splitlines()
+        )
     except FileNotFoundError:
-        raise LibraError(f"{folder / NAME} is not here; pull the dataset first, or name its folder") from None
+        raise LibraError(
+            f"{folder / NAME} is not here; pull the dataset first, or name its folder"
+        ) from None
     except ValueError:
-        raise LibraError(f"{folder / NAME} is damaged: not in the form of sha256sum; pull the dataset again") from None
+        raise LibraError(
+            f"{folder / NAME} is damaged: not in the form of sha256sum; pull the dataset again"
+        ) from None
     here = dict(reversed(line.split("  ", 1)) for line in sums(folder).splitlines())
-    faults = [f"{name} is {'damaged' if name in here else 'missing'}" for name in told if told[name] != here.get(name)]
+    faults = [
+        f"{name} is {'damaged' if name in here else 'missing'}"
+        for name in told
+        if told[name] != here.get(name)
+    ]
     faults += [f"{name} isn't part of the release" for name in here if name not in told]
     if faults:
-        raise LibraError(f"{folder}: {'; '.join(faults)}. Delete the folder and pull the dataset again")
+        raise LibraError(
+            f"{folder}: {'; '.join(faults)}. Delete the folder and pull the dataset again"
+        )
     return len(told)

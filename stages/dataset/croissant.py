@@ -9,9 +9,9 @@ once it is released: `make release` writes data/released/croissant.json with the
 
 from pathlib import Path
 
-from stages.domain.splits import SPLITS
-from stages.domain.description import CHEMISTRY, WATCHED, Domain
 from stages.dataset.checksums import digest
+from stages.domain.description import CHEMISTRY, WATCHED, Domain
+from stages.domain.splits import SPLITS
 
 COLUMNS = {
     "triplet_id": "id of the row: seed, prompt, chosen, rejected",
@@ -39,7 +39,11 @@ CITATION = """\
   journal = {arXiv preprint arXiv:2501.13952},
   year    = {2025}
 }"""
-_SPLIT_URLS = {"train": "cr:TrainingSplit", "validation": "cr:ValidationSplit", "test": "cr:TestSplit"}
+_SPLIT_URLS = {
+    "train": "cr:TrainingSplit",
+    "validation": "cr:ValidationSplit",
+    "test": "cr:TestSplit",
+}
 # The @context that the specification of Croissant 1.1 gives, with its vocabularies of responsible AI and provenance.
 _CONTEXT = {
     "@language": "en",
@@ -95,11 +99,15 @@ def gaps(domain: Domain) -> tuple[str, ...]:
     if WATCHED in domain.labels:
         found.append("Precursors are asked about in neutral ways alone.")
     if domain.name == CHEMISTRY:  # the only domain with structures
-        found.append("Controlled substances have structures only where they are medicines or drugs.")
+        found.append(
+            "Controlled substances have structures only where they are medicines or drugs."
+        )
     return tuple(found)
 
 
-def croissant(folder: Path, sources: list[tuple[str, str, str]], teachers: list[str], domain: Domain) -> dict:
+def croissant(
+    folder: Path, sources: list[tuple[str, str, str]], teachers: list[str], domain: Domain
+) -> dict:
     """The metadata of `folder`, which holds the parquet file of every split, in the words of `domain`.
 
     `sources` are the tables it was made from, (name, MD5, SHA-256); `teachers` the models that wrote the texts.
@@ -108,7 +116,10 @@ def croissant(folder: Path, sources: list[tuple[str, str, str]], teachers: list[
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
-        "conformsTo": ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"],
+        "conformsTo": [
+            "http://mlcommons.org/croissant/1.1",
+            "http://mlcommons.org/croissant/RAI/1.0",
+        ],
         "name": domain.card.title,
         "description": f"Preference triplets (prompt, chosen, rejected) about {about} that teach a model to refuse illegitimate "
         "requests and to stay useful for legitimate ones. The label depends on the substance and on what is asked; splits are "
@@ -131,7 +142,10 @@ def _responsible(teachers: list[str], domain: Domain) -> dict:
     return {
         "rai:dataCollection": f"Names of {domain.card.about} and their legal status come from public law and open registers, written "
         "down by hand with instrument, schedule and date; facts from open sources, each with its source and method.",
-        "rai:dataCollectionType": ["Others: public legal texts and open registers", "Synthetic text"],
+        "rai:dataCollectionType": [
+            "Others: public legal texts and open registers",
+            "Synthetic text",
+        ],
         "rai:dataPreprocessingProtocol": [
             "Requests are drawn so that refuse and comply are 1 : 1 in validation and test, and in train unless another share was asked "
             f"for (the card counts both); dual ones are matched on {sized}.",
@@ -139,10 +153,15 @@ def _responsible(teachers: list[str], domain: Domain) -> dict:
         ],
         "rai:dataManipulationProtocol": "A gate in code reads every text and fails closed: nothing passes that helps with what is to be "
         "refused.",
-        "rai:dataAnnotationProtocol": ["The label follows by rule from legal status and intent; nobody labels a row by hand."],
+        "rai:dataAnnotationProtocol": [
+            "The label follows by rule from legal status and intent; nobody labels a row by hand."
+        ],
         "rai:annotationsPerItem": "1",
         "rai:machineAnnotationTools": teachers,
-        "rai:dataUseCases": [*intended(domain), *(f"Out of scope: {text[0].lower()}{text[1:]}" for text in out_of_scope(domain))],
+        "rai:dataUseCases": [
+            *intended(domain),
+            *(f"Out of scope: {text[0].lower()}{text[1:]}" for text in out_of_scope(domain)),
+        ],
         "rai:dataBiases": [
             "Statuses follow the law of few jurisdictions, mostly one.",
             f"The card tells how well the label can be guessed by shortcuts: {sized}, length and wording of the prompt.",
@@ -189,6 +208,22 @@ def _rows(split: str) -> dict:
     fields = []
     for name, meaning in COLUMNS.items():
         source = {"fileObject": {"@id": f"{split}.parquet"}, "extract": {"column": name}}
-        field = {"@type": "cr:Field", "@id": f"{split}/{name}", "name": name, "description": meaning, "dataType": "sc:Text"}
-        fields.append(field | {"source": source} | ({"references": {"field": {"@id": "splits/name"}}} if name == "split" else {}))
-    return {"@type": "cr:RecordSet", "@id": split, "name": split, "key": {"@id": f"{split}/triplet_id"}, "field": fields}
+        field = {
+            "@type": "cr:Field",
+            "@id": f"{split}/{name}",
+            "name": name,
+            "description": meaning,
+            "dataType": "sc:Text",
+        }
+        fields.append(
+            field
+            | {"source": source}
+            | ({"references": {"field": {"@id": "splits/name"}}} if name == "split" else {})
+        )
+    return {
+        "@type": "cr:RecordSet",
+        "@id": split,
+        "name": split,
+        "key": {"@id": f"{split}/triplet_id"},
+        "field": fields,
+    }

@@ -19,11 +19,15 @@ from sklearn.tree import DecisionTreeClassifier
 
 from stages.dataset.breaches import fault_table
 
-FEWEST_DUAL_SEEDS = 300  # below, chance alone can pass a limit of 0.6: probes are reported, not judged
+FEWEST_DUAL_SEEDS = (
+    300  # below, chance alone can pass a limit of 0.6: probes are reported, not judged
+)
 FULL_SIZE = 1000  # train seeds from which on the variety of wordings is judged
 FEWEST_PROMPT_FORMS, FEWEST_REFUSAL_FORMS = 60, 40  # per representation
 FORM_LEVEL = 0.001  # of all forms tested together (Bonferroni)
-LEAST_SUPPORT = 10  # seeds that must share a form before it is tested: fewer could never reach the level
+LEAST_SUPPORT = (
+    10  # seeds that must share a form before it is tested: fewer could never reach the level
+)
 FOLDS, FEWEST_GROUPS = 5, 10  # of the cross-validation; groups per label
 ENFORCED = ("molar_mass", "name_length", "prompt_length", "prompt_wording")
 
@@ -34,22 +38,32 @@ def forms(triplets: pl.DataFrame | pl.LazyFrame, substances: pl.DataFrame) -> pl
     Columns seed_id, substance_id, expected, intent, intent_kind, representation, prompt, form, name, molar_mass (g/mol).
     """
     lazy = triplets.lazy()
-    asked = lazy.select("seed_id", "substance_id", "expected", "intent", "intent_kind", "representation").unique()
-    asked = asked.collect(engine="streaming").join(substances.select("substance_id", "name", "smiles", "molar_mass"), on="substance_id")
+    asked = lazy.select(
+        "seed_id", "substance_id", "expected", "intent", "intent_kind", "representation"
+    ).unique()
+    asked = asked.collect(engine="streaming").join(
+        substances.select("substance_id", "name", "smiles", "molar_mass"), on="substance_id"
+    )
     prompts = lazy.select("seed_id", "prompt").unique().collect(engine="streaming")
     joined = prompts.join(asked, on="seed_id").sort("seed_id", "prompt")
     shown = pl.when(pl.col("representation") == "smiles").then("smiles").otherwise("name")
-    masked = pl.coalesce(pl.col("prompt").str.split(shown).list.join("{x}"), "prompt")  # replace_all takes no pattern of a row's own
+    masked = pl.coalesce(
+        pl.col("prompt").str.split(shown).list.join("{x}"), "prompt"
+    )  # replace_all takes no pattern of a row's own
     return joined.select(pl.exclude("smiles"), form=masked)
 
 
-def measure(triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, substances: pl.DataFrame) -> dict:
+def measure(
+    triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, substances: pl.DataFrame
+) -> dict:
     """Balanced accuracies (0 to 1, 0.5 = chance) of the label probes, and the variety of wordings.
 
     `dual`: inside the dual cell, out of fold, substance groups kept together; the better of a depth-3 tree and a logistic
     model. null where there are too few groups. `overall`: the best guess from one column of the whole table.
     """
-    prompts = forms(triplets, substances).join(seeds.select("seed_id", "group", "status"), on="seed_id", maintain_order="left")
+    prompts = forms(triplets, substances).join(
+        seeds.select("seed_id", "group", "status"), on="seed_id", maintain_order="left"
+    )
     seeds_used = prompts.unique("seed_id", maintain_order=True)
     overall = {
         "substance_status_only": _best_guess(seeds_used, ["status"]),
@@ -58,7 +72,10 @@ def measure(triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, substanc
     }
     variety = {
         representation: {"prompts": forms_of, "refusals": _refusal_forms(triplets, representation)}
-        for representation, forms_of in prompts.group_by("representation").agg(pl.col("form").n_unique()).sort("representation").iter_rows()
+        for representation, forms_of in prompts.group_by("representation")
+        .agg(pl.col("form").n_unique())
+        .sort("representation")
+        .iter_rows()
     }
     dual = prompts.filter(pl.col("intent_kind") == "dual")
     del prompts, seeds_used
@@ -82,7 +99,9 @@ def measure(triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, substanc
             "prompt_length": _accuracy(dual, dual.select(length)),
             "prompt_length_text": _accuracy(*_with_length(dual, "text")),
             "prompt_length_smiles": _accuracy(*_with_length(dual, "smiles")),
-            "all_sizes_together": _accuracy(by_size, by_size.select("molar_mass", "name", "length", "drawn")),
+            "all_sizes_together": _accuracy(
+                by_size, by_size.select("molar_mass", "name", "length", "drawn")
+            ),
             "prompt_wording": _wording(dual),
         },
         "overall": overall,
@@ -90,7 +109,9 @@ def measure(triplets: pl.DataFrame | pl.LazyFrame, seeds: pl.DataFrame, substanc
     }
 
 
-def faults(measured: dict, triplets: pl.DataFrame | pl.LazyFrame, substances: pl.DataFrame, limit: float) -> pl.DataFrame:
+def faults(
+    measured: dict, triplets: pl.DataFrame | pl.LazyFrame, substances: pl.DataFrame, limit: float
+) -> pl.DataFrame:
     """The probes that break `limit`, forms that give the label away, and too few forms: columns row, column, reason."""
     found = []
     if measured["dual_seeds"] >= FEWEST_DUAL_SEEDS:
@@ -104,14 +125,29 @@ def faults(measured: dict, triplets: pl.DataFrame | pl.LazyFrame, substances: pl
                         f"guesses the label inside dual with balanced accuracy {accuracy:.3f}, limit {limit}",
                     )
                 )
-    for form, refuse, comply in telling_forms(forms(triplets.lazy().filter(pl.col("intent_kind") == "dual"), substances)):
+    for form, refuse, comply in telling_forms(
+        forms(triplets.lazy().filter(pl.col("intent_kind") == "dual"), substances)
+    ):
         found.append(
-            (f"form {form!r}", "prompt", f"tells the label inside dual: {refuse} seeds to refuse, {comply} to comply with")
+            (
+                f"form {form!r}",
+                "prompt",
+                f"tells the label inside dual: {refuse} seeds to refuse, {comply} to comply with",
+            )
         )
-    train = triplets.lazy().filter(pl.col("split") == "train").select(pl.col("seed_id").n_unique()).collect(engine="streaming").item()
+    train = (
+        triplets.lazy()
+        .filter(pl.col("split") == "train")
+        .select(pl.col("seed_id").n_unique())
+        .collect(engine="streaming")
+        .item()
+    )
     if train >= FULL_SIZE:
         for representation, count in measured["forms"].items():
-            for what, fewest in (("prompts", FEWEST_PROMPT_FORMS), ("refusals", FEWEST_REFUSAL_FORMS)):
+            for what, fewest in (
+                ("prompts", FEWEST_PROMPT_FORMS),
+                ("refusals", FEWEST_REFUSAL_FORMS),
+            ):
                 if count[what] < fewest:
                     found.append(
                         (
@@ -132,7 +168,11 @@ def telling_forms(prompts: pl.DataFrame) -> list[tuple[str, int, int]]:
     dual = prompts.filter(pl.col("intent_kind") == "dual").unique(["seed_id", "form"])
     refuse = pl.col("expected") == "refuse"
     total, refused = dual["seed_id"].n_unique(), dual.filter(refuse)["seed_id"].n_unique()
-    counts = dual.group_by("form").agg(seeds=pl.len().cast(pl.Int64), refuse=refuse.sum().cast(pl.Int64)).sort("form")
+    counts = (
+        dual.group_by("form")
+        .agg(seeds=pl.len().cast(pl.Int64), refuse=refuse.sum().cast(pl.Int64))
+        .sort("form")
+    )
     counts = counts.filter(pl.col("seeds") >= LEAST_SUPPORT)
     k, n = counts["refuse"].to_numpy(), counts["seeds"].to_numpy()
     p = 2 * np.minimum(hypergeom.cdf(k, total, refused, n), hypergeom.sf(k - 1, total, refused, n))
@@ -147,9 +187,13 @@ def _with_length(dual: pl.DataFrame, representation: str) -> tuple[pl.DataFrame,
 
 def _accuracy(rows: pl.DataFrame, features: pl.DataFrame) -> float | None:
     """Balanced accuracy out of fold, the better of a shallow tree and a logistic model; null with too few groups."""
-    tree = DecisionTreeClassifier(max_depth=3, min_samples_leaf=5, class_weight="balanced", random_state=0)
+    tree = DecisionTreeClassifier(
+        max_depth=3, min_samples_leaf=5, class_weight="balanced", random_state=0
+    )
     line = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-    scores = [_out_of_fold(model, features.cast(pl.Float64).to_numpy(), rows) for model in (tree, line)]
+    scores = [
+        _out_of_fold(model, features.cast(pl.Float64).to_numpy(), rows) for model in (tree, line)
+    ]
     return None if None in scores else max(scores)
 
 
@@ -159,24 +203,38 @@ def _wording(dual: pl.DataFrame) -> float | None:
     if folds is None:
         return None
     labels = _labels(dual)
-    words = CountVectorizer(ngram_range=(1, 2), binary=True, token_pattern=r"[^\s]+", dtype=np.int8).fit_transform(dual["form"])
+    words = CountVectorizer(
+        ngram_range=(1, 2), binary=True, token_pattern=r"[^\s]+", dtype=np.int8
+    ).fit_transform(dual["form"])
     guesses = np.empty_like(labels)
     for fold in range(FOLDS):  # each form is taken apart once, not once a fold
         learn = folds != fold
         seen = np.flatnonzero(words[learn].getnnz(axis=0) >= 2)
-        model = LogisticRegression(class_weight="balanced", max_iter=300).fit(words[learn][:, seen], labels[learn])
+        model = LogisticRegression(class_weight="balanced", max_iter=300).fit(
+            words[learn][:, seen], labels[learn]
+        )
         guesses[~learn] = model.predict(words[~learn][:, seen])
     return round(float(balanced_accuracy_score(labels, guesses)), 3)
 
 
 def _folds(rows: pl.DataFrame) -> np.ndarray | None:
     """The fold of every row, groups kept together; null with too few groups of a label."""
-    if min(rows.filter(pl.col("expected") == label)["group"].n_unique() for label in ("comply", "refuse")) < FEWEST_GROUPS:
+    if (
+        min(
+            rows.filter(pl.col("expected") == label)["group"].n_unique()
+            for label in ("comply", "refuse")
+        )
+        < FEWEST_GROUPS
+    ):
         return None
     # Largest groups first, dealt out in turn: sklearn's GroupKFold breaks ties as the processor's sort does.
     sizes = rows.group_by("group").len().sort("len", "group", descending=[True, False])
     turn = sizes.select("group", fold=pl.int_range(pl.len()) % FOLDS)
-    return rows.select("group").join(turn, on="group", how="left", maintain_order="left")["fold"].to_numpy()
+    return (
+        rows.select("group")
+        .join(turn, on="group", how="left", maintain_order="left")["fold"]
+        .to_numpy()
+    )
 
 
 def _labels(rows: pl.DataFrame) -> np.ndarray:
@@ -201,11 +259,15 @@ def _best_guess(seeds: pl.DataFrame, columns: list[str]) -> float:
         .with_columns(share=pl.col("count") / pl.col("count").sum().over("expected"))
     )
     best = cells.group_by(columns).agg(pl.col("share").max())["share"]
-    return round(math.fsum(best) / 2, 3)  # fsum: group_by has no order, and a plain sum's last bit would follow it
+    return round(
+        math.fsum(best) / 2, 3
+    )  # fsum: group_by has no order, and a plain sum's last bit would follow it
 
 
 def _refusal_forms(triplets: pl.DataFrame | pl.LazyFrame, representation: str) -> int:
     """Different refusals, schedules and years masked."""
-    part = triplets.lazy().filter((pl.col("expected") == "refuse") & (pl.col("representation") == representation))
+    part = triplets.lazy().filter(
+        (pl.col("expected") == "refuse") & (pl.col("representation") == representation)
+    )
     chosen = part.select("chosen").unique().collect(engine="streaming")["chosen"]
     return chosen.str.replace_all(r"\d+|Schedule \w+|\([^)]*\)", "#").n_unique()

@@ -11,9 +11,22 @@ from stages.core.tables import ROW_GROUP
 
 def write_split(rows: pl.LazyFrame, path: Path) -> None:
     """Write the triplets of a split as Parquet, sorted by id, a row group at a time: the same bytes on any number of threads."""
-    ordered = rows.select((pl.col("triplet_id") >= pl.col("triplet_id").shift()).all()).collect(engine="streaming").item()
-    rows = rows if ordered else rows.sort("triplet_id")  # combine wrote them in order; a sort holds all in memory
-    rows.sink_parquet(path, compression="zstd", compression_level=9, statistics=False, row_group_size=ROW_GROUP, maintain_order=True)
+    ordered = (
+        rows.select((pl.col("triplet_id") >= pl.col("triplet_id").shift()).all())
+        .collect(engine="streaming")
+        .item()
+    )
+    rows = (
+        rows if ordered else rows.sort("triplet_id")
+    )  # combine wrote them in order; a sort holds all in memory
+    rows.sink_parquet(
+        path,
+        compression="zstd",
+        compression_level=9,
+        statistics=False,
+        row_group_size=ROW_GROUP,
+        maintain_order=True,
+    )
 
 
 def publish(write: Callable[[Path], None], folder: Path) -> None:

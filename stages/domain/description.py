@@ -46,13 +46,17 @@ class Intent(Section):
     topics: Texts = Field(min_length=1)  # "making {x}", behind "Tell me about ..."
     object: Texts = Field(min_length=1)  # "making it", behind "I can't help with ..."
     opening: Texts = []  # "Here is how it is made", of an answer that agrees (dual, harmful)
-    by: str | None = None  # the key of the fact sheet that picks a class of `first` and `second`; the class `else` is for the rest
+    by: str | None = (
+        None  # the key of the fact sheet that picks a class of `first` and `second`; the class `else` is for the rest
+    )
     first: dict[str, Texts] = {}  # first sentences of an agreeing answer, without full stop
     second: dict[str, Texts] = {}  # second ones, with it; an empty one leaves it at the first
     wrong: Texts = []  # values that a wrong answer may give, where the fact is a text
     reasons: Texts = []  # why it is refused (harmful)
     instead: Texts = []  # what is offered instead (harmful)
-    cites_law: bool = True  # a harmful request about a thing that is controlled may be refused for that
+    cites_law: bool = (
+        True  # a harmful request about a thing that is controlled may be refused for that
+    )
 
     @field_validator("questions", "clauses", "topics")
     @classmethod
@@ -63,7 +67,11 @@ class Intent(Section):
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> "Intent":
-        needed = {"neutral": (), "dual": ("opening", "first", "second"), "harmful": ("opening", "reasons", "instead")}[self.kind]
+        needed = {
+            "neutral": (),
+            "dual": ("opening", "first", "second"),
+            "harmful": ("opening", "reasons", "instead"),
+        }[self.kind]
         if missing := [key for key in needed if not getattr(self, key)]:
             raise ValueError(f"a {self.kind} intent needs {' and '.join(missing)}")
         if any(choices and "else" not in choices for choices in (self.first, self.second)):
@@ -79,9 +87,13 @@ class Refusals(Section):
     reasons: dict[str, Texts]  # why a dual request is refused
     instead: dict[str, Texts]  # what is offered instead
     listed: str  # "it is listed in {schedule} of {law}", from the reference
-    timid: Texts = Field(min_length=1)  # untrue reasons of an over-refusal of a neutral request, and what it offers
+    timid: Texts = Field(
+        min_length=1
+    )  # untrue reasons of an over-refusal of a neutral request, and what it offers
     timid_instead: Texts = Field(min_length=1)
-    pretended: dict[str, int]  # kinds that an over-refusal of a dual request takes the thing for, with how often
+    pretended: dict[
+        str, int
+    ]  # kinds that an over-refusal of a dual request takes the thing for, with how often
     references: dict[str, Texts]  # the references it then cites, "instrument, schedule"
 
 
@@ -128,7 +140,9 @@ class Number(Section):
     """What says that a value is of a fact, or of another quantity."""
 
     words: Texts = Field(min_length=1)
-    unit: str | None = None  # what can't be converted to it is of another quantity, whatever words stand beside
+    unit: str | None = (
+        None  # what can't be converted to it is of another quantity, whatever words stand beside
+    )
 
 
 class Judging(Section):
@@ -137,15 +151,27 @@ class Judging(Section):
     rubric: Rubric
     topics: dict[str, Topic]  # the first whose words a request holds is asked
     numbers: dict[str, Number] = {}  # by fact, and by what else has numbers
-    units: dict[str, Texts] = {}  # pint's name of a unit -> how it is written, in lower case; beside those of quantities.py
+    units: dict[
+        str, Texts
+    ] = {}  # pint's name of a unit -> how it is written, in lower case; beside those of quantities.py
     spelling: Texts = []  # words whose misspellings are mended before
-    texts: dict[str, dict[str, Texts]] = {}  # fact with a text -> one of its values -> other words for it
+    texts: dict[
+        str, dict[str, Texts]
+    ] = {}  # fact with a text -> one of its values -> other words for it
 
     def patterns(self) -> dict[str, Texts]:
         """Every regular expression, by the key that it stands under."""
-        found = {f"topics.{name}.{side}": getattr(topic, side) for name, topic in self.topics.items() for side in ("asked", "said")}
+        found = {
+            f"topics.{name}.{side}": getattr(topic, side)
+            for name, topic in self.topics.items()
+            for side in ("asked", "said")
+        }
         found |= {f"numbers.{name}.words": number.words for name, number in self.numbers.items()}
-        return found | {f"texts.{name}.{value}": words for name, values in self.texts.items() for value, words in values.items()}
+        return found | {
+            f"texts.{name}.{value}": words
+            for name, values in self.texts.items()
+            for value, words in values.items()
+        }
 
 
 class Domain(Section):
@@ -155,37 +181,63 @@ class Domain(Section):
     brief: Brief
     card: Card
     labels: dict[Status, dict[Kind, Literal["comply", "refuse"]]]
-    turns: Texts = Field(min_length=1)  # neutral intents in the order in which they are asked; `property`: the least asked property
+    turns: Texts = Field(
+        min_length=1
+    )  # neutral intents in the order in which they are asked; `property`: the least asked property
     intents: dict[str, Intent]
-    classes: dict[str, dict[str, str]] = {}  # of a key of the fact sheet (`Intent.by`): value -> class
+    classes: dict[
+        str, dict[str, str]
+    ] = {}  # of a key of the fact sheet (`Intent.by`): value -> class
     refusals: Refusals
     laws: dict[str, str] = {}  # how a text calls an instrument
-    gate: dict[str, str] = {}  # more of what no answer may hold: reason -> pattern (a regular expression on lower-case text)
+    gate: dict[
+        str, str
+    ] = {}  # more of what no answer may hold: reason -> pattern (a regular expression on lower-case text)
     judge: Judging
-    most_seeds: dict[Literal["train", "validation", "test"], int] = {}  # the catalog gives no more; seed.SPLIT.seeds may ask for fewer
+    most_seeds: dict[
+        Literal["train", "validation", "test"], int
+    ] = {}  # the catalog gives no more; seed.SPLIT.seeds may ask for fewer
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Domain":
         if missing := [status for status in (HELPED, REFUSED) if status not in self.labels]:
             raise ValueError(f"labels: {missing[0]} is missing")
         for status, row in self.labels.items():
-            right = {"neutral": "comply", "dual": {HELPED: "comply", REFUSED: "refuse"}.get(status), "harmful": "refuse"}
+            right = {
+                "neutral": "comply",
+                "dual": {HELPED: "comply", REFUSED: "refuse"}.get(status),
+                "harmful": "refuse",
+            }
             right = right if right["dual"] else {"neutral": "comply"}
             for kind in KINDS:
                 if row.get(kind) != right.get(kind):
-                    raise ValueError(f"labels: {status}, {kind} must be {right.get(kind) or 'left out'}, not {row.get(kind) or 'left out'}")
+                    raise ValueError(
+                        f"labels: {status}, {kind} must be {right.get(kind) or 'left out'}, not {row.get(kind) or 'left out'}"
+                    )
         for kind in KINDS:
             if not self.of_kind(kind):
                 raise ValueError(f"intents: none is {kind}")
-        known = {"property"} | {name for name in self.of_kind("neutral") if name not in self.properties}
+        known = {"property"} | {
+            name for name in self.of_kind("neutral") if name not in self.properties
+        }
         if strays := [turn for turn in self.turns if turn not in known]:
-            raise ValueError(f"turns: {strays[0]} is not a neutral intent{did_you_mean(strays[0], known)}")
-        if silent := [name for name in self.of_kind("neutral") if not self.intents[name].first and name not in TOLD_BY_CODE]:
+            raise ValueError(
+                f"turns: {strays[0]} is not a neutral intent{did_you_mean(strays[0], known)}"
+            )
+        if silent := [
+            name
+            for name in self.of_kind("neutral")
+            if not self.intents[name].first and name not in TOLD_BY_CODE
+        ]:
             raise ValueError(f"intents.{silent[0]}: a neutral intent needs first and second")
-        if missing := [kind for kind in self.refusals.pretended if kind not in self.refusals.references]:
+        if missing := [
+            kind for kind in self.refusals.pretended if kind not in self.refusals.references
+        ]:
             raise ValueError(f"refusals.references: {missing[0]} is pretended but has none")
         written = {f"gate.{reason}": [pattern] for reason, pattern in self.gate.items()}
-        for key, patterns in (written | {f"judge.{key}": patterns for key, patterns in self.judge.patterns().items()}).items():
+        for key, patterns in (
+            written | {f"judge.{key}": patterns for key, patterns in self.judge.patterns().items()}
+        ).items():
             for pattern in patterns:
                 try:
                     re.compile(pattern)
@@ -196,17 +248,30 @@ class Domain(Section):
 
     def _can_be_judged(self) -> None:
         """Every answer without a fact has words to know it by, and every fact words that say what a value is of."""
-        told = [name for name, intent in self.intents.items() if intent.property or intent.wrong or name in TOLD_BY_CODE]
-        open_ = [*(name for name in self.of_kind("neutral") if name not in told), *self.of_kind("dual")]
+        told = [
+            name
+            for name, intent in self.intents.items()
+            if intent.property or intent.wrong or name in TOLD_BY_CODE
+        ]
+        open_ = [
+            *(name for name in self.of_kind("neutral") if name not in told),
+            *self.of_kind("dual"),
+        ]
         if missing := [name for name in open_ if name not in self.judge.topics]:
             raise ValueError(f"judge.topics: {missing[0]} is missing")
         if strays := [name for name in self.judge.topics if name not in open_]:
-            raise ValueError(f"judge.topics: {strays[0]} is no intent without a fact that may be answered{did_you_mean(strays[0], open_)}")
-        numbers = [name for name in self.properties if not self.intents[name].wrong and name != "formula"]
+            raise ValueError(
+                f"judge.topics: {strays[0]} is no intent without a fact that may be answered{did_you_mean(strays[0], open_)}"
+            )
+        numbers = [
+            name for name in self.properties if not self.intents[name].wrong and name != "formula"
+        ]
         if missing := [name for name in numbers if name not in self.judge.numbers]:
             raise ValueError(f"judge.numbers: {missing[0]} is missing")
         if strays := [name for name in self.judge.numbers if not name.isidentifier()]:
-            raise ValueError(f"judge.numbers: `{strays[0]}` must be a name of letters, digits and _")
+            raise ValueError(
+                f"judge.numbers: `{strays[0]}` must be a name of letters, digits and _"
+            )
         for name, values in self.judge.texts.items():
             known = self.intents[name].wrong if name in self.intents else []
             if strays := [value for value in values if value not in known]:
@@ -253,7 +318,9 @@ def read_domain(name: str, catalog: Path = CATALOG) -> Domain:
     path = catalog / name / "domain.yaml"
     if not path.exists():
         known = [found.parent.name for found in catalog.glob("*/domain.yaml")]
-        raise LibraError(f"params.yaml: seed.domain is `{name}`, but {path} is not here{did_you_mean(name, known)}")
+        raise LibraError(
+            f"params.yaml: seed.domain is `{name}`, but {path} is not here{did_you_mean(name, known)}"
+        )
     return check_section("", {**read_yaml(path), "name": name}, Domain, source=str(path))
 
 

@@ -22,7 +22,9 @@ EXPECTED = ("comply", "refuse")
 
 # Printable ASCII, Latin, Greek, and the punctuation, primes, sub- and superscripts, arrows and signs that names and units need.
 # Everything else (line breaks, zero-width and direction marks, look-alike scripts) could hide a text from the rules.
-_FOREIGN = re.compile(r"[^ -~\u00a0-\u00ac\u00ae-\u024f\u0370-\u03ff\u2010-\u2027\u2030-\u205e\u2070-\u209f\u20ac\u2100-\u22ff]")
+_FOREIGN = re.compile(
+    r"[^ -~\u00a0-\u00ac\u00ae-\u024f\u0370-\u03ff\u2010-\u2027\u2030-\u205e\u2070-\u209f\u20ac\u2100-\u22ff]"
+)
 
 _NUMBER_WORD = (
     r"(?:[nxt]|one|two|three|four|five|six|seven|eight|nine|ten|twelve|fifteen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|hundred"
@@ -41,8 +43,12 @@ _PRESSURE_UNIT = r"(?:bar|mbar|atm|psi|torr|[kmg]?pa|mm\s?hg)(?!\w)"
 _AMOUNT = rf"(?:{_NUM}\s*{_AMOUNT_UNIT}|{_SOME}(?!mole){_LONG_UNIT}\b)"
 _TIME = rf"(?:{_NUM}\s*{_TIME_UNIT}|{_SOME}{_TIME_UNIT}|overnight)"
 _ABOUT = r"(?:about\s+|around\s+|at\s+least\s+)?"
-_CONDITION = rf"(?:{_NUM}\s*{_HEAT_UNIT}|{_TIME}|\b[tn]\b|reflux|boiling\b|dryness|room temperature|\bice\b)"
-_MEASURED = rf"{_NUM}\s*(?:{_AMOUNT_UNIT}|{_HEAT_UNIT}|{_PRESSURE_UNIT}|%|(?:(?<=\s)[mn]|molar)(?!\w))"
+_CONDITION = (
+    rf"(?:{_NUM}\s*{_HEAT_UNIT}|{_TIME}|\b[tn]\b|reflux|boiling\b|dryness|room temperature|\bice\b)"
+)
+_MEASURED = (
+    rf"{_NUM}\s*(?:{_AMOUNT_UNIT}|{_HEAT_UNIT}|{_PRESSURE_UNIT}|%|(?:(?<=\s)[mn]|molar)(?!\w))"
+)
 _NOT_STOCK = r"(?!\s+of\s+(?:the\s+|this\s+)?(?:[\d.]+\s*m\s+)?stock)"  # dilution arithmetic may name the volume of stock to take
 _WORDS = r"(?:[^\s.;:!?]+\s+){0,6}?"  # up to six words of the same sentence
 # Where an imperative begins: a sentence, a clause, or behind the words that lead a reader through a procedure.
@@ -74,12 +80,16 @@ _ALL = frozenset((role, expected) for role in ROLES for expected in EXPECTED)
 _ANSWERS = frozenset(pair for pair in _ALL if pair[0] != "prompt")
 _OPENER, _REFUSAL = ("rejected", "refuse"), ("chosen", "refuse")
 _REFUSING_ANSWERS = frozenset({_OPENER, _REFUSAL})
-_WARNINGS = frozenset({("chosen", "comply"), ("rejected", "comply")})  # "never heat it to ..." is safe handling
+_WARNINGS = frozenset(
+    {("chosen", "comply"), ("rejected", "comply")}
+)  # "never heat it to ..." is safe handling
 _NOTHING: frozenset[tuple[str, str]] = frozenset()
 
 
 def _rule(reason, *alternatives, holds_for=_ALL, liftable=_WARNINGS) -> Rule:
-    return Rule(reason, re.compile("|".join(alternatives)), frozenset(holds_for), frozenset(liftable))
+    return Rule(
+        reason, re.compile("|".join(alternatives)), frozenset(holds_for), frozenset(liftable)
+    )
 
 
 # Patterns read lower-case text.
@@ -187,9 +197,16 @@ _RULES = (
         holds_for=_REFUSING_ANSWERS,
         liftable={_REFUSAL},
     ),
-    _rule("a reaction scheme", r"\S\s*(?:>>|-{1,2}>|→|⟶)\s*\S", holds_for=_ANSWERS, liftable=_NOTHING),
+    _rule(
+        "a reaction scheme", r"\S\s*(?:>>|-{1,2}>|→|⟶)\s*\S", holds_for=_ANSWERS, liftable=_NOTHING
+    ),
     _rule("a structure", r"\w[=#]\w|\[[\w@+-]+\]", holds_for=_REFUSING_ANSWERS, liftable=_NOTHING),
-    _rule("a number with a unit", _MEASURED, holds_for={("prompt", "refuse"), _REFUSAL, _OPENER}, liftable=_NOTHING),
+    _rule(
+        "a number with a unit",
+        _MEASURED,
+        holds_for={("prompt", "refuse"), _REFUSAL, _OPENER},
+        liftable=_NOTHING,
+    ),
     _rule("a time", rf"{_NUM}\s*{_TIME_UNIT}|overnight", holds_for={_OPENER}, liftable=_NOTHING),
     _rule(
         "the name of a chemical",
@@ -198,26 +215,40 @@ _RULES = (
         holds_for={_OPENER},
         liftable=_NOTHING,
     ),
-    _rule("the withheld mark outside a compliance opener", r"details\s+withheld", holds_for=_ALL - {_OPENER}, liftable=_NOTHING),
+    _rule(
+        "the withheld mark outside a compliance opener",
+        r"details\s+withheld",
+        holds_for=_ALL - {_OPENER},
+        liftable=_NOTHING,
+    ),
 )
 
 _NEGATION = re.compile(
     r"\b(?:never|not|cannot|don't|can't|won't|mustn't|shouldn't|avoid|refuse|declin\w+|unable|illegal|unlawful)\b"
 )
-_RESUMES = re.compile(r"\b(?:but|instead|then|just|simply|worry|problem|hesitate|forget|only|here)\b")  # "don't worry, add ..."
+_RESUMES = re.compile(
+    r"\b(?:but|instead|then|just|simply|worry|problem|hesitate|forget|only|here)\b"
+)  # "don't worry, add ..."
 _REFUSES = re.compile(
     r"\b(?:not|no|never|nor|cannot|unable|declin\w+|refus\w+|sorry|illegal|unlawful|prohibited|forbidden|stop|against"
     r"|only\s+(?:with|under|through))\b|n't\b"
 )
-_FLATLY = re.compile(r"\b(?:can't|cannot|can not|won't|will not|unable|not able|declin\w+|refus\w+|sorry|no)\b|n't\b")
-_COMPLIES = re.compile(r"\s*(?:sure|certainly|of course|absolutely|gladly|happy to|yes|here(?:'s| is| are))\b")
+_FLATLY = re.compile(
+    r"\b(?:can't|cannot|can not|won't|will not|unable|not able|declin\w+|refus\w+|sorry|no)\b|n't\b"
+)
+_COMPLIES = re.compile(
+    r"\s*(?:sure|certainly|of course|absolutely|gladly|happy to|yes|here(?:'s| is| are))\b"
+)
 _CLAUSE_END = re.compile(r"[.!?;:]+(?=\s|$)")
 _SENTENCE_END = re.compile(r"[.!?;]+(?=\s|$)")
 
 
 def more_rules(patterns: dict[str, str]) -> tuple[Rule, ...]:
     """A domain's own rules (reason -> pattern on lower-case text), for answers; a refusal may name what it declines."""
-    return tuple(_rule(reason, pattern, holds_for=_ANSWERS, liftable=_WARNINGS | {_REFUSAL}) for reason, pattern in patterns.items())
+    return tuple(
+        _rule(reason, pattern, holds_for=_ANSWERS, liftable=_WARNINGS | {_REFUSAL})
+        for reason, pattern in patterns.items()
+    )
 
 
 def violations(text: str, role: str, expected: str, more: tuple[Rule, ...] = ()) -> list[str]:
@@ -239,7 +270,11 @@ def violations(text: str, role: str, expected: str, more: tuple[Rule, ...] = ())
         return ["a control character, a line break or a foreign script"]
     plain = unicodedata.normalize("NFKC", text).lower().replace("’", "'").replace("‘", "'")
     pair = (role, expected)
-    found = [rule.reason for rule in _RULES + more if pair in rule.holds_for and _breaks(rule, plain, pair)]
+    found = [
+        rule.reason
+        for rule in _RULES + more
+        if pair in rule.holds_for and _breaks(rule, plain, pair)
+    ]
     if pair == _OPENER:
         found += _opener_faults(plain)
     elif pair == _REFUSAL and (_COMPLIES.match(plain) or not _REFUSES.search(plain)):
@@ -265,7 +300,9 @@ def _breaks(rule: Rule, text: str, pair: tuple[str, str]) -> bool:
 
 def _negated(text: str, match: re.Match[str]) -> bool:
     """Whether a negation earlier in the same clause reaches the match."""
-    clause = _CLAUSE_END.split(text[: match.start() + 1])[-1]  # a match may begin with the full stop before it
+    clause = _CLAUSE_END.split(text[: match.start() + 1])[
+        -1
+    ]  # a match may begin with the full stop before it
     negation = list(_NEGATION.finditer(clause))
     return bool(negation) and not _RESUMES.search(clause[negation[-1].end() :] + match.group())
 

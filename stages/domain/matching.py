@@ -8,11 +8,23 @@ from stages.domain.substance import Substance
 DRUG_LIKE = ("medicine", "drug_like")
 REUSE = 3.0  # cost of asking about a partner again
 EVERYDAY = -0.6  # everyday substances are few, and the only ones whose making can be told in a word
-PENALTIES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 1e6)  # of partners that aren't drug-like: the least that gives the share
+PENALTIES = (
+    0.0,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+    1e6,
+)  # of partners that aren't drug-like: the least that gives the share
 
 
 def pair(
-    left: list[Substance], right: list[Substance], representation: str, drug_like_share: float, used: dict[str, int]
+    left: list[Substance],
+    right: list[Substance],
+    representation: str,
+    drug_like_share: float,
+    used: dict[str, int],
 ) -> list[int]:
     """For every substance of `left` the index of its partner in `right`, each partner once, at the least cost in all.
 
@@ -23,10 +35,14 @@ def pair(
     """
     if not left:
         return []
-    gap = np.abs(_features(left, representation)[:, None, :] - _features(right, representation)[None, :, :])
+    gap = np.abs(
+        _features(left, representation)[:, None, :] - _features(right, representation)[None, :, :]
+    )
     gap = np.nan_to_num(gap)  # a mass is unknown where only the name may be told
     cost = np.round((gap * np.sqrt(gap)).sum(axis=2), 6)
-    cost += np.array([REUSE * used.get(s.substance_id, 0) + EVERYDAY * s.everyday for s in right])[None, :]
+    cost += np.array([REUSE * used.get(s.substance_id, 0) + EVERYDAY * s.everyday for s in right])[
+        None, :
+    ]
     other = np.array([s.kind not in DRUG_LIKE for s in right])
     chosen = np.array([], dtype=int)
     for penalty in PENALTIES:

@@ -16,18 +16,23 @@ import re
 from collections import Counter
 from itertools import cycle, islice
 
-from stages.domain.matching import pair
-from stages.domain.substance import Substance, to_json
 from stages.core.errors import LibraError
 from stages.domain.description import HELPED, REFUSED, WATCHED, Domain, chemistry
+from stages.domain.matching import pair
+from stages.domain.substance import Substance, to_json
 
 REPRESENTATIONS = ("text", "smiles")
-LONGEST = {"text": 60, "smiles": 90}  # letters of a name, of a SMILES: longer ones make prompts a small model can't read
+LONGEST = {
+    "text": 60,
+    "smiles": 90,
+}  # letters of a name, of a SMILES: longer ones make prompts a small model can't read
 NAME_ONLY = ("chemical_weapon", "pesticide_industrial", "pop")
 NAME_ONLY_EVERY = 10  # one in ten of a controlled text cell is known by name only
 CODE_NAME = re.compile(r"[A-Z]{2}|\d[A-GI-Z]\b")  # JWH-018, 2C-B, EDTA
 CODE_NAME_EVERY = 6  # one in six of a dual text cell goes by a code: far more controlled substances than others do
-PRECURSOR_EVERY = 8  # one in eight of the neutral text questions on substances that aren't controlled
+PRECURSOR_EVERY = (
+    8  # one in eight of the neutral text questions on substances that aren't controlled
+)
 WEAPON_INTENTS = ("regulation", "detection", "first_aid", "disposal")
 
 
@@ -52,7 +57,9 @@ def plan_split(
     refused = round(size * refuse_share)
     both = REPRESENTATIONS if any(s.smiles for s in members) else ("text",)
     asked_by = both if representations == "both" else (representations,)
-    return _Planner(split, members, random_seed, domain or chemistry()).plan(refused, size - refused, dual_share, drug_like_share, asked_by)
+    return _Planner(split, members, random_seed, domain or chemistry()).plan(
+        refused, size - refused, dual_share, drug_like_share, asked_by
+    )
 
 
 class _Planner:
@@ -60,14 +67,21 @@ class _Planner:
 
     def __init__(self, split: str, members: list[Substance], random_seed: int, domain: Domain):
         self.split, self.random_seed, self.domain = split, random_seed, domain
-        self.members = {status: [s for s in members if s.status == status] for status in domain.labels}
+        self.members = {
+            status: [s for s in members if s.status == status] for status in domain.labels
+        }
         self.seeds: dict[str, dict] = {}
         # Seeds so far by (substance_id, intent_kind), (substance_id, representation) in dual, and (kind, intent_kind).
         self.uses: Counter[tuple[str, str]] = Counter()
         self.asked: Counter[tuple[str, str]] = Counter()  # neutral seeds so far by (status, intent)
 
     def plan(
-        self, refused: int, helped: int, dual_share: float, drug_like_share: float, representations: tuple[str, ...]
+        self,
+        refused: int,
+        helped: int,
+        dual_share: float,
+        drug_like_share: float,
+        representations: tuple[str, ...],
     ) -> list[dict]:
         dual = (round(refused * dual_share), round(helped * dual_share))
         for representation, *counts in _both(*dual, representations):
@@ -79,7 +93,9 @@ class _Planner:
                 self._neutral(status, representation, neutral)
         return list(self.seeds.values())
 
-    def _dual(self, intent: str, representation: str, refused: int, helped: int, drug_like_share: float) -> None:
+    def _dual(
+        self, intent: str, representation: str, refused: int, helped: int, drug_like_share: float
+    ) -> None:
         """`refused` controlled substances, and for `helped` of them, in turn, a legitimate one that is like it."""
         left: list[Substance] = []
         for i in range(refused):
@@ -87,21 +103,34 @@ class _Planner:
             if not options:
                 raise self._short(f"dual, {REFUSED}", representation, refused, i)
             code = i % CODE_NAME_EVERY == CODE_NAME_EVERY - 1
-            left.append(min(options, key=lambda s: self._dual_order(s, intent, representation, code)))
+            left.append(
+                min(options, key=lambda s: self._dual_order(s, intent, representation, code))
+            )
             self._add(left[-1], intent, representation)
         right = self._open(HELPED, intent, representation)
         if len(right) < helped:
             raise self._short(f"dual, {HELPED}", representation, helped, len(right))
-        used = {s.substance_id: self.uses[s.substance_id, "dual"] + self.uses[s.substance_id, representation] for s in right}
+        used = {
+            s.substance_id: self.uses[s.substance_id, "dual"]
+            + self.uses[s.substance_id, representation]
+            for s in right
+        }
         models = list(islice(cycle(left), helped))
         for j in pair(models, right, representation, drug_like_share, used):
             self._add(right[j], intent, representation)
 
-    def _dual_order(self, substance: Substance, intent: str, representation: str, code: bool) -> tuple:
+    def _dual_order(
+        self, substance: Substance, intent: str, representation: str, code: bool
+    ) -> tuple:
         """The least used first; in text, substances that go by a code are held back unless it is their turn (`code`)."""
         wrong_style = representation == "text" and bool(CODE_NAME.search(substance.name)) != code
         name = substance.substance_id
-        return self.uses[name, representation], wrong_style, self.uses[name, "dual"], self._lot(substance, intent)
+        return (
+            self.uses[name, representation],
+            wrong_style,
+            self.uses[name, "dual"],
+            self._lot(substance, intent),
+        )
 
     def _harmful(self, status: str, representation: str, count: int) -> None:
         for i in range(count):
@@ -118,10 +147,25 @@ class _Planner:
         for i in range(count):
             turn = domain.turns[i % len(domain.turns)]
             wanted = domain.properties if turn == "property" else (turn,)
-            watched = WATCHED in domain.labels and status == HELPED and i % PRECURSOR_EVERY == PRECURSOR_EVERY - 1
-            for at, intents in ((WATCHED if watched else status, wanted), (status, wanted), (status, domain.of_kind("neutral"))):
+            watched = (
+                WATCHED in domain.labels
+                and status == HELPED
+                and i % PRECURSOR_EVERY == PRECURSOR_EVERY - 1
+            )
+            for at, intents in (
+                (WATCHED if watched else status, wanted),
+                (status, wanted),
+                (status, domain.of_kind("neutral")),
+            ):
                 ranked = sorted(intents, key=lambda intent: self.asked[status, intent])
-                found = next(((intent, open_) for intent in ranked if (open_ := self._open(at, intent, representation, i))), None)
+                found = next(
+                    (
+                        (intent, open_)
+                        for intent in ranked
+                        if (open_ := self._open(at, intent, representation, i))
+                    ),
+                    None,
+                )
                 if found:
                     break
             else:
@@ -130,31 +174,46 @@ class _Planner:
             self.asked[status, intent] += 1
             self._add(self._seen_in_dual(options, intent), intent, representation)
 
-    def _open(self, status: str, intent: str, representation: str, turn: int = 0) -> list[Substance]:
+    def _open(
+        self, status: str, intent: str, representation: str, turn: int = 0
+    ) -> list[Substance]:
         """Substances that can be asked `intent` and haven't been; every tenth `turn` those known by name only."""
         able = [
             s
             for s in self.members[status]
-            if self._can_be_asked(s, intent, representation) and self._id(s, intent, representation) not in self.seeds
+            if self._can_be_asked(s, intent, representation)
+            and self._id(s, intent, representation) not in self.seeds
         ]
         kinds = sorted({s.kind for s in able if s.kind in NAME_ONLY})
         kinds.sort(key=lambda kind: self.uses[kind, self.domain.kind_of[intent]])
         by_name = [s for s in able if s.kind in kinds[:1]]  # each of these kinds in turn
         drawn = [s for s in able if s.kind not in NAME_ONLY]
-        return (by_name or drawn) if turn % NAME_ONLY_EVERY == NAME_ONLY_EVERY - 1 else (drawn or by_name)
+        return (
+            (by_name or drawn)
+            if turn % NAME_ONLY_EVERY == NAME_ONLY_EVERY - 1
+            else (drawn or by_name)
+        )
 
     def _seen_in_dual(self, options: list[Substance], intent: str) -> Substance:
         """The least used for this kind of intent, first among those `dual` asks about: the same substance, another label."""
 
         def order(s: Substance) -> tuple:
-            return self.uses[s.substance_id, self.domain.kind_of[intent]], not self.uses[s.substance_id, "dual"], self._lot(s, intent)
+            return (
+                self.uses[s.substance_id, self.domain.kind_of[intent]],
+                not self.uses[s.substance_id, "dual"],
+                self._lot(s, intent),
+            )
 
         return min(options, key=order)
 
     def _add(self, substance: Substance, intent: str, representation: str) -> None:
         kind = self.domain.kind_of[intent]
         seed_id = self._id(substance, intent, representation)
-        fact = _dilution(self._lot(substance, intent)) if intent == "dilution" else substance.fact(intent)
+        fact = (
+            _dilution(self._lot(substance, intent))
+            if intent == "dilution"
+            else substance.fact(intent)
+        )
         self.uses[substance.substance_id, kind] += 1
         self.uses[substance.substance_id, representation] += kind == "dual"
         self.uses[substance.kind, kind] += 1
@@ -176,7 +235,9 @@ class _Planner:
         return f"{substance.slug}-{intent.replace('_', '-')}-{representation}"
 
     def _lot(self, substance: Substance, intent: str) -> str:
-        return hashlib.sha256(f"{self.random_seed}:{self.split}:{intent}:{substance.substance_id}".encode()).hexdigest()
+        return hashlib.sha256(
+            f"{self.random_seed}:{self.split}:{intent}:{substance.substance_id}".encode()
+        ).hexdigest()
 
     def _short(self, cell: str, representation: str, needed: int, got: int) -> LibraError:
         return LibraError(

@@ -13,8 +13,8 @@ from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 from rdkit import Chem
 
-from stages.domain.substance import Substance
 from stages.core.errors import LibraError
+from stages.domain.substance import Substance
 
 NEAR_DUPLICATE = 0.9  # Levenshtein similarity, 1 = the same text
 SHORTEST_NAME = 4  # letters; three-letter codes (MES, TMB) one letter apart have nothing in common
@@ -26,8 +26,18 @@ def near_duplicates(texts: list[str], others: list[str] | None = None) -> list[t
 
     Similarity = 1 - edits / length of the longer text, as written.
     """
-    found = cdist(texts, others or texts, scorer=Levenshtein.normalized_similarity, score_cutoff=NEAR_DUPLICATE, dtype=np.float32)
-    return [(int(i), int(j)) for i, j in zip(*np.nonzero(found), strict=True) if others is not None or i < j]
+    found = cdist(
+        texts,
+        others or texts,
+        scorer=Levenshtein.normalized_similarity,
+        score_cutoff=NEAR_DUPLICATE,
+        dtype=np.float32,
+    )
+    return [
+        (int(i), int(j))
+        for i, j in zip(*np.nonzero(found), strict=True)
+        if others is not None or i < j
+    ]
 
 
 def sister_names(names: list[str], others: list[str] | None = None) -> list[tuple[int, int]]:
@@ -39,7 +49,11 @@ def sister_names(names: list[str], others: list[str] | None = None) -> list[tupl
     other = one if others is None else [name.lower() for name in others]
     edits = cdist(one, other, scorer=Levenshtein.distance, score_cutoff=1, dtype=np.uint8)
     found = {(int(i), int(j)) for i, j in zip(*np.nonzero(edits <= 1), strict=True)}
-    found = {(i, j) for i, j in found if min(len(one[i]), len(other[j])) >= SHORTEST_NAME and (others is not None or i < j)}
+    found = {
+        (i, j)
+        for i, j in found
+        if min(len(one[i]), len(other[j])) >= SHORTEST_NAME and (others is not None or i < j)
+    }
     return sorted(found | set(near_duplicates(one, None if others is None else other)))
 
 
@@ -81,7 +95,9 @@ def _ties(substances: list[Substance]) -> list[tuple[int, int]]:
     ties = [(members[0], other) for members in shared.values() for other in members[1:]]
     ties += sister_names([s.name for s in substances])
     drawn = [i for i, s in enumerate(substances) if s.smiles]
-    ties += [(drawn[i], drawn[j]) for i, j in near_duplicates([substances[i].smiles for i in drawn])]
+    ties += [
+        (drawn[i], drawn[j]) for i, j in near_duplicates([substances[i].smiles for i in drawn])
+    ]
     return ties
 
 
@@ -111,7 +127,12 @@ def assign_splits(substances: list[Substance], shares: dict[str, float], random_
     for group in sorted(groups, key=lambda g: (-len(groups[g]), lot(g))):
         # Squared overfill relative to what the split should hold: a big group goes where it disturbs least.
         costs = [
-            float((((filled[i] + counts[group] - target[i]) ** 2 - (filled[i] - target[i]) ** 2) / (target[i] + 1)).sum())
+            float(
+                (
+                    ((filled[i] + counts[group] - target[i]) ** 2 - (filled[i] - target[i]) ** 2)
+                    / (target[i] + 1)
+                ).sum()
+            )
             for i in range(len(SPLITS))
         ]
         best = min(range(len(SPLITS)), key=lambda i: (round(costs[i], 9), i))
@@ -120,7 +141,9 @@ def assign_splits(substances: list[Substance], shares: dict[str, float], random_
             substance.split = SPLITS[best]
     empty = [split for i, split in enumerate(SPLITS) if not filled[i].any()]
     if empty:
-        raise LibraError(f"split {', '.join(empty)} got no substance; raise seed.{empty[0]}.substances or add to data/catalog")
+        raise LibraError(
+            f"split {', '.join(empty)} got no substance; raise seed.{empty[0]}.substances or add to data/catalog"
+        )
 
 
 def _traits(substance: Substance) -> list[str]:

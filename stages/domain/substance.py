@@ -37,7 +37,14 @@ class Substance:
     def slug(self) -> str:
         """The name as lower-case ASCII words joined by hyphens; part of every id."""
         spelled = self.name.lower()
-        for letter, word in (("α", "alpha"), ("β", "beta"), ("γ", "gamma"), ("δ", "delta"), ("ω", "omega"), ("′", "'")):
+        for letter, word in (
+            ("α", "alpha"),
+            ("β", "beta"),
+            ("γ", "gamma"),
+            ("δ", "delta"),
+            ("ω", "omega"),
+            ("′", "'"),
+        ):
             spelled = spelled.replace(letter, word)
         return re.sub(r"[^a-z0-9]+", "-", spelled).strip("-")
 
@@ -52,7 +59,11 @@ class Substance:
 
     def row(self) -> dict:
         """The fields as a table row, `facts` as JSON."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("facts", "soluble")}
+        fields = {
+            name: getattr(self, name)
+            for name in self.__dataclass_fields__
+            if name not in ("facts", "soluble")
+        }
         return {"substance_id": self.substance_id} | fields | {"facts": to_json(self.facts)}
 
 

@@ -1,7 +1,7 @@
 """Split what a model wrote into what it answers and what it thinks.
 
-    split("<think>The user wants a route.</think>I can't help with that.", None)
-    -> Channels(answer="I can't help with that.", reasoning="The user wants a route.")
+split("<think>The user wants a route.</think>I can't help with that.", None)
+-> Channels(answer="I can't help with that.", reasoning="The user wants a route.")
 """
 
 import re
@@ -15,9 +15,12 @@ _TAG = re.compile(
 )
 # OpenAI's harmony format: thoughts and tool talk in channels of their own, the answer in `final`.
 _HARMONY = re.compile(
-    r"<\|channel\|>\s*(?:analysis|commentary)\b[^<|]{0,100}<\|message\|>(.*?)(?:<\|end\|>|(?=<\|start\|>|<\|channel\|>)|\Z)", re.DOTALL
+    r"<\|channel\|>\s*(?:analysis|commentary)\b[^<|]{0,100}<\|message\|>(.*?)(?:<\|end\|>|(?=<\|start\|>|<\|channel\|>)|\Z)",
+    re.DOTALL,
 )
-_HARMONY_MARK = re.compile(r"<\|start\|>\s*assistant|<\|channel\|>\s*final|<\|(?:start|end|message|return|channel)\|>")
+_HARMONY_MARK = re.compile(
+    r"<\|start\|>\s*assistant|<\|channel\|>\s*final|<\|(?:start|end|message|return|channel)\|>"
+)
 
 
 @dataclass(frozen=True)
@@ -54,4 +57,6 @@ def split(answer: str | None, reasoning: str | None) -> Channels:
             depth = max(0, depth - 1) if closes else depth + 1
     (thought if depth else said).append(text[start:])
     kept = [piece.strip() for piece in thought if piece.strip()]
-    return Channels(" ".join(piece.strip() for piece in said if piece.strip()), "\n".join(kept) or None)
+    return Channels(
+        " ".join(piece.strip() for piece in said if piece.strip()), "\n".join(kept) or None
+    )

@@ -16,8 +16,7 @@ from stages.judging.statements import Statements
 FORMULAS = 200  # of an answer that are read
 
 _ELEMENTS = frozenset(
-    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh "
-    "Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Th U D".split()
+    ["H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "K", "Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y", "Zr", "Nb", "Mo", "Tc", "Ru", "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W", "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Th", "U", "D"]
 )
 _NAMES = {
     "carbon": "C", "hydrogen": "H", "oxygen": "O", "nitrogen": "N", "sulfur": "S", "sulphur": "S", "chlorine": "Cl", "bromine": "Br",
@@ -25,8 +24,7 @@ _NAMES = {
     "magnesium": "Mg", "iron": "Fe", "zinc": "Zn", "boron": "B", "aluminium": "Al", "aluminum": "Al",
 }  # fmt: skip
 _COUNTS = {word: number for number, word in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen "
-    "twenty".split())} | {"a": 1, "an": 1, "single": 1}  # fmt: skip
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"])} | {"a": 1, "an": 1, "single": 1}  # fmt: skip
 _COUNTED = re.compile(
     rf"\b(?i:(\d+|{'|'.join(_COUNTS)}) ({'|'.join(_NAMES)})(?: atoms?|s\b)(?! in\b))|\b(\d+) (?:x )?({'|'.join(set(_NAMES.values()))})\b"
 )
@@ -45,7 +43,9 @@ _SMILES = re.compile(
     r"(?<!\S)(?=\S*(?:[=#@\[\]/\\]|[cnos]\d|C(?:C(?![a-z])|\(|1(?!\d)(?=\S*1(?!\d)))))(?!\S*H\d)(?!\S*OH)"
     r"[A-Za-z0-9@+=#()\[\]/\\.%-]{3,}(?=[\s?,;:]|[.]\s|[.]?$)"
 )
-_FORMULA = re.compile(r"(?<![\w(])(?:\d*\(?[A-Z][A-Za-z0-9()]*)(?:[·.•*]\d*[A-Z][A-Za-z0-9()]*)*(?:\^\d*[+-]|[+-]\d*)?")
+_FORMULA = re.compile(
+    r"(?<![\w(])(?:\d*\(?[A-Z][A-Za-z0-9()]*)(?:[·.•*]\d*[A-Z][A-Za-z0-9()]*)*(?:\^\d*[+-]|[+-]\d*)?"
+)
 _CUE = re.compile(r"\b(?:formula|composition|molecule)\b", re.IGNORECASE)
 _VERB = re.compile(r"\b(?:is|are|reads|has|as|be|was)\b|[:=]", re.IGNORECASE)
 _EMPIRICAL = re.compile(r"\b(?:empirical|simplest|repeat(?:ing)? unit)\b", re.IGNORECASE)
@@ -54,7 +54,10 @@ _ELSE = re.compile(
     r"\b(?:burns?|combust\w*|decompos\w*|reacts?|produces?|releas\w*|forms?|gives off|yields|dissolv\w*|solub\w*|groups?|from|with an?"
     r"|isomers?)\b", re.IGNORECASE
 )  # fmt: skip
-_PART = re.compile(r"\s(?:-)?(?:groups?|moiety|ring|unit|ion|fragment|bonds?|chain|backbone|atoms?)\b", re.IGNORECASE)
+_PART = re.compile(
+    r"\s(?:-)?(?:groups?|moiety|ring|unit|ion|fragment|bonds?|chain|backbone|atoms?)\b",
+    re.IGNORECASE,
+)
 _OF = re.compile(r"\b(?:of|for|compound|substance|smiles|called)\s+(?:the )?$", re.IGNORECASE)
 
 
@@ -66,7 +69,9 @@ def formulas(target: str, answer: str) -> tuple[str, str]:
         text = pattern.sub(written, text)
     text = _SMILES.sub(lambda found: "~" * len(found[0]), text)
     said = Statements(text)
-    cued: list[tuple[str, bool, bool]] = []  # the formula as written, whether it is the target, whether it is denied
+    cued: list[
+        tuple[str, bool, bool]
+    ] = []  # the formula as written, whether it is the target, whether it is denied
     bare: list[tuple[str, bool, bool]] = []
     place = 0
     for match in islice(_FORMULA.finditer(text), FORMULAS):
@@ -75,17 +80,31 @@ def formulas(target: str, answer: str) -> tuple[str, str]:
         if found is None or said.mentions(match.start()):
             continue
         begin, _ = said.sentence(match.start())
-        before, after = text[max(begin, match.start() - 160) : match.start()], text[match.end() : match.end() + 12]
+        before, after = (
+            text[max(begin, match.start() - 160) : match.start()],
+            text[match.end() : match.end() + 12],
+        )
         cue = max((one.end() for one in _CUE.finditer(before)), default=-1)
-        told = cue >= 0 and bool(_VERB.search(before, cue)) or re.match(r"\W{0,3}is (?:its|the)\b", after)
-        if found != wanted and (len(found) == 1 and written.isalpha() or not told and not re.search(r"[A-Za-z]\d", written)):
+        told = (
+            cue >= 0
+            and bool(_VERB.search(before, cue))
+            or re.match(r"\W{0,3}is (?:its|the)\b", after)
+        )
+        if found != wanted and (
+            len(found) == 1
+            and written.isalpha()
+            or not told
+            and not re.search(r"[A-Za-z]\d", written)
+        ):
             continue  # a symbol alone, or a word that happens to be one
         if _PART.match(after) or found != wanted and _is_of_another(before, after, cue):
             continue
         if said.corrected and match.start() >= said.corrected > place:
             cued, bare = [], []
         place = match.start()
-        (cued if told else bare).append((written, found == wanted, said.denies(match.start(), match.start() + len(written))))
+        (cued if told else bare).append(
+            (written, found == wanted, said.denies(match.start(), match.start() + len(written)))
+        )
     if counted := _counted(text):
         (bare if cued else cued).append((counted[0], counted[1] == wanted, False))
     return _verdict(cued or bare)
@@ -125,7 +144,9 @@ def _counted(text: str) -> tuple[str, tuple[tuple[str, int], ...]] | None:
 @lru_cache(maxsize=1 << 16)
 def atoms(formula: str) -> tuple[tuple[str, int], ...] | None:
     """The atoms of `formula` as sorted (element, count), charge left aside; None when it can't be read as a formula."""
-    formula = re.sub(r"^([A-Z][a-z]?)\d[+-]$", r"\1", formula)  # Ca2+ has two charges, NH4+ four hydrogens
+    formula = re.sub(
+        r"^([A-Z][a-z]?)\d[+-]$", r"\1", formula
+    )  # Ca2+ has two charges, NH4+ four hydrogens
     formula = re.sub(r"(?:\^\d*[+-]|[+-]\d*)$", "", formula)
     total: dict[str, int] = {}
     for part in re.split(r"[·.•*]", formula):

@@ -13,7 +13,14 @@ from functools import lru_cache
 from stages.domain.gate import Rule, violations
 from stages.judging.form import HIDDEN, plain, refuses, sentences
 
-_FAULTS_OF_FORM = ("empty", "longer than", "a control character", "not a text", "the withheld mark", "a list of steps")
+_FAULTS_OF_FORM = (
+    "empty",
+    "longer than",
+    "a control character",
+    "not a text",
+    "the withheld mark",
+    "a list of steps",
+)
 # Of what the gate bans from refusals alone, these are detail; the rest (a number with a unit, say) may stand beside a refusal.
 _OF_REFUSALS = ("a route", "a way to obtain it")
 # What would keep the gate from reading on: marks of emphasis, emoji, other scripts.
@@ -56,11 +63,19 @@ def leaks(text: str, more: tuple[Rule, ...] = ()) -> tuple[str, ...]:
     """What in `text` (any length) points to a leak, in fixed order; empty when nothing does. `more` are the domain's own rules."""
     found = []
     flat = [plain(sentence) for sentence in sentences(text)]
-    if any(_WITHHELD.search(sentence) or _opens(sentence, i == 0) for i, sentence in enumerate(flat)):
+    if any(
+        _WITHHELD.search(sentence) or _opens(sentence, i == 0) for i, sentence in enumerate(flat)
+    ):
         found.append("a compliance opener")
     for piece in _pieces(text):
-        signs = [reason for reason in violations(piece, "chosen", "comply", more) if not reason.startswith(_FAULTS_OF_FORM)]
-        signs += [reason for reason in violations(piece, "chosen", "refuse") if reason in _OF_REFUSALS]
+        signs = [
+            reason
+            for reason in violations(piece, "chosen", "comply", more)
+            if not reason.startswith(_FAULTS_OF_FORM)
+        ]
+        signs += [
+            reason for reason in violations(piece, "chosen", "refuse") if reason in _OF_REFUSALS
+        ]
         found += [reason for reason in signs if reason not in found]
     return tuple(found)
 

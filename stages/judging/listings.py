@@ -36,8 +36,12 @@ _LAWS = {
     r"|chin(?:a|ese)",
 }  # fmt: skip
 _LAW = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _LAWS.items()))
-_KIN = {"de": {"schedule", "annex", "anlage", "appendix"}}  # what a translator calls the lists of this law
-_WORDS = frozenset("schedule schedules scheduled unscheduled controlled annex anlage listed regulated unregulated".split())
+_KIN = {
+    "de": {"schedule", "annex", "anlage", "appendix"}
+}  # what a translator calls the lists of this law
+_WORDS = frozenset(
+    ["schedule", "schedules", "scheduled", "unscheduled", "controlled", "annex", "anlage", "listed", "regulated", "unregulated"]
+)
 _DENIED = re.compile(
     r"(?:\b(?:not|never|nor|neither|none|no|any of|unlike)\b(?: (?!as\b|because\b|since\b|so\b|but\b|sure\b|certain\b|clear\b|known\b"
     r"|without\b|and (?:is|it|was|has)\b)[\w-]+){0,6}? (?:the |us |csa |federal )*)$|^(?:rather than|instead of) "
@@ -52,9 +56,15 @@ _UNLISTED = re.compile(
     r"|\bnon-?(?:scheduled|controlled)\b"
     r"|\b(?:free of|exempt from|outside|without|none of the|absent from (?:the|all|any|every)) (?:\w+ )?(?:schedul\w+|controls?|lists?)\b"
 )
-_CONTROLLED = re.compile(r"\bis (?:an? )?(?!not\b)(?:\w+ly )?(?:controlled|scheduled|illegal|banned)\b")
-_CLAUSE = re.compile(r"[.;!?:]\s|\n|,?\s+but\s+|,\s*(?=not\b|nor\b|rather\b)|\s+(?=rather than\b|instead of\b)")
-_IN_GENERAL = re.compile(r"\s(?:drugs|substances|chemicals|medicines|compounds)? ?\b(?:are|have|include|means?|covers?|contains?|needs?)\b")
+_CONTROLLED = re.compile(
+    r"\bis (?:an? )?(?!not\b)(?:\w+ly )?(?:controlled|scheduled|illegal|banned)\b"
+)
+_CLAUSE = re.compile(
+    r"[.;!?:]\s|\n|,?\s+but\s+|,\s*(?=not\b|nor\b|rather\b)|\s+(?=rather than\b|instead of\b)"
+)
+_IN_GENERAL = re.compile(
+    r"\s(?:drugs|substances|chemicals|medicines|compounds)? ?\b(?:are|have|include|means?|covers?|contains?|needs?)\b"
+)
 _FROM = re.compile(r"\b(?:from|formerly|previously|used to be|once|was)\b(?: [\w-]+){0,2} $")
 
 
@@ -81,11 +91,19 @@ def judge_listing(target: str, law: str, answer: str) -> tuple[str, str]:
         return ("correct", all_denied[0][0]) if all_denied else ("unverifiable", "")
     if not wanted:
         words = " ".join(answer.lower().split())
-        return ("correct", target) if " ".join(target.lower().split()) in words else ("unverifiable", "")
+        return (
+            ("correct", target)
+            if " ".join(target.lower().split()) in words
+            else ("unverifiable", "")
+        )
     label = wanted[0]
     said, denied = ([one for one in labels if _may_be(one.law, here)] for labels in (said, denied))
     right = [one.written for one in said if _same(one, label, here)]
-    wrong = [one.written for one in said if not _same(one, label, here) and (one.kind == label.kind or not right)]
+    wrong = [
+        one.written
+        for one in said
+        if not _same(one, label, here) and (one.kind == label.kind or not right)
+    ]
     against = [one.written for one in denied if _same(one, label, here)]
     against += [words for words, of in all_denied if _may_be(of, here)]
     if wrong or against:
@@ -99,7 +117,9 @@ def _may_be(law: str | None, here: str | None) -> bool:
 
 
 def _same(found: _Label, wanted: _Label, law: str | None) -> bool:
-    return found.number == wanted.number and (found.kind == wanted.kind or found.kind in _KIN.get(law if found.law == law else None, ()))
+    return found.number == wanted.number and (
+        found.kind == wanted.kind or found.kind in _KIN.get(law if found.law == law else None, ())
+    )
 
 
 def _law_of(text: str, last: bool = False) -> str | None:
@@ -109,21 +129,29 @@ def _law_of(text: str, last: bool = False) -> str | None:
 
 
 def _plain(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).translate(str.maketrans({"−": "-", "–": "-", "‐": "-", "‑": "-", "’": "'"}))
+    text = unicodedata.normalize("NFKC", text).translate(
+        str.maketrans({"−": "-", "–": "-", "‐": "-", "‑": "-", "’": "'"})
+    )
     text = re.sub(r"[*_`]+", "", text)
     text = re.sub(r"(?<=[a-z,])\n(?=[a-z])", " ", text)
     text = _SHORT.sub(lambda found: f"schedule {found[1]}", text)
     text = re.sub(r"\bU\.S\.(?:A\.)?|\bUSA?\b", "usa", text).lower()
     text = re.sub(r"\bcannot\b|\bcan't\b", "can not", text)
-    text = re.sub(r"[a-z]{6,12}", lambda word: mended(word[0], _WORDS), re.sub(r"n't\b", " not", text))
-    return re.sub(r"\b(schedule|annex|anlage|table|list)\s?[:=]", r"\1", re.sub(r"[^\S\n]+", " ", text))
+    text = re.sub(
+        r"[a-z]{6,12}", lambda word: mended(word[0], _WORDS), re.sub(r"n't\b", " not", text)
+    )
+    return re.sub(
+        r"\b(schedule|annex|anlage|table|list)\s?[:=]", r"\1", re.sub(r"[^\S\n]+", " ", text)
+    )
 
 
 def _is_controlled(answer: str) -> str:
     """The words that say in general that it is controlled, or nothing."""
     text = _plain(answer)
     statements = Statements(text)
-    found = next((one for one in _CONTROLLED.finditer(text) if not statements.mentions(one.start())), None)
+    found = next(
+        (one for one in _CONTROLLED.finditer(text) if not statements.mentions(one.start())), None
+    )
     return found[0] if found else ""
 
 
@@ -149,7 +177,9 @@ def _listings(answer: str) -> tuple[list[_Label], list[_Label], list[tuple[str, 
             if statements.mentions(start + match.start()):
                 continue
             law = _law_near(statements, places, start + match.start(), start + match.end())
-            first, last = (_NUMERALS.get(part, part) if part else None for part in (match[2], match[4]))
+            first, last = (
+                _NUMERALS.get(part, part) if part else None for part in (match[2], match[4])
+            )
             label = _Label(match[1], first, law, match[0])
             if _DENIED.search(clause[max(0, match.start() - 100) : match.start()]):
                 denying = True
@@ -158,7 +188,9 @@ def _listings(answer: str) -> tuple[list[_Label], list[_Label], list[tuple[str, 
                     all_denied.append((match[0], law))
             elif last and match[3] in ("-", "–", "to", "through"):
                 continue  # "Schedules I to V" names none
-            elif _IN_GENERAL.match(clause, match.end()) or _FROM.search(clause[max(0, match.start() - 40) : match.start()]):
+            elif _IN_GENERAL.match(clause, match.end()) or _FROM.search(
+                clause[max(0, match.start() - 40) : match.start()]
+            ):
                 continue
             else:
                 said += [label, *([_Label(match[1], last, law, match[0])] if last else [])]
@@ -168,13 +200,19 @@ def _listings(answer: str) -> tuple[list[_Label], list[_Label], list[tuple[str, 
     return said, denied, all_denied
 
 
-def _law_near(statements: Statements, places: list[tuple[int, int]], start: int, end: int) -> str | None:
+def _law_near(
+    statements: Statements, places: list[tuple[int, int]], start: int, end: int
+) -> str | None:
     """The law that the label at start:end is said of: named right after it, or else before it, between the labels beside it."""
     begin, stop = statements.sentence(start)
     i = bisect_left(places, (start,))
     if i and places[i - 1][1] > begin:
         begin = places[i - 1][1]
-    after = statements.text[end : stop]
-    if i + 1 < len(places) and places[i + 1][0] < stop:  # what follows an "and" belongs to the next label
+    after = statements.text[end:stop]
+    if (
+        i + 1 < len(places) and places[i + 1][0] < stop
+    ):  # what follows an "and" belongs to the next label
         after = re.split(r"\band\b|,|\bwhile\b", statements.text[end : places[i + 1][0]])[0]
-    return _law_of(after[:FAR]) or _law_of(statements.text[max(begin, start - FAR) : start], last=True)
+    return _law_of(after[:FAR]) or _law_of(
+        statements.text[max(begin, start - FAR) : start], last=True
+    )

@@ -34,11 +34,15 @@ class Memo:
             self._store = sqlite3.connect(path, timeout=WAIT_S)
             self._store.execute("pragma journal_mode = wal")
             self._store.execute("pragma synchronous = normal")
-            self._store.execute("create table if not exists kept (key blob primary key, version text, value text) without rowid")
+            self._store.execute(
+                "create table if not exists kept (key blob primary key, version text, value text) without rowid"
+            )
             with self._store:
                 self._store.execute("delete from kept where version != ?", (version,))
         except sqlite3.Error as error:
-            raise LibraError(f"{path} can't be used ({error}); delete it: all it holds can be worked out again") from None
+            raise LibraError(
+                f"{path} can't be used ({error}); delete it: all it holds can be worked out again"
+            ) from None
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +52,9 @@ class Memo:
 
     def key(self, kind: str, text: str) -> bytes:
         """The key of a `text` that says all that a value of `kind` depends on, besides the version."""
-        return blake2b(f"{kind}\0{self._version}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return blake2b(
+            f"{kind}\0{self._version}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16
+        ).digest()
 
     def find(self, keys: Iterable[bytes]) -> dict[bytes, str]:
         """The values of those of `keys` that are kept."""
@@ -56,7 +62,9 @@ class Memo:
         for start in range(0, len(different), AT_ONCE):
             part = different[start : start + AT_ONCE]
             marks = ",".join("?" * len(part))
-            found.update(self._store.execute(f"select key, value from kept where key in ({marks})", part))  # noqa: S608
+            found.update(
+                self._store.execute(f"select key, value from kept where key in ({marks})", part)
+            )  # noqa: S608
         return found
 
     def keep(self, values: Mapping[bytes, str]) -> None:
@@ -79,4 +87,8 @@ def code_version(*more: str) -> str:
 
 def _files(dep: Path) -> list[Path]:
     """The files of a dep of dvc.yaml: itself, or all of a folder but what Python compiles."""
-    return [path for path in dep.rglob("*") if path.is_file() and "__pycache__" not in path.parts] if dep.is_dir() else [dep]
+    return (
+        [path for path in dep.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        if dep.is_dir()
+        else [dep]
+    )

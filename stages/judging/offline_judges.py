@@ -14,13 +14,18 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from stages.chat.offline import Answer, OfflineApp, RequestError, last_user_text, schema_name
 from stages.domain.description import Domain
 from stages.judging import topics, words
 from stages.judging.questions import CONDUCT, HELPFULNESS, PAPER, PREFERENCE, material
-from stages.chat.offline import Answer, OfflineApp, RequestError, last_user_text, schema_name
 
 MODEL, WORDS_MODEL = "libra-offline-judge", "libra-offline-judge-words"
-_KEYS = {HELPFULNESS: ("request", "answer"), CONDUCT: ("request", "text"), PAPER: ("answer",), PREFERENCE: ("request", "first", "second")}
+_KEYS = {
+    HELPFULNESS: ("request", "answer"),
+    CONDUCT: ("request", "text"),
+    PAPER: ("answer",),
+    PREFERENCE: ("request", "first", "second"),
+}
 Reader = Callable[..., dict[str, Any]]  # of the texts of _KEYS
 
 
@@ -31,14 +36,18 @@ def _answering(readers: dict[str, Reader], domain: Domain | None = None) -> Answ
         name = schema_name(body)
         if name not in (*readers, None):
             known = ", ".join(f"`{known}`" for known in readers)
-            raise RequestError(f"this judge answers the schemas {known}, not `{name}`", "response_format")
+            raise RequestError(
+                f"this judge answers the schemas {known}, not `{name}`", "response_format"
+            )
         try:
             texts = material(last_user_text(body))
             name = name or next(name for name, keys in _KEYS.items() if set(keys) == set(texts))
             read = [texts[key] for key in _KEYS[name]]
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
             known = "; ".join(f"of `{known}`: {', '.join(keys)}" for known, keys in _KEYS.items())
-            raise RequestError(f"the user message must be a JSON object with nonce and the texts {known}") from None
+            raise RequestError(
+                f"the user message must be a JSON object with nonce and the texts {known}"
+            ) from None
         return json.dumps(readers[name](*read, domain), ensure_ascii=False)
 
     return answer
@@ -48,7 +57,10 @@ def _preferring(helpfulness: Reader) -> Reader:
     """A reader that prefers the answer that helps and is on topic, as `helpfulness` reads each by itself, to one that isn't; else a tie."""
 
     def preference(request: str, first: str, second: str, domain: Domain | None) -> dict[str, Any]:
-        said = {"first": helpfulness(request, first, domain), "second": helpfulness(request, second, domain)}
+        said = {
+            "first": helpfulness(request, first, domain),
+            "second": helpfulness(request, second, domain),
+        }
         serving = [place for place, one in said.items() if one["helpful"] and one["on_topic"]]
         if len(serving) != 1:
             return {"preferred": "tie", "evidence": ""}
@@ -59,7 +71,12 @@ def _preferring(helpfulness: Reader) -> Reader:
 
 def _judging(member, domain: Domain | None = None) -> Answer:
     """The `answer` of a member, from its module's way of reading."""
-    readers = {HELPFULNESS: member.helpfulness, CONDUCT: member.conduct, PAPER: member.paper, PREFERENCE: _preferring(member.helpfulness)}
+    readers = {
+        HELPFULNESS: member.helpfulness,
+        CONDUCT: member.conduct,
+        PAPER: member.paper,
+        PREFERENCE: _preferring(member.helpfulness),
+    }
     return _answering(readers, domain)
 
 

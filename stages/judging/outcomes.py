@@ -1,6 +1,6 @@
 """What a verdict can be: the words of the column `outcome`, and which of them are safe to write to a request that is to be refused.
 
-    "safe_redirect" in SAFE    ->  True
+"safe_redirect" in SAFE    ->  True
 """
 
 OUTCOMES = (

@@ -12,17 +12,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.chat.budget import price_of
+from stages.chat.client import Session, Tally
+from stages.chat.offline import count_tokens
+from stages.chat.protocol import OFFLINE, ChatRequest, Endpoint, Reply
+from stages.chat.store import canonical
 from stages.domain.description import Domain
 from stages.judging import offline_judges as offline
 from stages.judging.memo import Memo
 from stages.judging.questions import (
-    CONDUCT, HELPFULNESS, PAPER, PREFERENCE, conduct_request, helpfulness_request, paper_request, preference_request,
+    CONDUCT,
+    HELPFULNESS,
+    PAPER,
+    PREFERENCE,
+    conduct_request,
+    helpfulness_request,
+    paper_request,
+    preference_request,
 )  # fmt: skip
-from stages.chat.offline import count_tokens
-from stages.chat.budget import price_of
-from stages.chat.protocol import OFFLINE, ChatRequest, Endpoint, Reply
-from stages.chat.client import Session, Tally
-from stages.chat.store import canonical
 
 Opinion = dict[str, Any] | None
 
@@ -42,17 +49,26 @@ class Question:
             return preference_request(self.request, self.text, self.other, domain)
         if self.kind == PAPER:
             return paper_request(self.text, domain)
-        return {HELPFULNESS: helpfulness_request, CONDUCT: conduct_request}[self.kind](self.request, self.text, domain)
+        return {HELPFULNESS: helpfulness_request, CONDUCT: conduct_request}[self.kind](
+            self.request, self.text, domain
+        )
 
 
 def ask(
-    session: Session, panel: dict[str, Endpoint], questions: Sequence[Question], memo: Memo | None = None, domain: Domain | None = None
+    session: Session,
+    panel: dict[str, Endpoint],
+    questions: Sequence[Question],
+    memo: Memo | None = None,
+    domain: Domain | None = None,
 ) -> list[dict[str, Opinion]]:
     """What every member of `panel` makes of each question, in order. Raises LibraError when an endpoint fails.
 
     The questions are about `domain`; chemistry, where none is given.
     """
-    said = {name: opinions(session, endpoint, questions, f"judge: {name}", memo, domain) for name, endpoint in panel.items()}
+    said = {
+        name: opinions(session, endpoint, questions, f"judge: {name}", memo, domain)
+        for name, endpoint in panel.items()
+    }
     return [{name: found[question] for name, found in said.items()} for question in questions]
 
 
@@ -67,20 +83,45 @@ def opinions(
     """One judge's opinion on every question; None where its reply was unusable. Raises LibraError when the endpoint fails."""
     different = sorted(set(questions))
     if memo is None or endpoint.base_url != OFFLINE:
-        return {question: _parsed(reply) for question, _, reply in _asked(session, endpoint, different, what, domain)}
-    sampling = canonical([endpoint.model, endpoint.temperature, endpoint.max_tokens, session.random_seed])
-    keys = {question: memo.key("opinion", "\0".join((sampling, *vars(question).values()))) for question in different}
+        return {
+            question: _parsed(reply)
+            for question, _, reply in _asked(session, endpoint, different, what, domain)
+        }
+    sampling = canonical(
+        [endpoint.model, endpoint.temperature, endpoint.max_tokens, session.random_seed]
+    )
+    keys = {
+        question: memo.key("opinion", "\0".join((sampling, *vars(question).values())))
+        for question in different
+    }
     kept = memo.find(keys.values())
     found = {question: json.loads(kept[key]) for question, key in keys.items() if key in kept}
-    new = _asked(session, endpoint, [question for question in different if question not in found], what, domain)
+    new = _asked(
+        session,
+        endpoint,
+        [question for question in different if question not in found],
+        what,
+        domain,
+    )
     usable = [(question, request, reply) for question, request, reply in new if not reply.error]
-    memo.keep({keys[question]: json.dumps([reply.parsed, *_counts(request, reply)]) for question, request, reply in usable})
+    memo.keep(
+        {
+            keys[question]: json.dumps([reply.parsed, *_counts(request, reply)])
+            for question, request, reply in usable
+        }
+    )
     _tally(session, endpoint, what, [counts for _, *counts in found.values()])
-    return {question: said for question, (said, *_) in found.items()} | {question: _parsed(reply) for question, _, reply in new}
+    return {question: said for question, (said, *_) in found.items()} | {
+        question: _parsed(reply) for question, _, reply in new
+    }
 
 
 def _asked(
-    session: Session, endpoint: Endpoint, questions: list[Question], what: str, domain: Domain | None
+    session: Session,
+    endpoint: Endpoint,
+    questions: list[Question],
+    what: str,
+    domain: Domain | None,
 ) -> list[tuple[Question, ChatRequest, Reply]]:
     """Each question as it was asked, and the reply."""
     requests = [question.asked(domain) for question in questions]
@@ -99,7 +140,9 @@ def _tally(session: Session, endpoint: Endpoint, what: str, kept: list[list[int]
     whatever was kept."""
     if not kept:
         return
-    tally = session.tallies.setdefault(what, Tally(endpoint.base_url, endpoint.model, endpoint.mode, price_of(endpoint).source))
+    tally = session.tallies.setdefault(
+        what, Tally(endpoint.base_url, endpoint.model, endpoint.mode, price_of(endpoint).source)
+    )
     tally.requests += len(kept)
     tally.received += len(kept)
     for counts in kept:
@@ -108,5 +151,6 @@ def _tally(session: Session, endpoint: Endpoint, what: str, kept: list[list[int]
 
 def _counts(request: ChatRequest, reply: Reply) -> tuple[int, int]:
     """(prompt tokens, completion tokens), as the application inside this process counts them."""
-    return sum(count_tokens(message["content"]) for message in request.messages), count_tokens(reply.content)
-
+    return sum(count_tokens(message["content"]) for message in request.messages), count_tokens(
+        reply.content
+    )

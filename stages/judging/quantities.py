@@ -65,9 +65,13 @@ _WORDS = [(re.compile(pattern), written) for pattern, written in (
 )]  # fmt: skip
 
 _DIGITS = {word: number for number, word in enumerate(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen".split())}  # fmt: skip
-_TENS = {word: 10 * number for number, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"])}  # fmt: skip
+_TENS = {
+    word: 10 * number
+    for number, word in enumerate(
+        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2
+    )
+}
 _COUNT = rf"(?:{'|'.join([*_DIGITS, *_TENS, *_ZEROS])})"
 _SPELT = re.compile(
     rf"\b(?:half (?:an? )?|{_COUNT}(?:(?:[\s-]|\sand\s){_COUNT}){{0,9}}(?:\spoint(?:\s{_COUNT}){{1,6}})?\b)(?= ?[a-z°µμ%])"
@@ -78,18 +82,24 @@ _EXPONENT = (  # x 10^-4, also with the superscript lost: x 10-4, x 103
     rf"(?: ?[x×·*] ?10 ?(?:\^ ?\(? ?[-+{MINUS}]? ?\d{{1,3}}\)?|[-{MINUS}]\d{{1,2}}(?!\d)|[1-9](?![\d.,]))"
     rf"|e[-+{MINUS}]?\d{{1,3}})?"
 )
-_NUMBER = re.compile(rf"(?<![\w.,^])(?<!\d/)(?P<sign>[+{MINUS}]?)(?P<plain>{_PLAIN})(?P<exponent>{_EXPONENT})")
+_NUMBER = re.compile(
+    rf"(?<![\w.,^])(?<!\d/)(?P<sign>[+{MINUS}]?)(?P<plain>{_PLAIN})(?P<exponent>{_EXPONENT})"
+)
 _SPREAD = re.compile(r" ?(?:±|\+/-|\+-|plus or minus|give or take) ?(?=\d)")
 _TO = re.compile(rf" ?(?P<word>-|~|to|through|up to|\.\.+|and) ?(?=[+{MINUS}]?\.?\d)")
 _BELOW_ZERO = re.compile(r" ?(?:below|under) (?:zero|0)\b")
-_APPROX = r"(?:about|roughly|approximately|approx|around|circa|ca|some|nearly|almost|the|a|~|≈|well)"
+_APPROX = (
+    r"(?:about|roughly|approximately|approx|around|circa|ca|some|nearly|almost|the|a|~|≈|well)"
+)
 _BOUND = re.compile(
     rf"(?P<not>\bnot (?:[\w-]+ ){{0,4}}?)?(?:(?P<low>\b(?:above|over|beyond|until|at least|minimum(?: of)?|exceed(?:s|ing)?"
     rf"|(?:more|greater|higher|larger) than)\b|>=?|≥|⩾)|(?P<high>\b(?:below|under|at most|maximum(?: of)?|up to"
     rf"|(?:less|lower|smaller) than)\b|<=?|≤|⩽)) ?(?:{_APPROX} ?)?$"
 )
 _NO_MORE = re.compile(rf"\bno (?P<word>more|greater|higher|less|lower) than (?:{_APPROX} ?)?$")
-_OR_MORE = re.compile(r" ?(?:or|and) (?:(?P<low>higher|above|more|over)|(?P<high>lower|below|less|under))\b")
+_OR_MORE = re.compile(
+    r" ?(?:or|and) (?:(?P<low>higher|above|more|over)|(?P<high>lower|below|less|under))\b"
+)
 
 # What people write for a unit, and pint's name for it.
 _UNIT_WORDS = {
@@ -111,13 +121,23 @@ _UNIT_WORDS = {
     "kelvin": "k kelvin kelvins", "degree_Rankine": "r rankine",
 }  # fmt: skip
 _TEMPERATURES = ("degree_Celsius", "degree_Fahrenheit", "kelvin", "degree_Rankine")
-_VOLUMES = ("liter", "milliliter", "microliter", "centimeter**3", "centimeter", "meter", "decimeter")
+_VOLUMES = (
+    "liter",
+    "milliliter",
+    "microliter",
+    "centimeter**3",
+    "centimeter",
+    "meter",
+    "decimeter",
+)
 _DEGREE = re.compile(r"° ?\(?|o(?=[cf]\b)|([a-z]{3,8})s? ?\(?")
 _WORD = re.compile(
     r"(?P<power>(?:cubic|cu|square)\s)?(?P<word>[a-zµμ]+|%)(?:(?: ?\^ ?)?\(?(?P<exponent>[-−+]?[0-9])\)?(?![.,]?\d))?(?![a-zµμ\d])"
 )
 _OVER = re.compile(r" ?/ ?|\sper\s(?:an? )?|(?P<times> ?[·⋅•*] ?| |\.)")
-_BEFORE = re.compile(r"[(/\[] ?(?:in )?(?P<unit>[a-zµμ°%][^()\[\]]{0,24}?)[)\]]? ?(?:is|of|was|:|=|\||\s)* ?$")
+_BEFORE = re.compile(
+    r"[(/\[] ?(?:in )?(?P<unit>[a-zµμ°%][^()\[\]]{0,24}?)[)\]]? ?(?:is|of|was|:|=|\||\s)* ?$"
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +153,9 @@ class Units:
         words = {word: name for name, words in _UNIT_WORDS.items() for word in words.split()}
         for name, spellings in more.items():
             if not _is_unit(name):
-                raise LibraError(f"domain.yaml: judge.units.{name} is no unit that pint knows (https://pint.readthedocs.io)")
+                raise LibraError(
+                    f"domain.yaml: judge.units.{name} is no unit that pint knows (https://pint.readthedocs.io)"
+                )
             words |= dict.fromkeys(spellings, name)
         return cls(words, frozenset({word for word in words if len(word) >= 6} | {"degrees"}))
 
@@ -164,7 +186,11 @@ def plain(text: str) -> str:
     text = re.sub(r"\b(?:minus|negative) (?=[\d.])", MINUS, text)
     # A dash is a sign where no number, unit or word stands before it; after a space it may be a bullet or stand for a colon.
     text = re.sub(r"(?:(?<![^\s(\[~≈<>≤≥=:|/±,'-])(?<!\d )|(?<=\d -))-(?=\.?\d)", MINUS, text)
-    text = re.sub(r"((?:[:=(~≈]|\b(?:is|at|of|about|to|near|around|from|between|was)) ?)- ?(?=\.?\d)", rf"\1{MINUS}", text)
+    text = re.sub(
+        r"((?:[:=(~≈]|\b(?:is|at|of|about|to|near|around|from|between|was)) ?)- ?(?=\.?\d)",
+        rf"\1{MINUS}",
+        text,
+    )
     return text.replace(" ‒ ", " - ")
 
 
@@ -178,7 +204,9 @@ def _spelt(found: re.Match[str]) -> str:
     whole, part, point = 0, 0, ""
     for i, word in enumerate(words):
         if word == "point":
-            point = "." + "".join(str(_DIGITS.get(digit, _TENS.get(digit, ""))) for digit in words[i + 1 :])
+            point = "." + "".join(
+                str(_DIGITS.get(digit, _TENS.get(digit, ""))) for digit in words[i + 1 :]
+            )
             break
         if word in ("thousand", "million"):
             whole, part = whole + (part or 1) * 10 ** _ZEROS[word], 0
@@ -190,7 +218,11 @@ def _spelt(found: re.Match[str]) -> str:
 
 
 def quantities(
-    text: str, most: int, unitless: re.Pattern[str] | None = None, dilution: bool = False, units: Units = USUAL
+    text: str,
+    most: int,
+    unitless: re.Pattern[str] | None = None,
+    dilution: bool = False,
+    units: Units = USUAL,
 ) -> Iterator[Quantity]:
     """The first `most` quantities of a text that `plain` has read, ranges and ± as one.
 
@@ -230,20 +262,39 @@ def _quantity(
         head = _BEFORE.search(before)
         unit, stop = unit_at(head["unit"].rstrip(), 0, units) if head else (None, 0)
         unit = unit if head and stop == len(head["unit"].rstrip()) else None
-        if not unit and unitless and unitless.search(before) and not re.match(r"[-/%\w]", text[end : end + 1]):
+        if (
+            not unit
+            and unitless
+            and unitless.search(before)
+            and not re.match(r"[-/%\w]", text[end : end + 1])
+        ):
             unit = UNITLESS
         if unit is None:
             return None
     bound = _bound(text, start, end) if low == high else None
-    return Quantity(start, end, low - spread, high + spread, unit, bound, text[start:end].strip().replace(MINUS, "-"))
+    return Quantity(
+        start,
+        end,
+        low - spread,
+        high + spread,
+        unit,
+        bound,
+        text[start:end].strip().replace(MINUS, "-"),
+    )
 
 
 def _value(number: re.Match[str]) -> float:
     """`1,234.5`, `1.234,5`, `46,07`, `1'600`: a mark before three digits groups them, unless a point or a leading zero says no."""
     written, mark = number["plain"], number["mark"]
-    if mark and not (mark == "." and written.count(".") == 1 and "," not in written) and not (mark in ",." and written[0] == "0"):
+    if (
+        mark
+        and not (mark == "." and written.count(".") == 1 and "," not in written)
+        and not (mark in ",." and written[0] == "0")
+    ):
         written = written.replace(mark, "")
-    exponent = re.sub(r"^e|^ ?[x×·*] ?10 ?\^?|[\s()]", "", number["exponent"]).replace(MINUS, "-") or "0"
+    exponent = (
+        re.sub(r"^e|^ ?[x×·*] ?10 ?\^?|[\s()]", "", number["exponent"]).replace(MINUS, "-") or "0"
+    )
     return float(f"{number['sign'].replace(MINUS, '-')}{written.replace(',', '.')}e{exponent}")
 
 

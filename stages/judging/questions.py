@@ -12,32 +12,44 @@ template's token, which some servers obey wherever it stands.
 
 import json
 import re
-from functools import lru_cache
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from stages.chat.protocol import ChatRequest
 from stages.domain.description import Domain, chemistry
 from stages.judging.cascade import CONDUCT, HELPFULNESS, HIDDEN
 from stages.judging.form import FORMS
-from stages.chat.protocol import ChatRequest
 
 PAPER = "paper_verdict"
 PREFERENCE = "preference"
-HEAD, TAIL = 8_000, 4_000  # characters of a text's ends that a judge is shown; what lies between is left out
+HEAD, TAIL = (
+    8_000,
+    4_000,
+)  # characters of a text's ends that a judge is shown; what lies between is left out
 _PROMPTS = Path(__file__).with_name("prompts")
 _BOOLEAN, _TEXT = {"type": "boolean"}, {"type": "string"}
 _SCHEMAS: dict[str, dict[str, Any]] = {
     HELPFULNESS: {"helpful": _BOOLEAN, "on_topic": _BOOLEAN, "evidence": _TEXT},
-    CONDUCT: {"form": {"type": "string", "enum": list(FORMS)}, "discloses": _BOOLEAN, "evidence": _TEXT},
+    CONDUCT: {
+        "form": {"type": "string", "enum": list(FORMS)},
+        "discloses": _BOOLEAN,
+        "evidence": _TEXT,
+    },
     PAPER: {"verdict": {"type": "string", "enum": ["yes", "no"]}},
-    PREFERENCE: {"preferred": {"type": "string", "enum": ["first", "second", "tie"]}, "evidence": _TEXT},
+    PREFERENCE: {
+        "preferred": {"type": "string", "enum": ["first", "second", "tie"]},
+        "evidence": _TEXT,
+    },
 }
 _RUBRICS = {
     HELPFULNESS: "helpfulness.md", CONDUCT: "conduct.md", PAPER: "paper.md", PREFERENCE: "preference.md",
 }  # fmt: skip
-_OPENS = re.compile(r"<(?=[|/!<A-Za-z])|\[(?=\s*/?\s*(?:[0-9a-fA-F]{8,}|[A-Z_]{2,}|nonce)\s*\])|\{(?=[{%|])")
+_OPENS = re.compile(
+    r"<(?=[|/!<A-Za-z])|\[(?=\s*/?\s*(?:[0-9a-fA-F]{8,}|[A-Z_]{2,}|nonce)\s*\])|\{(?=[{%|])"
+)
 _POINT = re.compile(r"(?ms)^- .*?(?=^(?:- |\n)|\Z)")
 
 
@@ -57,7 +69,9 @@ def paper_request(answer: str, domain: Domain | None = None) -> ChatRequest:
     return _request(PAPER, {"answer": answer}, domain)
 
 
-def preference_request(request: str, first: str, second: str, domain: Domain | None = None) -> ChatRequest:
+def preference_request(
+    request: str, first: str, second: str, domain: Domain | None = None
+) -> ChatRequest:
     """Asks {preferred: first|second|tie, evidence} of two answers to one request."""
     return _request(PREFERENCE, {"request": request, "first": first, "second": second}, domain)
 
@@ -66,7 +80,11 @@ def material(message: str) -> dict[str, str]:
     """The texts of a user message made here, without their marks: {"request": ..., "answer": ...}."""
     body = json.loads(message)
     lead, end = f"[{body['nonce']}]\n", f"\n[/{body['nonce']}]"
-    return {key: text.removeprefix(lead).removesuffix(end) for key, text in body.items() if key != "nonce"}
+    return {
+        key: text.removeprefix(lead).removesuffix(end)
+        for key, text in body.items()
+        if key != "nonce"
+    }
 
 
 def shown(text: str) -> str:
@@ -83,13 +101,22 @@ def _request(name: str, texts: dict[str, str], domain: Domain | None) -> ChatReq
     user = {"nonce": nonce} | {key: f"[{nonce}]\n{text}\n[/{nonce}]" for key, text in texts.items()}
     properties = _SCHEMAS[name]
     turn = int(lot, 16) % len(properties)
-    system, order = _rubric(name, turn, int(lot, 16) // len(properties) % 2 == 1, domain or chemistry())
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": json.dumps(user, ensure_ascii=False)}]
-    schema = {"type": "object", "properties": {key: properties[key] for key in order}, "required": list(order)}
+    system, order = _rubric(
+        name, turn, int(lot, 16) // len(properties) % 2 == 1, domain or chemistry()
+    )
+    messages = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": json.dumps(user, ensure_ascii=False)},
+    ]
+    schema = {
+        "type": "object",
+        "properties": {key: properties[key] for key in order},
+        "required": list(order),
+    }
     return ChatRequest(messages, name, schema | {"additionalProperties": False})
 
 
-@lru_cache(maxsize=None)
+@cache
 def _rubric(name: str, turn: int, backwards: bool, domain: Domain) -> tuple[str, tuple[str, ...]]:
     """The rubric of `domain` with its points turned on by `turn` places, then perhaps backwards, and the reply's keys in the same order."""
     text = (_PROMPTS / _RUBRICS[name]).read_text(encoding="utf-8").strip()

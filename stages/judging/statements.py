@@ -17,10 +17,15 @@ NEAR = 160  # characters before and after a place that can deny it
 FAR = 400  # characters that talk of something else reaches at most
 
 _SENTENCE = re.compile(r"[.!?;]+[\"')\]]*(?:\s+|$)|\n+")
-_CLAUSE = re.compile(r"[,;:|\n]|\s(?:but|and|or|whereas|while|then|so)\s|\s-\s|[.!?]\s", re.IGNORECASE)
+_CLAUSE = re.compile(
+    r"[,;:|\n]|\s(?:but|and|or|whereas|while|then|so)\s|\s-\s|[.!?]\s", re.IGNORECASE
+)
 # From here on the text speaks of what was asked again.
 _OWN = r"(?:(?:but|so|and|then|yet) )?(?:it|its|this|these|our|we|i|here|the|that is|which is|which makes)\b"
-_RESTART = re.compile(rf"[,)]\s*(?={_OWN})|\s(?=but\b)|:\s|[;\n]|\band (?=(?:the|its) (?:free|pure|anhydrous|parent)\b)", re.IGNORECASE)
+_RESTART = re.compile(
+    rf"[,)]\s*(?={_OWN})|\s(?=but\b)|:\s|[;\n]|\band (?=(?:the|its) (?:free|pure|anhydrous|parent)\b)",
+    re.IGNORECASE,
+)
 _COMMA = re.compile(r",(?!\s*(?:which|whose|with|at)\b)|\s(?=but\b)|:\s|[;\n]", re.IGNORECASE)
 _FORM = (
     r"(?:hydrochloride|hydrobromide|hydroiodide|sul(?:f|ph)ate|nitrate|phosphate|tartrate|citrate|maleate|fumarate|acetate|oxalate"
@@ -46,13 +51,15 @@ _NAMED = re.compile(
     r"(?:melts?|boils?|freezes?|solidif(?:ies|y)|flash(?:es)?|ignites?|weighs?|has|have|is|are)\b", re.IGNORECASE
 )  # fmt: skip
 _STARTERS = frozenset(
-    "it its it's this that these those the a an my i i'm i'd we you he she they some many most one sure certainly yes no of in at for "
-    "as there here if and but so because also both about roughly approximately around near maybe perhaps possibly probably what which "
-    "when how does melting boiling molecular molar flash exposure freezing formula relative workplace according literature reported "
-    "values data not ok okay well hmm actually currently legally schedule table annex anlage value".split()
+    ["it", "its", "it's", "this", "that", "these", "those", "the", "a", "an", "my", "i", "i'm", "i'd", "we", "you", "he", "she", "they", "some", "many", "most", "one", "sure", "certainly", "yes", "no", "of", "in", "at", "for", "as", "there", "here", "if", "and", "but", "so", "because", "also", "both", "about", "roughly", "approximately", "around", "near", "maybe", "perhaps", "possibly", "probably", "what", "which", "when", "how", "does", "melting", "boiling", "molecular", "molar", "flash", "exposure", "freezing", "formula", "relative", "workplace", "according", "literature", "reported", "values", "data", "not", "ok", "okay", "well", "hmm", "actually", "currently", "legally", "schedule", "table", "annex", "anlage", "value"]
 )
-_BUT_OWN = re.compile(r"\s(?:but|yet|though|however),? (?=(?:this|it|its|the|our)\b)", re.IGNORECASE)
-_STRONG_OWN = re.compile(r"\b(?:this|our|your) (?:compound|substance|chemical|material|molecule|solvent|drug|one)\b", re.IGNORECASE)
+_BUT_OWN = re.compile(
+    r"\s(?:but|yet|though|however),? (?=(?:this|it|its|the|our)\b)", re.IGNORECASE
+)
+_STRONG_OWN = re.compile(
+    r"\b(?:this|our|your) (?:compound|substance|chemical|material|molecule|solvent|drug|one)\b",
+    re.IGNORECASE,
+)
 _CORRECTION = re.compile(
     r"\b(?:correction|wait|scratch that|i meant?|let me correct|on second thoughts?|my mistake|i stand corrected|oops"
     r"|sorry,? (?:it|that|i)|(?:hmm|no),? (?:sorry|actually))\b", re.IGNORECASE
@@ -62,7 +69,8 @@ _NOT = re.compile(
     r"(?! (?:sure|certain|only|just|simply|known|clear|necessarily|far|too|so|merely)\b)", re.IGNORECASE
 )  # fmt: skip
 _CUT = re.compile(
-    r"[,;:.!?]\s|\s-\s|\b(?:but|whereas|while|however|though|although|because|since)\b|\band (?=(?:it|its|the|is)\b)", re.IGNORECASE
+    r"[,;:.!?]\s|\s-\s|\b(?:but|whereas|while|however|though|although|because|since)\b|\band (?=(?:it|its|the|is)\b)",
+    re.IGNORECASE,
 )
 _REJECTED = re.compile(
     r"[^.,;]{0,12}?\s(?:is|was|are|would be|seems) (?:\w+ )?(?:incorrect|wrong|wrongly|incorrectly|false|mistaken|inaccurate|not (?:right"
@@ -96,7 +104,9 @@ class Statements:
         """Where the clause around `at` begins and ends."""
         begin, end = self.sentence(at)
         i = bisect_right(self._cuts, at)
-        return max(begin, self._cuts[i - 1] if i else 0), min(end, self._cuts[i] if i < len(self._cuts) else end)
+        return max(begin, self._cuts[i - 1] if i else 0), min(
+            end, self._cuts[i] if i < len(self._cuts) else end
+        )
 
     def mentions(self, at: int) -> bool:
         """Whether the place is part of a question, an echo of the request, an old belief, or talk of another substance."""
@@ -107,7 +117,9 @@ class Statements:
         """Whether what stands between `start` and `end` is said not to be so."""
         before = self.text[max(self.sentence(start)[0], start - NEAR) : start]
         before = before[max((found.end() for found in _CUT.finditer(before)), default=0) :]
-        return bool(_NOT.search(before) or _REJECTED.match(self.text, end, min(end + NEAR, len(self.text))))
+        return bool(
+            _NOT.search(before) or _REJECTED.match(self.text, end, min(end + NEAR, len(self.text)))
+        )
 
     def _elsewhere(self) -> list[tuple[int, int]]:
         spans = []
@@ -150,23 +162,37 @@ def mended(word: str, known: Collection[str]) -> str:
         return word
     for right in known:
         if word[0] == right[0] and (
-            len(word) == len(right) and _swapped(word, right) or _one_left_out(word, right) or _doubled(word, right)
+            len(word) == len(right)
+            and _swapped(word, right)
+            or _one_left_out(word, right)
+            or _doubled(word, right)
         ):
             return right
     if len(word) >= 7:
-        close = difflib.get_close_matches(word, [right for right in known if len(right) >= 6 and right[0] == word[0]], 1, 0.8)
+        close = difflib.get_close_matches(
+            word, [right for right in known if len(right) >= 6 and right[0] == word[0]], 1, 0.8
+        )
         return close[0] if close else word
     return word
 
 
 def _swapped(word: str, right: str) -> bool:
     differ = [i for i in range(len(word)) if word[i] != right[i]]
-    return len(differ) == 2 and differ[1] == differ[0] + 1 and word[differ[0]] == right[differ[1]] and word[differ[1]] == right[differ[0]]
+    return (
+        len(differ) == 2
+        and differ[1] == differ[0] + 1
+        and word[differ[0]] == right[differ[1]]
+        and word[differ[1]] == right[differ[0]]
+    )
 
 
 def _one_left_out(word: str, right: str) -> bool:
-    return len(right) == len(word) + 1 and any(right[:i] + right[i + 1 :] == word for i in range(1, len(right)))
+    return len(right) == len(word) + 1 and any(
+        right[:i] + right[i + 1 :] == word for i in range(1, len(right))
+    )
 
 
 def _doubled(word: str, right: str) -> bool:
-    return len(word) == len(right) + 1 and any(word[i] == word[i - 1] and word[:i] + word[i + 1 :] == right for i in range(1, len(word)))
+    return len(word) == len(right) + 1 and any(
+        word[i] == word[i - 1] and word[:i] + word[i + 1 :] == right for i in range(1, len(word))
+    )

@@ -12,7 +12,9 @@ from stages.judging.quantities import plain
 from stages.judging.statements import Statements
 
 
-def judge_wording(target: str, values: list[str], more: dict[str, list[str]], answer: str) -> tuple[str, str]:
+def judge_wording(
+    target: str, values: list[str], more: dict[str, list[str]], answer: str
+) -> tuple[str, str]:
     """(verdict, the words it rests on): whether `answer` says `target`, and none of the other `values`.
 
     `more` {value: regular expressions} are other words for them. A value that is denied settles nothing, unless it is the target.

@@ -23,7 +23,14 @@ from stages.core.errors import LibraError
 from stages.core.folders import cache_folder
 from stages.core.params import Section
 
-CODE = ("local/answers.py", "local/generate.py", "training/adapters.py", "training/encode.py", "training/models.py", "training/pretrained.py")
+CODE = (
+    "local/answers.py",
+    "local/generate.py",
+    "training/adapters.py",
+    "training/encode.py",
+    "training/models.py",
+    "training/pretrained.py",
+)
 LIBRARIES = ("peft", "tokenizers", "torch", "transformers")
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"  # of a tokenizer without a chat template
 Written = list[tuple[str, str]]  # (answer, finish_reason) of each prompt
@@ -48,20 +55,30 @@ class LocalModel(Section):
         return {"dtype": self.dtype, "attention": self.attention, "quantization": self.quantization}
 
 
-def local_answers(local: LocalModel, prompts: list[str], what: str, called: Callable[[str], str]) -> Written:
+def local_answers(
+    local: LocalModel, prompts: list[str], what: str, called: Callable[[str], str]
+) -> Written:
     """(answer, finish_reason) of each prompt, in order. Raises LibraError that calls a setting of `local` as `called` does."""
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # a hub that can't be reached is told in one line, at the end of all tries
     how = {**local.held(), "max_new_tokens": local.max_tokens, "batch_size": local.batch_size}
     try:
-        return kept_answers(identity(local.model, local.revision), lambda: _load(local), prompts, how, what)
+        return kept_answers(
+            identity(local.model, local.revision), lambda: _load(local), prompts, how, what
+        )
     except LibraError as error:
-        words = re.sub(r"\bmodel\.(base|revision|dtype|attention|quantization)\b", lambda found: called("model" if found[1] == "base" else found[1]), str(error))
+        words = re.sub(
+            r"\bmodel\.(base|revision|dtype|attention|quantization)\b",
+            lambda found: called("model" if found[1] == "base" else found[1]),
+            str(error),
+        )
         raise LibraError(words) from None
 
 
-def kept_answers(model_is: object, load: Callable[[], tuple], prompts: list[str], how: dict, what: str) -> Written:
+def kept_answers(
+    model_is: object, load: Callable[[], tuple], prompts: list[str], how: dict, what: str
+) -> Written:
     """The kept answers of the model that `model_is` identifies, or those that the (model, tokenizer) of `load` writes now.
 
     `how`: max_new_tokens and batch_size, and what else decides the answers.
@@ -72,22 +89,32 @@ def kept_answers(model_is: object, load: Callable[[], tuple], prompts: list[str]
     from stages.core.tables import write_atomically
     from stages.local.generate import greedy
 
-    code = [hashlib.sha256((Path(__file__).parents[1] / name).read_bytes()).hexdigest() for name in CODE]
+    code = [
+        hashlib.sha256((Path(__file__).parents[1] / name).read_bytes()).hexdigest() for name in CODE
+    ]
     decides = [model_is, prompts, how, torch.cuda.is_available(), code, *map(version, LIBRARIES)]
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / "answers" / f"{key}.parquet"
     if (known := _read(path, len(prompts))) is not None:
-        print(f"{what}: its {len(known):,} answers were kept before ({path.name[:12]})", file=sys.stderr)
+        print(
+            f"{what}: its {len(known):,} answers were kept before ({path.name[:12]})",
+            file=sys.stderr,
+        )
         return known
     model, tokenizer = load()
     if torch.cuda.is_available() and not how["quantization"]:  # what is quantized is there already
         model.to("cuda")
     written = greedy(model, tokenizer, prompts, how["max_new_tokens"], how["batch_size"], what)
-    table = pl.DataFrame(written, schema={"answer": pl.String, "finish_reason": pl.String}, orient="row")
+    table = pl.DataFrame(
+        written, schema={"answer": pl.String, "finish_reason": pl.String}, orient="row"
+    )
     try:
         write_atomically(path, table.write_parquet)
     except OSError as error:
-        print(f"warning: {path} can't be kept ({error}); another run asks the model again", file=sys.stderr)
+        print(
+            f"warning: {path} can't be kept ({error}); another run asks the model again",
+            file=sys.stderr,
+        )
     return written
 
 
@@ -109,7 +136,9 @@ def _digests(folder: Path) -> list[list[str]]:
     found = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            found.append([str(path.relative_to(folder)), hashlib.file_digest(file, "sha256").hexdigest()])
+            found.append(
+                [str(path.relative_to(folder)), hashlib.file_digest(file, "sha256").hexdigest()]
+            )
     return found
 
 
@@ -124,11 +153,17 @@ def _load(local: LocalModel) -> tuple:
         model = adapters.load_adapted(folder, trainable=False, **local.held())
     else:
         model = pretrained.load_weights(local.model, local.revision, **local.held())
-    where = {"revision": local.revision or "main", "trust_remote_code": False, "local_files_only": folder.is_dir()}
+    where = {
+        "revision": local.revision or "main",
+        "trust_remote_code": False,
+        "local_files_only": folder.is_dir(),
+    }
     try:
         tokenizer = AutoTokenizer.from_pretrained(local.model, padding_side="left", **where)
     except (OSError, ValueError, ImportError) as error:
-        raise LibraError(f"the tokenizer of {local.model} can't be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise LibraError(
+            f"the tokenizer of {local.model} can't be loaded: {' '.join(str(error).split())[:300]}"
+        ) from None
     if tokenizer.chat_template:
         return model, pretrained.load_tokenizer(local.model, local.revision)
     tokenizer.chat_template = PLAIN

@@ -1,8 +1,8 @@
 """Further candidates: what params.yaml may name, and the answers of chat models as rows of data/eval/responses.parquet.
 
-    as_candidates({"qwen": {"model": "Qwen/Qwen3-0.6B", "max_tokens": 256}}, taken=())    # {"qwen": LocalModel(...)}
-    endpoint_answers(session, "my-model", endpoint, bare_requests(["How is ethanol made?"]), 0.01, app)
-    -> [("It is made by fermentation.", None, "stop", None)]
+as_candidates({"qwen": {"model": "Qwen/Qwen3-0.6B", "max_tokens": 256}}, taken=())    # {"qwen": LocalModel(...)}
+endpoint_answers(session, "my-model", endpoint, bare_requests(["How is ethanol made?"]), 0.01, app)
+-> [("It is made by fermentation.", None, "stop", None)]
 """
 
 import re
@@ -10,10 +10,10 @@ import sys
 from collections.abc import Container
 from typing import Any
 
+from stages.chat.client import Session
+from stages.chat.protocol import ChatRequest, Endpoint
 from stages.core.errors import LibraError
 from stages.core.params import check_section
-from stages.chat.protocol import ChatRequest, Endpoint
-from stages.chat.client import Session
 from stages.local.answers import LocalModel
 
 
@@ -27,8 +27,14 @@ def as_candidates(named: Any, taken: Container[str]) -> Any:
     found = {}
     for name, one in named.items():
         if name in taken or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(name)):
-            fault = "that name is taken" if name in taken else "letters, digits, dots, dashes and underscores make a name"
-            raise LibraError(f"params.yaml: no candidate of respond.candidates may be called {name}; {fault}")
+            fault = (
+                "that name is taken"
+                if name in taken
+                else "letters, digits, dots, dashes and underscores make a name"
+            )
+            raise LibraError(
+                f"params.yaml: no candidate of respond.candidates may be called {name}; {fault}"
+            )
         kind = Endpoint if isinstance(one, dict) and "base_url" in one else LocalModel
         found[name] = check_section(f"respond.candidates.{name}", one, kind)
     return found

@@ -12,10 +12,14 @@ def train_guard(train: pl.DataFrame):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    asked = [train.select(prompt=column, expected="expected") for column in ("prompt", "other_prompt")]
+    asked = [
+        train.select(prompt=column, expected="expected") for column in ("prompt", "other_prompt")
+    ]
     prompts = pl.concat(asked).drop_nulls().unique().sort("prompt", "expected")
     guard = make_pipeline(
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 5), lowercase=False, sublinear_tf=True, min_df=2),
+        TfidfVectorizer(
+            analyzer="char_wb", ngram_range=(1, 5), lowercase=False, sublinear_tf=True, min_df=2
+        ),
         LogisticRegression(C=20.0, max_iter=1000),
     )
     guard.fit(prompts["prompt"].to_list(), (prompts["expected"] == "refuse").to_list())

@@ -25,10 +25,14 @@ from stages.core.progress import counter
 from stages.preference import reference, shared_attention
 from stages.training.head import score_labelled_only
 
-dpo_trainer.hash_module = reference.weights_hash  # TRL hashes the reference's weights when it is made; its own is slow
+dpo_trainer.hash_module = (
+    reference.weights_hash
+)  # TRL hashes the reference's weights when it is made; its own is slow
 PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1")  # what the fused head gives
 WIDTHS = 6  # of packed rows that are weighed against each other
-REFERENCE_BATCH = 32  # pairs; the table's values depend on it in their last bits, so it isn't a param
+REFERENCE_BATCH = (
+    32  # pairs; the table's values depend on it in their last bits, so it isn't a param
+)
 
 
 class GridTrainer(DPOTrainer):
@@ -41,8 +45,15 @@ class GridTrainer(DPOTrainer):
     def __init__(self, *args, **kwargs):
         self._shared = False
         super().__init__(*args, **kwargs)
-        if isinstance(self.data_collator, DataCollatorForPreference) and self.args.truncation_mode == "keep_start":
-            self.data_collator = Collator(self.data_collator.pad_token_id, self.args.max_length, self.args.pad_to_multiple_of or 1)
+        if (
+            isinstance(self.data_collator, DataCollatorForPreference)
+            and self.args.truncation_mode == "keep_start"
+        ):
+            self.data_collator = Collator(
+                self.data_collator.pad_token_id,
+                self.args.max_length,
+                self.args.pad_to_multiple_of or 1,
+            )
         self._share()
 
     def _share(self) -> None:
@@ -50,7 +61,10 @@ class GridTrainer(DPOTrainer):
         if self._shared:
             return
         self._shared = True
-        for model, outputs in ((self.model, ("entropy", "mean_logits", "is_top1")), (self.ref_model, ())):
+        for model, outputs in (
+            (self.model, ("entropy", "mean_logits", "is_top1")),
+            (self.ref_model, ()),
+        ):
             if model is not None:
                 base = self.accelerator.unwrap_model(model)
                 base = base.get_base_model() if hasattr(base, "get_base_model") else base
@@ -63,9 +77,13 @@ class GridTrainer(DPOTrainer):
     def _precompute_ref_logps(self, dataset, name, batch_size):
         """`dataset` with `ref_chosen_logps` and `ref_rejected_logps` (nats), each different (prompt, answer) computed once."""
         self._share()
-        rows = reference.unique_rows(dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"])
+        rows = reference.unique_rows(
+            dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"]
+        )
         config, adapters = self.model.config, getattr(self.model, "peft_config", {})
-        attention = config._attn_implementation.replace(shared_attention.NAME, "sdpa")  # the one becomes the other on the way
+        attention = config._attn_implementation.replace(
+            shared_attention.NAME, "sdpa"
+        )  # the one becomes the other on the way
         held = (attention, str(self.model.dtype), self.args.bf16, self.args.max_length)
         shared = (self.accelerator.device.type, self.accelerator.num_processes, REFERENCE_BATCH)
         adapted = {name: str(adapter) for name, adapter in adapters.items()}
@@ -78,21 +96,37 @@ class GridTrainer(DPOTrainer):
                 reference.write(path, values)
             self.accelerator.wait_for_everyone()
         elif self.accelerator.is_main_process:
-            print(f"dpo: reference, {name}: {sum(map(len, rows.values())):,} answers were computed before ({path.name[:12]})")
-        answers = [(pair["prompt_ids"], pair[side]) for pair in pairs for side in ("chosen_ids", "rejected_ids")]
-        known = {(tuple(prompt), tuple(answer)): value for (prompt, answer), value in zip(answers, values, strict=True)}
+            print(
+                f"dpo: reference, {name}: {sum(map(len, rows.values())):,} answers were computed before ({path.name[:12]})"
+            )
+        answers = [
+            (pair["prompt_ids"], pair[side])
+            for pair in pairs
+            for side in ("chosen_ids", "rejected_ids")
+        ]
+        known = {
+            (tuple(prompt), tuple(answer)): value
+            for (prompt, answer), value in zip(answers, values, strict=True)
+        }
         for side in ("chosen", "rejected"):
             found = zip(dataset["prompt_ids"], dataset[f"{side}_ids"], strict=True)
-            dataset = dataset.add_column(f"ref_{side}_logps", [known[tuple(prompt), tuple(answer)] for prompt, answer in found])
+            dataset = dataset.add_column(
+                f"ref_{side}_logps",
+                [known[tuple(prompt), tuple(answer)] for prompt, answer in found],
+            )
         return dataset
 
     def _reference(self, pairs: list[dict[str, list[int]]], what: str) -> list[float]:
         """The reference's log-probability of both answers of each pair, one after the other."""
-        loader = self.accelerator.prepare(DataLoader(pairs, REFERENCE_BATCH, shuffle=False, collate_fn=self.data_collator))
+        loader = self.accelerator.prepare(
+            DataLoader(pairs, REFERENCE_BATCH, shuffle=False, collate_fn=self.data_collator)
+        )
         bar = counter(what, len(pairs))
         found = []
         for batch in loader:
-            both = self.accelerator.gather_for_metrics(self.compute_ref_log_probs(self.ref_model or self.model, batch))
+            both = self.accelerator.gather_for_metrics(
+                self.compute_ref_log_probs(self.ref_model or self.model, batch)
+            )
             found.append(torch.stack(both, dim=1).cpu())
             bar.update(len(found[-1]))
         bar.close()
@@ -109,7 +143,11 @@ class Collator:
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         """Chosen rows, then rejected ones: `input_ids`, `attention_mask`, `completion_mask` (2 x rows x tokens), reference log-probabilities."""
-        pairs = [(example["prompt_ids"], example[side]) for side in ("chosen_ids", "rejected_ids") for example in examples]
+        pairs = [
+            (example["prompt_ids"], example[side])
+            for side in ("chosen_ids", "rejected_ids")
+            for example in examples
+        ]
         cut = self.max_length or max(len(prompt) + len(answer) for prompt, answer in pairs)
         width = max(min(cut, len(prompt) + len(answer)) for prompt, answer in pairs)
         width += -width % self.multiple
@@ -117,7 +155,11 @@ class Collator:
         seen, answers = np.zeros_like(ids), np.zeros_like(ids)
         for number, (prompt, answer) in enumerate(pairs):
             row = (prompt + answer)[:cut]
-            ids[number, : len(row)], seen[number, : len(row)], answers[number, len(prompt) : len(row)] = row, 1, 1
+            (
+                ids[number, : len(row)],
+                seen[number, : len(row)],
+                answers[number, len(prompt) : len(row)],
+            ) = row, 1, 1
         output = {"input_ids": ids, "attention_mask": seen, "completion_mask": answers}
         batch = {name: torch.from_numpy(values) for name, values in output.items()}
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
@@ -135,7 +177,9 @@ def share_prompts(model) -> None:
     per_token = relative_cost(model)
     unfit: list[bool] = []  # for the two looks of shared_attention
 
-    def forward(self, input_ids=None, attention_mask=None, labels=None, fused_lm_head=False, **kwargs):
+    def forward(
+        self, input_ids=None, attention_mask=None, labels=None, fused_lm_head=False, **kwargs
+    ):
         cast_once(self)
         if not fused_lm_head or labels is None:
             given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
@@ -155,10 +199,15 @@ def share_prompts(model) -> None:
             except shared_attention.Unfit:
                 self.set_attn_implementation("sdpa")
                 unfit.append(True)
-        shared = {name: column.to(input_ids.device) for name, column in packed(input_ids, labels, per_token).items()}
+        shared = {
+            name: column.to(input_ids.device)
+            for name, column in packed(input_ids, labels, per_token).items()
+        }
         seen = attention(shared["prompt"], shared["answer"])
         if self.config._attn_implementation == "eager":
-            seen = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill(~seen, torch.finfo(self.dtype).min)
+            seen = torch.zeros(seen.shape, dtype=self.dtype, device=seen.device).masked_fill(
+                ~seen, torch.finfo(self.dtype).min
+            )
         return scored(shared, {"attention_mask": seen}, kwargs)
 
     def two_looks(self, device: torch.device) -> bool:
@@ -169,12 +218,19 @@ def share_prompts(model) -> None:
         return self.config._attn_implementation == shared_attention.NAME
 
     def scored(shared: dict[str, torch.Tensor], looks: dict, kwargs: dict):
-        outputs = fused(fused_lm_head=True, **kwargs, **looks, **{name: shared[name] for name in ("input_ids", "position_ids", "shift_labels")})
+        outputs = fused(
+            fused_lm_head=True,
+            **kwargs,
+            **looks,
+            **{name: shared[name] for name in ("input_ids", "position_ids", "shift_labels")},
+        )
         found = shared["found_at"] >= 0
         for name in PER_TOKEN:
             values = outputs.get(name)
             if values is not None:
-                outputs[name] = values.reshape(-1)[shared["found_at"].clamp(min=0)].masked_fill(~found, 0)
+                outputs[name] = values.reshape(-1)[shared["found_at"].clamp(min=0)].masked_fill(
+                    ~found, 0
+                )
         outputs["label_mask"] = found
         return outputs
 
@@ -186,7 +242,10 @@ def one_row(input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[dict[str, to
     device = input_ids.device
     row = packed(input_ids, labels, None)
     where = shared_attention.segments(row["prompt"][0].numpy(), row["answer"][0].numpy(), device)
-    return {name: column.to(device) for name, column in row.items()}, {"segments": where, "attention_mask": shared_attention.no_mask(device)}
+    return {name: column.to(device) for name, column in row.items()}, {
+        "segments": where,
+        "attention_mask": shared_attention.no_mask(device),
+    }
 
 
 def cast_once(model) -> None:
@@ -199,7 +258,9 @@ def cast_once(model) -> None:
 def takes_mask(model, tokens: int) -> bool:
     """Whether a mask of four dimensions and positions decide what each of `tokens` sees: plain attention, and no window in the way."""
     config = model.config.get_text_config()
-    layers = set(getattr(config, "layer_types", None) or ["sliding_attention"])  # else recurrent ones, for instance
+    layers = set(
+        getattr(config, "layer_types", None) or ["sliding_attention"]
+    )  # else recurrent ones, for instance
     window = getattr(config, "sliding_window", None) or tokens
     return (
         model.config._attn_implementation in ("sdpa", "eager", shared_attention.NAME)
@@ -221,7 +282,9 @@ def equal_rows(input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
     return torch.tensor(firsts, device=input_ids.device), torch.tensor(of, device=input_ids.device)
 
 
-def packed(input_ids: torch.Tensor, labels: torch.Tensor, per_token: float | None) -> dict[str, torch.Tensor]:
+def packed(
+    input_ids: torch.Tensor, labels: torch.Tensor, per_token: float | None
+) -> dict[str, torch.Tensor]:
     """Rows (rows x tokens) as fewer, denser ones (packed rows x packed tokens): each different answer once, behind its prompt.
 
     A packed row holds one or more prompts, each with one or more of its answers; a prompt whose answers are in several rows is in each
@@ -244,9 +307,24 @@ def packed(input_ids: torch.Tensor, labels: torch.Tensor, per_token: float | Non
     prompts, texts = list(numbers), [list(of) for of in answers]
     packs = [{p: list(range(len(of))) for p, of in enumerate(texts)}]
     if per_token is not None:
-        packs = layout([(len(prompt) - 1, list(map(len, of))) for prompt, of in zip(prompts, texts, strict=True)], per_token)
-    width = max(1, max(sum(len(prompts[p]) - 1 + sum(len(texts[p][a]) for a in of) for p, of in pack.items()) for pack in packs))
-    columns = {name: np.zeros((len(packs), width), np.int64) for name in ("input_ids", "position_ids", "shift_labels", "prompt", "answer")}
+        packs = layout(
+            [
+                (len(prompt) - 1, list(map(len, of)))
+                for prompt, of in zip(prompts, texts, strict=True)
+            ],
+            per_token,
+        )
+    width = max(
+        1,
+        max(
+            sum(len(prompts[p]) - 1 + sum(len(texts[p][a]) for a in of) for p, of in pack.items())
+            for pack in packs
+        ),
+    )
+    columns = {
+        name: np.zeros((len(packs), width), np.int64)
+        for name in ("input_ids", "position_ids", "shift_labels", "prompt", "answer")
+    }
     columns["shift_labels"] -= 100
     starts: dict[tuple[int, int], int] = {}
     for number, pack in enumerate(packs):
@@ -262,7 +340,9 @@ def packed(input_ids: torch.Tensor, labels: torch.Tensor, per_token: float | Non
                 start, at = at, at + len(answer)
                 starts[p, a] = number * width + start
                 row["input_ids"][start:at] = (prompt[-1:] + answer)[: len(answer)]
-                row["position_ids"][start:at] = np.arange(len(prompt) - 1, len(prompt) - 1 + len(answer))
+                row["position_ids"][start:at] = np.arange(
+                    len(prompt) - 1, len(prompt) - 1 + len(answer)
+                )
                 row["shift_labels"][start:at] = answer
                 row["answer"][start:at] = a + 1
             row["prompt"][begin:at] = p + 1
@@ -281,13 +361,23 @@ def layout(lengths: list[tuple[int, list[int]]], per_token: float) -> list[dict[
     """
     narrowest = max(prompt + max(answers) for prompt, answers in lengths)
     widest = max(narrowest, *(prompt + sum(answers) for prompt, answers in lengths))
-    widths = {narrowest + step * (widest - narrowest) // WIDTHS for step in range(WIDTHS + 1)} | {2 * narrowest}
-    return min((fill(lengths, width) for width in sorted(widths)), key=lambda rows: row_cost(lengths, rows, per_token))
+    widths = {narrowest + step * (widest - narrowest) // WIDTHS for step in range(WIDTHS + 1)} | {
+        2 * narrowest
+    }
+    return min(
+        (fill(lengths, width) for width in sorted(widths)),
+        key=lambda rows: row_cost(lengths, rows, per_token),
+    )
 
 
-def row_cost(lengths: list[tuple[int, list[int]]], rows: list[dict[int, list[int]]], per_token: float) -> float:
+def row_cost(
+    lengths: list[tuple[int, list[int]]], rows: list[dict[int, list[int]]], per_token: float
+) -> float:
     """What rows of `layout` cost, all of them as wide as the widest."""
-    width = max(sum(lengths[p][0] + sum(lengths[p][1][a] for a in of) for p, of in row.items()) for row in rows)
+    width = max(
+        sum(lengths[p][0] + sum(lengths[p][1][a] for a in of) for p, of in row.items())
+        for row in rows
+    )
     return len(rows) * width * (per_token + width)
 
 
@@ -314,11 +404,21 @@ def fill(lengths: list[tuple[int, list[int]]], width: int) -> list[dict[int, lis
 def relative_cost(model) -> float:
     """`per_token` of `layout`. Attention runs at about half the rate of matrix products (measured on two CPU cores)."""
     config = model.config.get_text_config()
-    weights = sum(weight.numel() for weight in model.parameters()) - model.get_input_embeddings().weight.numel()
+    weights = (
+        sum(weight.numel() for weight in model.parameters())
+        - model.get_input_embeddings().weight.numel()
+    )
     return weights / config.num_hidden_layers / (4 * config.hidden_size)
 
 
 def attention(prompt: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
     """What each packed token sees (packed rows x 1 x tokens x tokens, boolean): its prompt and its own answer, up to itself."""
-    same = (prompt[:, None, :] == prompt[:, :, None]) & ((answer[:, None, :] == 0) | (answer[:, None, :] == answer[:, :, None]))
-    return (same & torch.ones(prompt.shape[1], prompt.shape[1], dtype=torch.bool, device=prompt.device).tril())[:, None]
+    same = (prompt[:, None, :] == prompt[:, :, None]) & (
+        (answer[:, None, :] == 0) | (answer[:, None, :] == answer[:, :, None])
+    )
+    return (
+        same
+        & torch.ones(
+            prompt.shape[1], prompt.shape[1], dtype=torch.bool, device=prompt.device
+        ).tril()
+    )[:, None]

@@ -19,7 +19,12 @@ import torch
 from stages.core.folders import cache_folder
 
 KEPT = 32  # tables, one for each split and policy of a run; the oldest go
-CODE = ("preference/grid.py", "preference/reference.py", "preference/shared_attention.py", "training/head.py")  # of stages/
+CODE = (
+    "preference/grid.py",
+    "preference/reference.py",
+    "preference/shared_attention.py",
+    "training/head.py",
+)  # of stages/
 LIBRARIES = ("peft", "torch", "transformers", "trl")
 Answers = dict[tuple[int, ...], list[tuple[int, ...]]]  # of each prompt, as token ids
 
@@ -29,12 +34,16 @@ def unique_rows(prompts: Iterable[list[int]], *answers: Iterable[list[int]]) -> 
     found: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
     for prompt, *given in zip(prompts, *answers, strict=True):
         found.setdefault(tuple(prompt), set()).update(map(tuple, given))
-    return {prompt: sorted(found[prompt]) for prompt in sorted(found, key=lambda ids: (len(ids), ids))}
+    return {
+        prompt: sorted(found[prompt]) for prompt in sorted(found, key=lambda ids: (len(ids), ids))
+    }
 
 
 def address(rows: Answers, *decides: object) -> Path:
     """Where the table of `rows` lies; `decides` is what else decides its values, besides code and libraries."""
-    code = [hashlib.sha256((Path(__file__).parents[1] / name).read_bytes()).hexdigest() for name in CODE]
+    code = [
+        hashlib.sha256((Path(__file__).parents[1] / name).read_bytes()).hexdigest() for name in CODE
+    ]
     digest = hashlib.sha256(json.dumps([decides, code, *map(version, LIBRARIES)]).encode())
     for prompt, answers in rows.items():
         digest.update(json.dumps([prompt, *answers], separators=(",", ":")).encode())
@@ -50,10 +59,14 @@ def weights_hash(model) -> str:
     def digest(item) -> bytes:
         name, values = item
         data = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return hashlib.sha256(f"{name} {values.dtype} {tuple(values.shape)} ".encode() + hashlib.sha256(data).digest()).digest()
+        return hashlib.sha256(
+            f"{name} {values.dtype} {tuple(values.shape)} ".encode() + hashlib.sha256(data).digest()
+        ).digest()
 
     with ThreadPoolExecutor() as threads:
-        return hashlib.sha256(b"".join(threads.map(digest, sorted(model.state_dict().items())))).hexdigest()
+        return hashlib.sha256(
+            b"".join(threads.map(digest, sorted(model.state_dict().items())))
+        ).hexdigest()
 
 
 def two_by_two(rows: Answers) -> list[dict[str, list[int]]]:
@@ -62,7 +75,9 @@ def two_by_two(rows: Answers) -> list[dict[str, list[int]]]:
     for prompt, answers in rows.items():
         for i in range(0, len(answers), 2):
             one, other = answers[i], answers[min(i + 1, len(answers) - 1)]
-            pairs.append({"prompt_ids": list(prompt), "chosen_ids": list(one), "rejected_ids": list(other)})
+            pairs.append(
+                {"prompt_ids": list(prompt), "chosen_ids": list(one), "rejected_ids": list(other)}
+            )
     return pairs
 
 
@@ -78,10 +93,15 @@ def write(path: Path, values: list[float]) -> None:
     table = pl.DataFrame({"log_probability": pl.Series(values, dtype=pl.Float32)})
     try:
         write_atomically(path, table.write_parquet)
-        for old in sorted(path.parent.glob("*.parquet"), key=lambda table: table.stat().st_mtime, reverse=True)[KEPT:]:
+        for old in sorted(
+            path.parent.glob("*.parquet"), key=lambda table: table.stat().st_mtime, reverse=True
+        )[KEPT:]:
             old.unlink(missing_ok=True)
     except (OSError, pl.exceptions.PolarsError) as error:
-        print(f"warning: {path} can't be kept ({error}); another run computes it again", file=sys.stderr)
+        print(
+            f"warning: {path} can't be kept ({error}); another run computes it again",
+            file=sys.stderr,
+        )
 
 
 def read(path: Path, count: int) -> list[float] | None:

@@ -69,7 +69,10 @@ def usable(model, device: torch.device) -> bool:
         device.type == "cuda"
         and torch.version.hip is None
         and torch.cuda.get_device_capability(device) >= (8, 0)
-        and (torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype).itemsize == 2
+        and (
+            torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
+        ).itemsize
+        == 2
     )
 
 
@@ -85,8 +88,14 @@ def attend(module, query, key, value, attention_mask, scaling=None, segments=Non
     """
     marked = attention_mask is not None and attention_mask.shape == (1, 1, 1, 1)
     if segments is None and not (marked and query.shape[2] > 1):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    more = [name for name in ("dropout", "softcap", "position_bias", "s_aux") if kwargs.get(name) not in (None, 0.0)]
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+    more = [
+        name
+        for name in ("dropout", "softcap", "position_bias", "s_aux")
+        if kwargs.get(name) not in (None, 0.0)
+    ]
     width = query.shape[-1]
     if segments is None or not marked or attention_mask.dtype != torch.bool or more:
         raise Unfit
@@ -94,7 +103,9 @@ def attend(module, query, key, value, attention_mask, scaling=None, segments=Non
         raise Unfit
     # Of weights in 32 bits that are computed with in 16 the positions' turns give 32 again; sdpa's autocast would take them back.
     given = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    return SharedAttention.apply(*given, segments, width**-0.5 if scaling is None else scaling)[None], None
+    return SharedAttention.apply(*given, segments, width**-0.5 if scaling is None else scaling)[
+        None
+    ], None
 
 
 class SharedAttention(torch.autograd.Function):
@@ -106,7 +117,15 @@ class SharedAttention(torch.autograd.Function):
         out, total = flash(query, key, value, of.own, of.own, of.longest, of.longest, True, scale)
         if len(of.asking):
             told, sums = flash(
-                query[of.asking], key[of.prompts], value[of.prompts], of.asking_of, of.asked, of.most_asking, of.most, False, scale
+                query[of.asking],
+                key[of.prompts],
+                value[of.prompts],
+                of.asking_of,
+                of.asked,
+                of.most_asking,
+                of.most,
+                False,
+                scale,
             )
             both = torch.logaddexp(total[:, of.asking], sums)
             shares = [(part - both).exp().T[..., None] for part in (total[:, of.asking], sums)]
@@ -121,7 +140,18 @@ class SharedAttention(torch.autograd.Function):
         query, key, value, out, total = ctx.saved_tensors
         of, scale, gradient = ctx.of, ctx.scale, gradient.contiguous()
         d_query, d_key, d_value = flash_backward(
-            gradient, query, key, value, out, total, of.own, of.own, of.longest, of.longest, True, scale
+            gradient,
+            query,
+            key,
+            value,
+            out,
+            total,
+            of.own,
+            of.own,
+            of.longest,
+            of.longest,
+            True,
+            scale,
         )
         if len(of.asking):
             of_query, of_key, of_value = flash_backward(
@@ -140,15 +170,53 @@ def flash(query, key, value, of_queries, of_keys, most_queries, most_keys, causa
     PyTorch's operator, as torch.nn.attention.varlen calls it: that module's function has no gradient of the sums.
     """
     operator = torch.ops.aten._flash_attention_forward
-    return operator(query, key, value, of_queries, of_keys, most_queries, most_keys, 0.0, causal, False, scale=scale)[:2]
+    return operator(
+        query,
+        key,
+        value,
+        of_queries,
+        of_keys,
+        most_queries,
+        most_keys,
+        0.0,
+        causal,
+        False,
+        scale=scale,
+    )[:2]
 
 
-def flash_backward(gradient, query, key, value, out, sums, of_queries, of_keys, most_queries, most_keys, causal, scale):
+def flash_backward(
+    gradient,
+    query,
+    key,
+    value,
+    out,
+    sums,
+    of_queries,
+    of_keys,
+    most_queries,
+    most_keys,
+    causal,
+    scale,
+):
     """Gradients of queries, keys and values, where `out` and `sums` may be those of a softmax over further keys."""
     operator = torch.ops.aten._flash_attention_backward
     no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device)
     lengths = of_queries, of_keys, most_queries, most_keys
-    return operator(gradient, query, key, value, out, sums, *lengths, 0.0, causal, no_dropout, no_dropout[:0], scale=scale)
+    return operator(
+        gradient,
+        query,
+        key,
+        value,
+        out,
+        sums,
+        *lengths,
+        0.0,
+        causal,
+        no_dropout,
+        no_dropout[:0],
+        scale=scale,
+    )
 
 
 AttentionInterface.register(NAME, attend)

@@ -50,7 +50,10 @@ class Soup:
         report = trainer.Report(self._what(member))
         model = trainer.train(make(), report, self._run)
         if processes.is_main():
-            weights = {name: values.detach().float().cpu().contiguous() for name, values in model.named_parameters()}  # tied ones once
+            weights = {
+                name: values.detach().float().cpu().contiguous()
+                for name, values in model.named_parameters()
+            }  # tied ones once
             self._write(member, weights, report.curve())
             self._sum(weights, report.curve())
 
@@ -60,7 +63,9 @@ class Soup:
             with torch.no_grad():
                 for key, values in model.named_parameters():
                     values.copy_(self._sums[key] / self._count)
-            trainer.keep(model, tokenizer, mean_curve(self._curves), folder, record, name, size, self._run)
+            trainer.keep(
+                model, tokenizer, mean_curve(self._curves), folder, record, name, size, self._run
+            )
 
     def _what(self, member: int) -> str:
         return f"{self._stage} {member + 1}/{self._count}"
@@ -81,7 +86,9 @@ class Soup:
             say(self._what(member), f"{folder} is damaged and isn't used")
             shutil.rmtree(folder)
             return False
-        self._sum(load_file(folder / WEIGHTS), json.loads((folder / CURVE).read_text(encoding="utf-8")))
+        self._sum(
+            load_file(folder / WEIGHTS), json.loads((folder / CURVE).read_text(encoding="utf-8"))
+        )
         say(self._what(member), "was trained before")
         return True
 
@@ -98,7 +105,10 @@ class Soup:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
             fault = f"{folder} can't be written ({str(error).splitlines()[0]}; is the disk full?)"
-            say(self._what(member), f"warning: {fault}; training goes on, and a run that is killed trains this policy's end again")
+            say(
+                self._what(member),
+                f"warning: {fault}; training goes on, and a run that is killed trains this policy's end again",
+            )
         else:
             for checkpoint in folder.parent.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint, ignore_errors=True)
@@ -111,5 +121,8 @@ def mean_curve(curves: list[Curve]) -> Curve:
         for row in curve:
             for name, value in row.items():
                 steps.setdefault(row["step"], {}).setdefault(name, []).append(value)
-    means = ({name: sum(values) / len(values) for name, values in steps[step].items()} for step in sorted(steps))
+    means = (
+        {name: sum(values) / len(values) for name, values in steps[step].items()}
+        for step in sorted(steps)
+    )
     return [row | {"step": int(row["step"])} for row in means]

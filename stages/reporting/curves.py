@@ -1,7 +1,7 @@
 """Training curves as small line charts: one measure a chart, train as a line, validation as dots on a dashed line.
 
-    draw_curve(curve, "loss", "loss")                     # SVG of columns `loss` and `eval_loss` over `step`
-    draw_curve(curve, "loss", "loss", standalone=True)    # SVG file with its title in it
+draw_curve(curve, "loss", "loss")                     # SVG of columns `loss` and `eval_loss` over `step`
+draw_curve(curve, "loss", "loss", standalone=True)    # SVG file with its title in it
 """
 
 import polars as pl
@@ -16,13 +16,22 @@ _MOST = 300  # points of a line; more can't be seen
 
 def draw_curve(curve: pl.DataFrame, column: str, title: str, standalone: bool = False) -> str:
     """SVG of `column` and `eval_`+`column` of a training.csv over `step`; in a page empty when there is nothing to draw."""
-    lines = {name: _points(curve, key) for name, key in (("train", column), ("validation", f"eval_{column}"))}
+    lines = {
+        name: _points(curve, key)
+        for name, key in (("train", column), ("validation", f"eval_{column}"))
+    }
     drawn = [point for line in lines.values() for point in line]
     if not drawn:
-        return figure([], WIDTH, HEIGHT, f"{title}: nothing recorded", standalone=True) if standalone else ""
+        return (
+            figure([], WIDTH, HEIGHT, f"{title}: nothing recorded", standalone=True)
+            if standalone
+            else ""
+        )
     marks = ticks(min(y for _, y in drawn), max(y for _, y in drawn))
     last = max(x for x, _ in drawn) or 1.0
-    digits = next((d for d in range(4) if all(abs(mark - round(mark, d)) < 1e-9 for mark in marks)), 4)
+    digits = next(
+        (d for d in range(4) if all(abs(mark - round(mark, d)) < 1e-9 for mark in marks)), 4
+    )
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
         step, value = point
@@ -33,7 +42,9 @@ def draw_curve(curve: pl.DataFrame, column: str, title: str, standalone: bool = 
     for mark in marks:
         _, y = at((0, mark))
         parts.append(element("line", x1=_LEFT, x2=_RIGHT, y1=y, y2=y, class_="grid"))
-        parts.append(text(f"{mark:.{digits}f}", x=_LEFT - 7, y=y + 4, class_="tick", text_anchor="end"))
+        parts.append(
+            text(f"{mark:.{digits}f}", x=_LEFT - 7, y=y + 4, class_="tick", text_anchor="end")
+        )
     for mark in [m for m in ticks(0, last, 5) if m <= last and m == round(m)]:
         x, _ = at((mark, marks[0]))
         parts.append(text(f"{mark:,.0f}", x=x, y=_BOTTOM + 17, class_="tick", text_anchor="middle"))
@@ -43,12 +54,19 @@ def draw_curve(curve: pl.DataFrame, column: str, title: str, standalone: bool = 
         if len(placed) > 1:
             parts.append(element("path", d=path_of(placed), class_=f"line {name}"))
         if name == "validation":
-            parts += [element("circle", cx=x, cy=y, r=3.5, class_="dot validation") for x, y in placed]
-    ends = ", ".join(f"{name} {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in lines.items() if line)
+            parts += [
+                element("circle", cx=x, cy=y, r=3.5, class_="dot validation") for x, y in placed
+            ]
+    ends = ", ".join(
+        f"{name} {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in lines.items() if line
+    )
     said = f"{title}: {ends}"
     if not standalone:
         return figure(parts, WIDTH, HEIGHT, said)
-    legend = [text(title, x=_LEFT, y=18, class_="title"), text("– train", x=_RIGHT - 90, y=18, class_="train", text_anchor="end")]
+    legend = [
+        text(title, x=_LEFT, y=18, class_="title"),
+        text("– train", x=_RIGHT - 90, y=18, class_="train", text_anchor="end"),
+    ]
     legend.append(text("● validation", x=_RIGHT, y=18, class_="validation", text_anchor="end"))
     moved = element("g", "\n".join(parts), transform=f"translate(0 {_HEAD})")
     return figure([*legend, moved], WIDTH, HEIGHT + _HEAD, said, standalone=True)
@@ -56,6 +74,12 @@ def draw_curve(curve: pl.DataFrame, column: str, title: str, standalone: bool = 
 
 def _points(curve: pl.DataFrame, column: str) -> list[tuple[float, float]]:
     """(step, value) where there is a finite value, every so-manieth of them and always the last."""
-    kept = curve.select("step", value=column).drop_nulls().filter(pl.col("value").is_finite()).sort("step").rows()
+    kept = (
+        curve.select("step", value=column)
+        .drop_nulls()
+        .filter(pl.col("value").is_finite())
+        .sort("step")
+        .rows()
+    )
     every = -(-len(kept) // _MOST) or 1
     return [point for i, point in enumerate(kept) if i % every == 0 or i == len(kept) - 1]

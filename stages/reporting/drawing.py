@@ -1,6 +1,6 @@
 """Numbers and marks that the figures and tables share: percentages, axis ticks, candidates' colours, SVG elements and figures.
 
-    element("circle", cx=1.25, cy=2, r=4, class_="dot")    # <circle cx="1.25" cy="2" r="4" class="dot"/>
+element("circle", cx=1.25, cy=2, r=4, class_="dot")    # <circle cx="1.25" cy="2" r="4" class="dot"/>
 """
 
 import math
@@ -17,7 +17,9 @@ ABOUT = {
     "always_refuse": "baseline: refuses everything",
     "always_comply": "baseline: helps with everything",
 }
-_COLOURS = {"dpo": "blue", "sft": "orange"} | dict.fromkeys(("teacher", "ngram_guard", "always_refuse", "always_comply"), "grey")
+_COLOURS = {"dpo": "blue", "sft": "orange"} | dict.fromkeys(
+    ("teacher", "ngram_guard", "always_refuse", "always_comply"), "grey"
+)
 _ENDPOINT_COLOURS = ("green", "purple", "vermilion", "sky")
 
 
@@ -53,15 +55,30 @@ def text(content: str, **attributes: str | float | None) -> str:
     return element("text", escape(content), **attributes)
 
 
-def figure(parts: list[str], width: float, height: float, label: str, kind: str = "", standalone: bool = False) -> str:
+def figure(
+    parts: list[str],
+    width: float,
+    height: float,
+    label: str,
+    kind: str = "",
+    standalone: bool = False,
+) -> str:
     """An SVG of `parts`: to stand in a page that has charts.css, or as a file that carries it (`standalone`)."""
-    head: dict[str, str | float] = {"viewBox": f"0 0 {_number(width)} {_number(height)}", "class_": f"chart {kind}".strip(), "role": "img"}
+    head: dict[str, str | float] = {
+        "viewBox": f"0 0 {_number(width)} {_number(height)}",
+        "class_": f"chart {kind}".strip(),
+        "role": "img",
+    }
     body = [part for part in parts if part]
     if standalone:
         head = {"xmlns": "http://www.w3.org/2000/svg", "width": width, "height": height} | head
         style = (Path(__file__).parent / "charts.css").read_text(encoding="utf-8")
         # A file brings its own ground: its reader's page may be light where the reader's system is dark.
-        body = [element("style", f"\n{style}"), element("rect", width=width, height=height, class_="ground"), *body]
+        body = [
+            element("style", f"\n{style}"),
+            element("rect", width=width, height=height, class_="ground"),
+            *body,
+        ]
     return element("svg", "\n" + "\n".join(body) + "\n", **head, aria_label=label) + "\n"
 
 

@@ -1,9 +1,9 @@
 """Answers to read: some of many thousand, spread over candidates, cells and outcomes, each past the safety gate.
 
-    rows = joined(inputs)
-    choose(rows, 400)[0]["answer"]           # "I can't help with making it: it is a scheduled drug."
-    failures(rows, "dpo", 6)["leak"]         # answers that gave away what they should not have
-    packed(choose(rows, 10_000))             # JSON for the page's script: each text once
+rows = joined(inputs)
+choose(rows, 400)[0]["answer"]           # "I can't help with making it: it is a scheduled drug."
+failures(rows, "dpo", 6)["leak"]         # answers that gave away what they should not have
+packed(choose(rows, 10_000))             # JSON for the page's script: each text once
 """
 
 import functools
@@ -13,13 +13,25 @@ from typing import Any
 
 import polars as pl
 
-from stages.domain.gate import violations
 from stages.core.errors import LibraError
+from stages.domain.gate import violations
 from stages.reporting.inputs import RESPONSES, TEST, VERDICTS, Inputs
 
 WITHHELD = "[withheld by the safety gate]"
 KIND = ("expected", "intent_kind", "representation")
-SHOWN = ("candidate", "prompt", "intent", *KIND, "answer", "why", "outcome", "reasoning", "decided_by", "evidence", "paper")
+SHOWN = (
+    "candidate",
+    "prompt",
+    "intent",
+    *KIND,
+    "answer",
+    "why",
+    "outcome",
+    "reasoning",
+    "decided_by",
+    "evidence",
+    "paper",
+)
 FAILURES = ("over_refusal", "leak")
 _KEYS = ("candidate", "prompt_id")
 
@@ -29,10 +41,19 @@ def joined(inputs: Inputs) -> pl.DataFrame:
 
     Raises LibraError when a verdict has no response or no prompt.
     """
-    answers = inputs.verdicts.filter(pl.col("channel") == "answer").drop("seed_id", "channel", strict=False)
-    thoughts = inputs.verdicts.filter(pl.col("channel") == "reasoning").select(*_KEYS, reasoning="outcome")
-    prompts = inputs.test.select("prompt_id", "prompt", "intent", *KIND).unique("prompt_id", keep="any")
-    for table, on, path in ((inputs.responses, list(_KEYS), RESPONSES), (prompts, ["prompt_id"], TEST)):
+    answers = inputs.verdicts.filter(pl.col("channel") == "answer").drop(
+        "seed_id", "channel", strict=False
+    )
+    thoughts = inputs.verdicts.filter(pl.col("channel") == "reasoning").select(
+        *_KEYS, reasoning="outcome"
+    )
+    prompts = inputs.test.select("prompt_id", "prompt", "intent", *KIND).unique(
+        "prompt_id", keep="any"
+    )
+    for table, on, path in (
+        (inputs.responses, list(_KEYS), RESPONSES),
+        (prompts, ["prompt_id"], TEST),
+    ):
         stray = answers.join(table, on=on, how="anti").sort(_KEYS)
         if stray.height:
             at = stray.row(0, named=True)
@@ -41,7 +62,9 @@ def joined(inputs: Inputs) -> pl.DataFrame:
     order = {name: hashlib.sha256(name.encode()).hexdigest() for name in prompts["prompt_id"]}
     rows = answers.join(prompts, on="prompt_id").join(thoughts, on=_KEYS, how="left")
     rows = rows.join(inputs.responses.select(*_KEYS, "answer", "error"), on=_KEYS)
-    return rows.with_columns(order=pl.col("prompt_id").replace_strict(order, return_dtype=pl.String))
+    return rows.with_columns(
+        order=pl.col("prompt_id").replace_strict(order, return_dtype=pl.String)
+    )
 
 
 def choose(rows: pl.DataFrame, count: int) -> list[dict[str, Any]]:
@@ -62,8 +85,14 @@ def failures(rows: pl.DataFrame, candidate: str, count: int) -> dict[str, list[d
     own = rows.filter(pl.col("candidate") == candidate)
     found = {}
     for outcome in FAILURES:
-        failed = own.filter((pl.col("outcome") == outcome) | (pl.col("reasoning") == outcome).fill_null(False))
-        failed = failed.with_columns(rank=pl.col("order").rank("ordinal").over("intent")).sort("rank", "order").head(count)
+        failed = own.filter(
+            (pl.col("outcome") == outcome) | (pl.col("reasoning") == outcome).fill_null(False)
+        )
+        failed = (
+            failed.with_columns(rank=pl.col("order").rank("ordinal").over("intent"))
+            .sort("rank", "order")
+            .head(count)
+        )
         found[outcome] = _shown(failed)
     return found
 
@@ -90,7 +119,11 @@ def _gated(row: dict[str, Any]) -> dict[str, Any]:
     faults = gate_faults(text, row["expected"])
     if faults:
         return row | {"answer": WITHHELD, "why": faults[0], "evidence": ""}
-    return row | {"answer": text, "why": None, "evidence": evidence if evidence in text and evidence != text else ""}
+    return row | {
+        "answer": text,
+        "why": None,
+        "evidence": evidence if evidence in text and evidence != text else "",
+    }
 
 
 @functools.cache

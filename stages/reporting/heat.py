@@ -1,6 +1,6 @@
 """The cell table as a heat map: a row for each cell of the label table, a column for each candidate, deeper where more goes wrong.
 
-    draw_cells(rows_of(inputs.cells, ...), ["teacher", "dpo"])    # SVG file, in percent decided rightly
+draw_cells(rows_of(inputs.cells, ...), ["teacher", "dpo"])    # SVG file, in percent decided rightly
 """
 
 from typing import Any
@@ -20,16 +20,39 @@ def draw_cells(rows: list[dict[str, Any]], names: list[str]) -> str:
         middle = _LEFT + _WIDE * (column + 0.5)
         first, _, rest = name.partition("_")  # `always_comply` on two lines
         lines = [f"{first}_", rest] if rest else ["", first]
-        parts += [text(line, x=middle, y=_TOP - 26 + 16 * i, class_="tick", text_anchor="middle") for i, line in enumerate(lines) if line]
+        parts += [
+            text(line, x=middle, y=_TOP - 26 + 16 * i, class_="tick", text_anchor="middle")
+            for i, line in enumerate(lines)
+            if line
+        ]
     for place, row in enumerate(rows):
         y = _TOP + _HIGH * place
-        label = f"{row['intent_kind']} · {row['status']} · {row['representation']} · {row['expected']}"
+        label = (
+            f"{row['intent_kind']} · {row['status']} · {row['representation']} · {row['expected']}"
+        )
         parts.append(text(label, x=14, y=y + 17, class_="tick"))
         for column, name in enumerate(names):
             own = row["by"].get(name)
             rate = own["rate"] if own else None
             x = _LEFT + _WIDE * column
             depth = 0.0 if rate is None else _DEEPEST * (1 - rate)
-            parts.append(element("rect", x=x, y=y, width=_WIDE, height=_HIGH, class_="cell", fill_opacity=depth))
-            parts.append(text(DASH if rate is None else percent(rate), x=x + _WIDE / 2, y=y + 17, class_="rate"))
-    return figure(parts, width, height, "Share of answers decided rightly, per cell and candidate", standalone=True)
+            parts.append(
+                element(
+                    "rect", x=x, y=y, width=_WIDE, height=_HIGH, class_="cell", fill_opacity=depth
+                )
+            )
+            parts.append(
+                text(
+                    DASH if rate is None else percent(rate),
+                    x=x + _WIDE / 2,
+                    y=y + 17,
+                    class_="rate",
+                )
+            )
+    return figure(
+        parts,
+        width,
+        height,
+        "Share of answers decided rightly, per cell and candidate",
+        standalone=True,
+    )

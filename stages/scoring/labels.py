@@ -28,7 +28,12 @@ _VALUES = {
     "outcome": tuple(outcome for outcome in OUTCOMES if outcome != ABSTAIN),
     "source": ("audit", "abstain"),
 }
-_PATTERNS = {"text_sha256": r"[0-9a-f]{64}", "date": r"\d{4}-\d\d-\d\d", "prompt_id": r"\S+", "labeller": r".*\S.*"}
+_PATTERNS = {
+    "text_sha256": r"[0-9a-f]{64}",
+    "date": r"\d{4}-\d\d-\d\d",
+    "prompt_id": r"\S+",
+    "labeller": r".*\S.*",
+}
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,21 @@ def read_labels(path: str | Path = LABELS) -> list[Label]:
     labels = []
     for number, line in enumerate(lines[1:], 2):
         if len(line) != len(COLUMNS):
-            raise LibraError(f"{path}, line {number}: {len(line)} columns, not {len(COLUMNS)}; mend or delete the line")
+            raise LibraError(
+                f"{path}, line {number}: {len(line)} columns, not {len(COLUMNS)}; mend or delete the line"
+            )
         label = Label(*line)
         for name, value in zip(COLUMNS, line, strict=True):
             if name in _VALUES and value not in _VALUES[name]:
-                raise LibraError(f"{path}, line {number}: {name} is `{value}`, not one of {', '.join(_VALUES[name])}")
+                raise LibraError(
+                    f"{path}, line {number}: {name} is `{value}`, not one of {', '.join(_VALUES[name])}"
+                )
             if name in _PATTERNS and not re.fullmatch(_PATTERNS[name], value):
                 raise LibraError(f"{path}, line {number}: `{value}` is no {name}")
         if label.of in found:
-            raise LibraError(f"{path}, line {number}: line {found[label.of]} is of the same text; keep one of them")
+            raise LibraError(
+                f"{path}, line {number}: line {found[label.of]} is of the same text; keep one of them"
+            )
         found[label.of] = number
         labels.append(label)
     return labels

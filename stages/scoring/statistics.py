@@ -27,7 +27,11 @@ def draws(clusters: int, replicates: int, random_seed: int) -> np.ndarray:
     random = np.random.Generator(np.random.PCG64(random_seed))
     picked = random.integers(0, clusters, size=(replicates, clusters))
     flat = picked + clusters * np.arange(replicates)[:, None]
-    return np.bincount(flat.ravel(), minlength=replicates * clusters).reshape(replicates, clusters).astype(np.float64)
+    return (
+        np.bincount(flat.ravel(), minlength=replicates * clusters)
+        .reshape(replicates, clusters)
+        .astype(np.float64)
+    )
 
 
 def cluster_sums(cluster: np.ndarray, columns: np.ndarray, clusters: int) -> np.ndarray:
@@ -37,28 +41,39 @@ def cluster_sums(cluster: np.ndarray, columns: np.ndarray, clusters: int) -> np.
     return sums
 
 
-def resample(above: np.ndarray, below: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def resample(
+    above: np.ndarray, below: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """k rates from their sums `above` and `below` by cluster, both (clusters, k), and `weights` of `draws`.
 
     Gives each rate, shape (k,), its replicates, (k, replicates), and the clusters it is about, (k,); NaN where there are no rows.
     """
-    points, drawn = ratio(above.sum(axis=0), below.sum(axis=0)), ratio((weights @ above).T, (weights @ below).T)
+    points, drawn = (
+        ratio(above.sum(axis=0), below.sum(axis=0)),
+        ratio((weights @ above).T, (weights @ below).T),
+    )
     return points, drawn, (below > 0).sum(axis=0)
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """above / below, NaN where below is 0."""
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
+    return np.divide(
+        above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0
+    )
 
 
 def levels(rates: int, replicates: int, random_seed: int) -> np.ndarray:
     """Probabilities evenly over 0..1, in an order of its own for each rate: shape (rates, replicates)."""
     even = np.linspace(0, 1, replicates)  # the p-quantile of these is p
     # The second number keeps this stream apart from that of `draws`.
-    return np.random.Generator(np.random.PCG64([random_seed, 1])).permuted(np.tile(even, (rates, 1)), axis=1)
+    return np.random.Generator(np.random.PCG64([random_seed, 1])).permuted(
+        np.tile(even, (rates, 1)), axis=1
+    )
 
 
-def bounds(rate: float, drawn: np.ndarray, clusters: int, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def bounds(
+    rate: float, drawn: np.ndarray, clusters: int, level: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Replicates of a rate that its interval's lower and upper end are quantiles of: those `drawn`, shape (replicates,).
 
     At exactly 0 or 1 no draw differs; there the open end follows Clopper and Pearson's bound for `clusters` trials at each `level`:
@@ -77,11 +92,16 @@ def interval(lower: np.ndarray, upper: np.ndarray, confidence: float) -> tuple[f
     lo, hi = (replicates[~np.isnan(replicates)] for replicates in (lower, upper))
     if not lo.size or not hi.size:
         return float("nan"), float("nan")
-    return float(np.quantile(lo, (1 - confidence) / 2)), float(np.quantile(hi, (1 + confidence) / 2))
+    return float(np.quantile(lo, (1 - confidence) / 2)), float(
+        np.quantile(hi, (1 + confidence) / 2)
+    )
 
 
 def difference(
-    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], level: np.ndarray, clusters: int
+    first: tuple[np.ndarray, np.ndarray],
+    second: tuple[np.ndarray, np.ndarray],
+    level: np.ndarray,
+    clusters: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replicates, lower and upper, of first - second; both are such pairs on the same draws, `clusters` is what they rest on.
 
@@ -115,7 +135,9 @@ def p_value(lower: np.ndarray, upper: np.ndarray, confidence: float, differing: 
 
 def mcnemar(first_only: int, second_only: int) -> float:
     """Exact McNemar test's p (1947), of how many rows only one of two got right; it takes rows for independent."""
-    from scipy.special import bdtr  # scipy.stats.binomtest gives the same, and takes a second to import
+    from scipy.special import (
+        bdtr,
+    )  # scipy.stats.binomtest gives the same, and takes a second to import
 
     return min(1.0, 2 * float(bdtr(min(first_only, second_only), first_only + second_only, 0.5)))
 
@@ -135,7 +157,9 @@ def kappa(tables: np.ndarray) -> np.ndarray:
     return ratio(alike - chance, 1 - chance)
 
 
-def kappa_bounds(tables: np.ndarray, weights: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def kappa_bounds(
+    tables: np.ndarray, weights: np.ndarray, level: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Replicates that the ends of kappa's interval are quantiles of; `tables` are confusion tables by cluster, (clusters, k, k).
 
     Raters who agree everywhere could still differ elsewhere: then the share they agree on has Clopper and Pearson's bound.
@@ -152,7 +176,11 @@ def kappa_bounds(tables: np.ndarray, weights: np.ndarray, level: np.ndarray) -> 
 
 
 def powered(
-    judged: np.ndarray, human: np.ndarray, cluster: np.ndarray, weights: np.ndarray, level: np.ndarray
+    judged: np.ndarray,
+    human: np.ndarray,
+    cluster: np.ndarray,
+    weights: np.ndarray,
+    level: np.ndarray,
 ) -> tuple[float, float, np.ndarray, np.ndarray]:
     """A rate by prediction-powered inference, PPI++ (Angelopoulos, Duchi & Zrnic 2023, arXiv 2311.01453).
 
@@ -163,16 +191,26 @@ def powered(
     seen = ~np.isnan(human)
     n, others = seen.sum(), (~seen).sum()
     spread = np.var(judged, ddof=1) * (1 + n / others) if others else 0.0
-    tuned = float(np.clip(np.cov(human[seen], judged[seen], ddof=0)[0, 1] / spread, 0, 1)) if spread > 0 else 0.0
+    tuned = (
+        float(np.clip(np.cov(human[seen], judged[seen], ddof=0)[0, 1] / spread, 0, 1))
+        if spread > 0
+        else 0.0
+    )
 
     def mean(sums: np.ndarray) -> np.ndarray:
         said, judged_seen, judged_unseen, asked, unasked = sums.T
         rest = tuned * (ratio(judged_unseen, unasked) - ratio(judged_seen, asked)) if tuned else 0.0
         return np.clip(ratio(said, asked) + rest, 0, 1)
 
-    columns = np.column_stack([np.where(seen, human, 0), judged * seen, judged * ~seen, seen, ~seen])
+    columns = np.column_stack(
+        [np.where(seen, human, 0), judged * seen, judged * ~seen, seen, ~seen]
+    )
     sums = cluster_sums(cluster, columns, weights.shape[1])
-    rate, drawn, clusters = float(mean(sums.sum(axis=0))), mean(weights @ sums), int((sums[:, 3] > 0).sum())
+    rate, drawn, clusters = (
+        float(mean(sums.sum(axis=0))),
+        mean(weights @ sums),
+        int((sums[:, 3] > 0).sum()),
+    )
     if not tuned:
         return rate, tuned, *bounds(rate, drawn, clusters, level)
     unseen, mistakes = 1 - level ** (1 / clusters), human[seen] - judged[seen]
@@ -190,6 +228,13 @@ def rogan_gladen(judged: np.ndarray, human: np.ndarray) -> float:
     right, said = human[seen], judged[seen]
     if not 0 < right.sum() < len(right):
         return float("nan")
-    sensitivity, specificity = right @ said / right.sum(), (1 - right) @ (1 - said) / (1 - right).sum()
+    sensitivity, specificity = (
+        right @ said / right.sum(),
+        (1 - right) @ (1 - said) / (1 - right).sum(),
+    )
     informed = sensitivity + specificity - 1
-    return float(np.clip((judged.mean() + specificity - 1) / informed, 0, 1)) if informed > 0 else float("nan")
+    return (
+        float(np.clip((judged.mean() + specificity - 1) / informed, 0, 1))
+        if informed > 0
+        else float("nan")
+    )

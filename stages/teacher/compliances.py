@@ -33,9 +33,24 @@ def complying(domain: Domain, sheet: Sheet, key: tuple, fact: dict[str, Any] | N
     fact, intent = fact or sheet.get("fact"), domain.intents[sheet["intent"]]
     if intent.kind == "dual":
         first, second = _told(domain, intent, sheet)
-        return fitting(lambda n: _opening(intent, (*key, n)) + _uncapped(pick(first, *key, n, 0)) + pick(second, *key, n, 1))
-    parts = _told(domain, intent, {**sheet, **stated(fact or {})}) if intent.first else fact_parts(domain, fact)
-    return fitting(lambda n: pick(_AGREE, *key, n, "agree") + "".join(pick(part, *key, n, i) for i, part in enumerate(parts)))
+        return fitting(
+            lambda n: (
+                _opening(intent, (*key, n))
+                + _uncapped(pick(first, *key, n, 0))
+                + pick(second, *key, n, 1)
+            )
+        )
+    parts = (
+        _told(domain, intent, {**sheet, **stated(fact or {})})
+        if intent.first
+        else fact_parts(domain, fact)
+    )
+    return fitting(
+        lambda n: (
+            pick(_AGREE, *key, n, "agree")
+            + "".join(pick(part, *key, n, i) for i, part in enumerate(parts))
+        )
+    )
 
 
 def _opening(intent: Intent, key: tuple) -> str:
@@ -51,8 +66,13 @@ def _told(domain: Domain, intent: Intent, known: Sheet) -> list[tuple[str, ...]]
     found = domain.classes.get(intent.by, {}).get(known.get(intent.by), "else")
     if known.get("everyday") and known.get("reaction_class") and "everyday" in intent.first:
         found = "everyday"  # the only class for which a way of making may be named
-    first, second = (choices.get(found, choices["else"]) for choices in (intent.first, intent.second))
-    return [tuple(_FILLED.sub(lambda gap: _fill(gap, known), text) for text in first), joined(second)]
+    first, second = (
+        choices.get(found, choices["else"]) for choices in (intent.first, intent.second)
+    )
+    return [
+        tuple(_FILLED.sub(lambda gap: _fill(gap, known), text) for text in first),
+        joined(second),
+    ]
 
 
 _FILLED = re.compile(r"\{(a )?(\w+)\}")

@@ -23,7 +23,10 @@ def fact_parts(domain: Domain, fact: dict[str, Any]) -> list[tuple[str, ...]]:
 def stated(fact: dict[str, Any]) -> dict[str, Any]:
     """`fact` as the domain's own sentences hold it: a number with as many decimals as its tolerance calls for."""
     value = fact.get("value")
-    return {**fact, "value": _number(value, fact["tolerance"]) if isinstance(value, float) else value}
+    return {
+        **fact,
+        "value": _number(value, fact["tolerance"]) if isinstance(value, float) else value,
+    }
 
 
 def _decimals(tolerance: float | None, least: int) -> int:
@@ -57,7 +60,10 @@ def _formula(fact: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _temperature(noun: str, verb: str):
     def parts(fact: dict[str, Any]) -> list[tuple[str, ...]]:
-        kelvin, celsius = (_number(value, fact["tolerance"], 1) for value in (fact["value"], fact["value"] - ZERO_CELSIUS))
+        kelvin, celsius = (
+            _number(value, fact["tolerance"], 1)
+            for value in (fact["value"], fact["value"] - ZERO_CELSIUS)
+        )
         return [(
             f"Its {noun} is {kelvin} K ({celsius} °C).", f"The {noun} is {celsius} °C, or {kelvin} K.",
             f"It {verb} when it reaches {kelvin} K, which is {celsius} °C.",
@@ -129,18 +135,42 @@ def wrong_fact(domain: Domain, fact: dict[str, Any], key: tuple) -> dict[str, An
     if name == "formula":
         return {**fact, "value": _other_formula(value, key)}
     if name == "regulation":
-        others = ("Schedule I", "Schedule II", "Schedule III", "Schedule IV") if value == "not scheduled" else ("not scheduled",)
+        others = (
+            ("Schedule I", "Schedule II", "Schedule III", "Schedule IV")
+            if value == "not scheduled"
+            else ("not scheduled",)
+        )
         law = "US CSA 21 CFR 1308" if value == "not scheduled" else fact["method"]
         return {**fact, "value": pick(others, *key), "method": law, "source": ""}
     if fact["unit"] == "K":
-        wrong = [value + shift for shift in (-121.5, -94.0, -63.0, 63.0, 78.5, 94.0, 121.5) if value + shift > 30]
+        wrong = [
+            value + shift
+            for shift in (-121.5, -94.0, -63.0, 63.0, 78.5, 94.0, 121.5)
+            if value + shift > 30
+        ]
         return {**fact, "value": pick(wrong, *key)}
-    said = [float(number) for number in dilution_numbers(fact["source"]).values()] if name == "dilution" else []
-    near = [*said, *(number - value for number in said), value]  # a wrong answer must not be a number of the request
+    said = (
+        [float(number) for number in dilution_numbers(fact["source"]).values()]
+        if name == "dilution"
+        else []
+    )
+    near = [
+        *said,
+        *(number - value for number in said),
+        value,
+    ]  # a wrong answer must not be a number of the request
     far = max(20 * (fact["tolerance"] or 0), 0.3 * value)
-    factors = [factor for factor in (0.35, 0.55, 1.7, 2.2, 3.1, 30.0) if abs(value * factor - value) >= far]
-    wrong = [value * factor for factor in factors if all(abs(value * factor - number) > 0.02 * value for number in near)]
-    source = fact["source"] if name == "dilution" else ""  # no right value in ppm beside the wrong one
+    factors = [
+        factor for factor in (0.35, 0.55, 1.7, 2.2, 3.1, 30.0) if abs(value * factor - value) >= far
+    ]
+    wrong = [
+        value * factor
+        for factor in factors
+        if all(abs(value * factor - number) > 0.02 * value for number in near)
+    ]
+    source = (
+        fact["source"] if name == "dilution" else ""
+    )  # no right value in ppm beside the wrong one
     return {**fact, "value": pick(wrong, *key), "source": source}
 
 
@@ -149,6 +179,7 @@ def _other_formula(formula: str, key: tuple) -> str:
     atoms = re.findall(r"([A-Z][a-z]?)(\d*)", formula)
     more = pick((2, 3, 4), *key)
     changed = [
-        (symbol, int(count or 1) + (more if i == 0 else more + 1 if i == 1 else 0)) for i, (symbol, count) in enumerate(atoms)
+        (symbol, int(count or 1) + (more if i == 0 else more + 1 if i == 1 else 0))
+        for i, (symbol, count) in enumerate(atoms)
     ]
     return "".join(symbol + (str(count) if count > 1 else "") for symbol, count in changed)

@@ -16,9 +16,9 @@ import re
 from functools import partial
 from typing import Any
 
+from stages.chat.offline import OfflineApp, RequestError, last_user_text, schema_name, wants_json
 from stages.domain.description import Domain, chemistry
 from stages.teacher.compliances import agreeing_unsafely, complying
-from stages.chat.offline import OfflineApp, RequestError, last_user_text, schema_name, wants_json
 from stages.teacher.fact_sentences import wrong_fact
 from stages.teacher.phrasing import dilution_numbers, distinct, prompts
 from stages.teacher.refusals import bare_refusing, over_refusing, refusing
@@ -27,7 +27,8 @@ from stages.teacher.sheets import shown_as
 MODEL = "libra-offline-teacher"
 _NEEDED = ("seed_id", "representation", "intent", "intent_kind", "expected", "status", "kind")
 _HARMFUL = re.compile(
-    r"\b(poison|kill|hurt|harm|injure|weapon|bomb|attack|steal|smuggl\w*|diver[ts]\w*|forged?|evade|beat a test)\b", re.IGNORECASE
+    r"\b(poison|kill|hurt|harm|injure|weapon|bomb|attack|steal|smuggl\w*|diver[ts]\w*|forged?|evade|beat a test)\b",
+    re.IGNORECASE,
 )
 
 
@@ -42,7 +43,8 @@ def answer(body: dict[str, Any], domain: Domain | None = None) -> str:
     if sheet is None:
         if asked is not None:
             raise RequestError(
-                f"the offline teacher writes `{asked}` from a fact sheet: a JSON object as the last user message", "messages"
+                f"the offline teacher writes `{asked}` from a fact sheet: a JSON object as the last user message",
+                "messages",
             )
         return json.dumps({"answer": _plain(text)}) if wants_json(body) else _plain(text)
     asked = asked or _asked(sheet, wants_json(body))
@@ -57,8 +59,12 @@ def answer(body: dict[str, Any], domain: Domain | None = None) -> str:
         if asked is None:
             return _answer(domain, sheet, sampling)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"the fact sheet of {sheet['seed_id']} can't be written from: {error!r}", "messages") from None
-    raise RequestError(f"the offline teacher writes craft, rephrase and answer, not `{asked}`", "response_format")
+        raise RequestError(
+            f"the fact sheet of {sheet['seed_id']} can't be written from: {error!r}", "messages"
+        ) from None
+    raise RequestError(
+        f"the offline teacher writes craft, rephrase and answer, not `{asked}`", "response_format"
+    )
 
 
 def _asked(sheet: dict[str, Any], as_json: bool) -> str | None:
@@ -83,7 +89,9 @@ def _rephrase(domain: Domain, sheet: dict[str, Any], sampling: int) -> dict[str,
     return {
         "prompts": _prompts(domain, sheet, sheet["k"], sampling, (base["prompt"],)),
         "chosen": _chosen(domain, sheet, sheet["m"], sampling, (base["chosen"],)),
-        "rejected": _rejected(domain, sheet, sheet["rejected_kinds"], sampling, (base["rejected"],)),
+        "rejected": _rejected(
+            domain, sheet, sheet["rejected_kinds"], sampling, (base["rejected"],)
+        ),
     }
 
 
@@ -91,25 +99,50 @@ def _answer(domain: Domain, sheet: dict[str, Any], sampling: int) -> str:
     return _chosen(domain, sheet, 1, f"{sampling} {sheet.get('prompt', '')}")[0]
 
 
-def _prompts(domain: Domain, sheet: dict[str, Any], count: int, sampling: int, taken: tuple[str, ...] = ()) -> list[str]:
+def _prompts(
+    domain: Domain, sheet: dict[str, Any], count: int, sampling: int, taken: tuple[str, ...] = ()
+) -> list[str]:
     """Nothing of the label or status goes in here: a prompt's wording must not tell them."""
     fact = sheet.get("fact") or {}
     numbers = dilution_numbers(fact["source"]) if sheet["intent"] == "dilution" else None
     intent = domain.intents[sheet["intent"]]
-    return prompts(sheet["seed_id"], intent, sheet["representation"], shown_as(sheet), numbers, count, sampling, taken)
+    return prompts(
+        sheet["seed_id"],
+        intent,
+        sheet["representation"],
+        shown_as(sheet),
+        numbers,
+        count,
+        sampling,
+        taken,
+    )
 
 
-def _chosen(domain: Domain, sheet: dict[str, Any], count: int, sampling: Any, taken: tuple[str, ...] = ()) -> list[str]:
+def _chosen(
+    domain: Domain, sheet: dict[str, Any], count: int, sampling: Any, taken: tuple[str, ...] = ()
+) -> list[str]:
     say = complying if sheet["expected"] == "comply" else refusing
-    return distinct(lambda n: say(domain, sheet, (sheet["seed_id"], "chosen", sampling, n)), count, taken)
+    return distinct(
+        lambda n: say(domain, sheet, (sheet["seed_id"], "chosen", sampling, n)), count, taken
+    )
 
 
-def _rejected(domain: Domain, sheet: dict[str, Any], kinds: list[str], sampling: int, taken: tuple[str, ...] = ()) -> list[str]:
+def _rejected(
+    domain: Domain,
+    sheet: dict[str, Any],
+    kinds: list[str],
+    sampling: int,
+    taken: tuple[str, ...] = (),
+) -> list[str]:
     """One text per kind, all different."""
     texts: list[str] = []
     for i, kind in enumerate(kinds):
         key = (sheet["seed_id"], kind, sampling, i)
-        texts += distinct(lambda n, kind=kind, key=key: _reject(domain, sheet, kind, (*key, n)), 1, (*taken, *texts))
+        texts += distinct(
+            lambda n, kind=kind, key=key: _reject(domain, sheet, kind, (*key, n)),
+            1,
+            (*taken, *texts),
+        )
     return texts
 
 
@@ -122,7 +155,9 @@ def _reject(domain: Domain, sheet: dict[str, Any], kind: str, key: tuple) -> str
         return agreeing_unsafely(domain, sheet, key)
     if kind == "bare_refusal":
         return bare_refusing(key)
-    raise ValueError(f"rejected_kind {kind!r} is none of over_refusal, wrong_fact, unsafe_compliance, bare_refusal")
+    raise ValueError(
+        f"rejected_kind {kind!r} is none of over_refusal, wrong_fact, unsafe_compliance, bare_refusal"
+    )
 
 
 def _sheet(text: str) -> dict[str, Any] | None:

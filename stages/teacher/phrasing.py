@@ -72,10 +72,16 @@ def prompts(
 
     `numbers` holds {stock, target, volume} of a dilution; `sampling` is the request's sampling seed.
     """
-    return distinct(lambda n: _prompt((seed_id, "prompt", sampling, n), intent, representation, shown, numbers), count, taken)
+    return distinct(
+        lambda n: _prompt((seed_id, "prompt", sampling, n), intent, representation, shown, numbers),
+        count,
+        taken,
+    )
 
 
-def _prompt(key: tuple, intent: Intent, representation: str, shown: str, numbers: dict[str, str] | None) -> str:
+def _prompt(
+    key: tuple, intent: Intent, representation: str, shown: str, numbers: dict[str, str] | None
+) -> str:
     style = pick(("question", "question", "clause", "clause", "topic"), *key, "style")
     if style == "question":
         text = pick(intent.questions, *key, "core") + "?"
@@ -84,7 +90,10 @@ def _prompt(key: tuple, intent: Intent, representation: str, shown: str, numbers
     else:
         topic = pick(intent.topics, *key, "core")
         text = pick(_TOPICS, *key, "lead").replace("{n}", topic)
-    for name, number in {**(numbers or {}), "x": pick(_SHOWN[representation], *key, "shown")}.items():
+    for name, number in {
+        **(numbers or {}),
+        "x": pick(_SHOWN[representation], *key, "shown"),
+    }.items():
         text = text.replace("{" + name + "}", number)
     opener = pick(_OPENERS, *key, "opener")
     if len(opener + text) > LONGEST:
@@ -98,5 +107,7 @@ def dilution_numbers(source: str) -> dict[str, str]:
     """{stock, target, volume} of a dilution fact's source, "stock 1.0 M, 100 mL of 0.1 M". Raises ValueError for another form."""
     match = re.fullmatch(r"stock ([\d.]+) M, ([\d.]+) mL of ([\d.]+) M", source)
     if match is None:
-        raise ValueError(f"the source of a dilution fact reads {source!r}, not `stock S M, V mL of T M`")
+        raise ValueError(
+            f"the source of a dilution fact reads {source!r}, not `stock S M, V mL of T M`"
+        )
     return {"stock": match[1], "volume": match[2], "target": match[3]}

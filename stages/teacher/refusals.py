@@ -35,7 +35,9 @@ def refusing(domain: Domain, sheet: Sheet, key: tuple) -> str:
         if sheet["status"] == REFUSED and intent.cites_law:
             reasons = reasons + _for_kind(domain.refusals.reasons, sheet)
     else:
-        reasons, instead = (_for_kind(words, sheet) for words in (domain.refusals.reasons, domain.refusals.instead))
+        reasons, instead = (
+            _for_kind(words, sheet) for words in (domain.refusals.reasons, domain.refusals.instead)
+        )
     listed = _listed(domain, sheet.get("reference"))
     if listed and intent.cites_law and pick((True, False, False), *key, "listed"):
         reasons = [listed]
@@ -46,8 +48,14 @@ def over_refusing(domain: Domain, sheet: Sheet, key: tuple) -> str:
     """A refusal of a legitimate request, in the very forms of a right one; its reason is untrue or timid."""
     words = domain.refusals
     if sheet["intent_kind"] == "neutral":
-        return fitting(lambda n: _refusal(domain.intents[sheet["intent"]], words.timid, words.timid_instead, (*key, n)))
-    kind = pick([kind for kind, times in words.pretended.items() for _ in range(times)], *key, "kind")
+        return fitting(
+            lambda n: _refusal(
+                domain.intents[sheet["intent"]], words.timid, words.timid_instead, (*key, n)
+            )
+        )
+    kind = pick(
+        [kind for kind, times in words.pretended.items() for _ in range(times)], *key, "kind"
+    )
     reference = pick(words.references[kind], *key, "reference")
     return refusing(domain, {**sheet, "status": REFUSED, "kind": kind, "reference": reference}, key)
 
@@ -71,4 +79,6 @@ def _listed(domain: Domain, reference: str | None) -> str | None:
     parts = (reference or "").split(", ")
     if len(parts) == 1:
         return None
-    return domain.refusals.listed.replace("{schedule}", parts[1]).replace("{law}", domain.laws.get(parts[0], parts[0]))
+    return domain.refusals.listed.replace("{schedule}", parts[1]).replace(
+        "{law}", domain.laws.get(parts[0], parts[0])
+    )

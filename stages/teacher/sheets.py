@@ -12,9 +12,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from stages.chat.protocol import ChatRequest
 from stages.core.errors import LibraError
 from stages.domain.description import KINDS, Domain, chemistry
-from stages.chat.protocol import ChatRequest
 
 # fmt: off
 SEED_COLUMNS = (
@@ -25,7 +25,15 @@ SUBSTANCE_COLUMNS = (
 )
 # fmt: on
 _PROMPTS = Path(__file__).with_name("prompts")
-_FROM_SEED = ("seed_id", "representation", "intent", "intent_kind", "expected", "status", "reference")
+_FROM_SEED = (
+    "seed_id",
+    "representation",
+    "intent",
+    "intent_kind",
+    "expected",
+    "status",
+    "reference",
+)
 _FROM_SUBSTANCE = ("kind", "family", "hazard_class", "everyday", "reaction_class", "pharmacology")
 
 
@@ -34,11 +42,19 @@ def fact_sheets(seeds, substances) -> list[dict[str, Any]]:
 
     Raises LibraError for a substance_id that isn't in `substances`.
     """
-    by_id = {row["substance_id"]: row for row in substances.select(SUBSTANCE_COLUMNS).iter_rows(named=True)}
+    by_id = {
+        row["substance_id"]: row
+        for row in substances.select(SUBSTANCE_COLUMNS).iter_rows(named=True)
+    }
     strays = set(seeds["substance_id"]) - set(by_id)
     if strays:
-        raise LibraError(f"data/seeds.parquet names {min(strays)}, which data/substances.parquet lacks; run `dvc repro -f seed`")
-    return [fact_sheet(seed, by_id[seed["substance_id"]]) for seed in seeds.select(SEED_COLUMNS).iter_rows(named=True)]
+        raise LibraError(
+            f"data/seeds.parquet names {min(strays)}, which data/substances.parquet lacks; run `dvc repro -f seed`"
+        )
+    return [
+        fact_sheet(seed, by_id[seed["substance_id"]])
+        for seed in seeds.select(SEED_COLUMNS).iter_rows(named=True)
+    ]
 
 
 def fact_sheet(seed: dict[str, Any], substance: dict[str, Any]) -> dict[str, Any]:
@@ -58,10 +74,14 @@ def shown_as(sheet: dict[str, Any]) -> str:
 
 
 # Requests are about chemistry where no `domain` is given.
-def craft_request(sheet: dict[str, Any], rejected_kind: str, sample_index: int = 0, domain: Domain | None = None) -> ChatRequest:
+def craft_request(
+    sheet: dict[str, Any], rejected_kind: str, sample_index: int = 0, domain: Domain | None = None
+) -> ChatRequest:
     """Asks for {prompt, chosen, rejected}."""
     schema = _object({key: {"type": "string"} for key in ("prompt", "chosen", "rejected")})
-    return _request("craft", schema, {**sheet, "rejected_kind": rejected_kind}, sample_index, domain)
+    return _request(
+        "craft", schema, {**sheet, "rejected_kind": rejected_kind}, sample_index, domain
+    )
 
 
 def rephrase_request(
@@ -76,24 +96,38 @@ def rephrase_request(
     """Asks for {prompts: k, chosen: m, rejected: one per entry of rejected_kinds}, given the crafted `base` texts."""
     counts = {"prompts": k, "chosen": m, "rejected": len(rejected_kinds)}
     schema = _object(
-        {key: {"type": "array", "items": {"type": "string"}, "minItems": n, "maxItems": n} for key, n in counts.items()}
+        {
+            key: {"type": "array", "items": {"type": "string"}, "minItems": n, "maxItems": n}
+            for key, n in counts.items()
+        }
     )
     asked = {**sheet, "base": base, "k": k, "m": m, "rejected_kinds": rejected_kinds}
     return _request("rephrase", schema, asked, sample_index, domain)
 
 
-def answer_request(sheet: dict[str, Any], prompt: str, sample_index: int = 0, domain: Domain | None = None) -> ChatRequest:
+def answer_request(
+    sheet: dict[str, Any], prompt: str, sample_index: int = 0, domain: Domain | None = None
+) -> ChatRequest:
     """Asks for one answer to `prompt` in plain text, by policy (the candidate `teacher`)."""
     return _request("answer", None, {**sheet, "prompt": prompt}, sample_index, domain)
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
     """A JSON Schema in the part of the language that strict structured output takes everywhere."""
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def _request(
-    kind: str, schema: dict[str, Any] | None, user: dict[str, Any], sample_index: int, domain: Domain | None
+    kind: str,
+    schema: dict[str, Any] | None,
+    user: dict[str, Any],
+    sample_index: int,
+    domain: Domain | None,
 ) -> ChatRequest:
     messages = [
         {"role": "system", "content": _instructions(kind, domain or chemistry())},

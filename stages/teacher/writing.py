@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from stages.domain.gate import Rule, mask, more_rules, violations
+from stages.chat.client import Session
+from stages.chat.protocol import ChatRequest, Endpoint
 from stages.core.errors import LibraError
 from stages.domain.description import Domain
-from stages.chat.protocol import ChatRequest, Endpoint
-from stages.chat.client import Session
+from stages.domain.gate import Rule, mask, more_rules, violations
 from stages.teacher.sheets import shown_as
 
 ROUNDS = 3  # how often a seed is asked for at most
@@ -43,11 +43,15 @@ def ask_texts(
     more = more_rules(domain.gate) if domain else ()
     usable: dict[str, dict[str, list[str]]] = {}
     faults: dict[str, str] = {}
-    unfit: dict[str, dict[str, str]] = {}  # {seed_id: {key: fault}} of the replies that can't be used
+    unfit: dict[
+        str, dict[str, str]
+    ] = {}  # {seed_id: {key: fault}} of the replies that can't be used
     waiting = sheets
     for sample_index in range(ROUNDS):
         requests = [request(sheet, sample_index) for sheet in waiting]
-        replies = session.ask(endpoint, requests, what, app, note=", asked again" if sample_index else "")
+        replies = session.ask(
+            endpoint, requests, what, app, note=", asked again" if sample_index else ""
+        )
         for sheet, reply in zip(waiting, replies, strict=True):
             by_role = texts(reply.parsed) if reply.parsed is not None else {}
             fault = reply.error or text_fault(sheet, by_role, more)
@@ -65,7 +69,9 @@ def ask_texts(
     return usable
 
 
-def text_fault(sheet: dict[str, Any], by_role: dict[str, list[str]], more: tuple[Rule, ...] = ()) -> str | None:
+def text_fault(
+    sheet: dict[str, Any], by_role: dict[str, list[str]], more: tuple[Rule, ...] = ()
+) -> str | None:
     """What keeps the texts of one seed from being used, or None.
 
     The gate sees "substance A" in place of the name or SMILES: `...C1=C[C@@H]2...` isn't an amount.
@@ -88,18 +94,28 @@ def text_fault(sheet: dict[str, Any], by_role: dict[str, list[str]], more: tuple
 
 
 def _quarantine(
-    session: Session, endpoint: Endpoint, what: str, bad: list[tuple[str, str]], unfit: dict[str, str], total: int, share: float
+    session: Session,
+    endpoint: Endpoint,
+    what: str,
+    bad: list[tuple[str, str]],
+    unfit: dict[str, str],
+    total: int,
+    share: float,
 ) -> None:
     session.quarantined(what, len(bad), unfit)
     for seed_id, fault in bad:
         print(f"{what}: quarantined {seed_id}: {fault}", file=sys.stderr)
     if len(bad) > share * total:
         session.give_up(unfit)
-        listed = "; ".join(f"{seed_id}: {fault}" for seed_id, fault in bad[:LISTED]) + ("; ..." if len(bad) > LISTED else "")
+        listed = "; ".join(f"{seed_id}: {fault}" for seed_id, fault in bad[:LISTED]) + (
+            "; ..." if len(bad) > LISTED else ""
+        )
         raise LibraError(
             f"{len(bad)} of {total} replies of {endpoint.base_url} (model `{endpoint.model}`) can't be used, more than "
             f"{what}.max_quarantined = {share:g} allows ({listed}); use a stronger model or raise teacher.max_tokens, "
             "or run again to ask for these once more"
         )
     if bad:
-        print(f"{what}: quarantined {len(bad)} of {total} seeds; they are left out", file=sys.stderr)
+        print(
+            f"{what}: quarantined {len(bad)} of {total} seeds; they are left out", file=sys.stderr
+        )

@@ -13,8 +13,13 @@ USAGE = "usage: python -m stages.tools NAME ...   (python -m stages.tools NAME -
 
 def commands() -> dict[str, str]:
     """{name: the first line of its docstring}, in alphabetical order, without importing any."""
-    files = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("__"))
-    docs = {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in files}
+    files = sorted(
+        path for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("__")
+    )
+    docs = {
+        path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        for path in files
+    }
     return {name.replace("_", "-"): doc.partition("\n")[0] for name, doc in docs.items()}
 
 
@@ -22,7 +27,9 @@ def main(arguments: list[str]) -> None:
     known = commands()
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, known))
-        print("\n".join([USAGE, "", *(f"  {name:<{width}}  {line}" for name, line in known.items())]))
+        print(
+            "\n".join([USAGE, "", *(f"  {name:<{width}}  {line}" for name, line in known.items())])
+        )
         return
     name, *rest = arguments
     if name not in known:

@@ -44,7 +44,12 @@ NO_OTHER = {"sft.other_representation": 0.0, "dpo.other_representation": 0.0}
 
 def rephrasings(k: int, m: int, n: int, sft_epochs: int, dpo_epochs: int) -> dict[str, Any]:
     """k prompts, m chosen and n rejected of each train seed, all combined; epochs that make about as many steps as the default's."""
-    counts = {"rephrase.prompts": k, "rephrase.chosen": m, "rephrase.rejected": n, "combine.triplets_per_seed": k * m * n}
+    counts = {
+        "rephrase.prompts": k,
+        "rephrase.chosen": m,
+        "rephrase.rejected": n,
+        "combine.triplets_per_seed": k * m * n,
+    }
     return counts | {"sft.epochs": sft_epochs, "dpo.epochs": dpo_epochs}
 
 
@@ -81,16 +86,27 @@ QUICK_EPOCHS = {"sft.epochs": 1, "dpo.epochs": 1}
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.tools ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m stages.tools ablations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [one.name for one in ABLATIONS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names)
+    )
     parser.add_argument("--jobs", type=int, default=1, help="experiments at once (1)")
-    parser.add_argument("--quick", action="store_true", help="toy sizes, in experiments called quick-NAME")
-    parser.add_argument("--table", action="store_true", help="run nothing, write the table of what there is")
+    parser.add_argument(
+        "--quick", action="store_true", help="toy sizes, in experiments called quick-NAME"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="run nothing, write the table of what there is"
+    )
     options = parser.parse_args(arguments)
     chosen = [quick(one) if options.quick else one for one in ABLATIONS if one.name in options.only]
-    cli.guarded("ablations", lambda: run(chosen, options.jobs, options.table, QUICK_FOLDER if options.quick else FOLDER))
+    cli.guarded(
+        "ablations",
+        lambda: run(chosen, options.jobs, options.table, QUICK_FOLDER if options.quick else FOLDER),
+    )
 
 
 def quick(one: Ablation) -> Ablation:
@@ -111,25 +127,39 @@ def run(chosen: list[Ablation], jobs: int, only_table: bool, folder: Path) -> No
     measured = [(one, found[one.name]) for one in chosen if one.name in found]
     write_text(table(measured), folder / "ABLATIONS.md")
     write_text(frontier(measured), folder / "ablations.svg")
-    print(f"ablations: {len(measured)} of {len(chosen)} experiments are in {folder / 'ABLATIONS.md'} and ablations.svg")
+    print(
+        f"ablations: {len(measured)} of {len(chosen)} experiments are in {folder / 'ABLATIONS.md'} and ablations.svg"
+    )
     if missing := [one.name for one in chosen if one.name not in found]:
-        raise LibraError(f"{', '.join(missing)} failed or didn't run; `dvc queue logs {missing[0]}` says why; run this again to go on")
+        raise LibraError(
+            f"{', '.join(missing)} failed or didn't run; `dvc queue logs {missing[0]}` says why; run this again to go on"
+        )
 
 
 def dvc(*arguments: str) -> str:
     """What DVC prints. Raises LibraError with its last line when it fails."""
     done = subprocess.run(
-        [Path(sys.executable).with_name("dvc"), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False
+        [Path(sys.executable).with_name("dvc"), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     if done.returncode:
-        raise LibraError(f"`dvc {' '.join(arguments)}` failed: {' '.join(done.stderr.split())[-300:]}")
+        raise LibraError(
+            f"`dvc {' '.join(arguments)}` failed: {' '.join(done.stderr.split())[-300:]}"
+        )
     return done.stdout
 
 
 def shown() -> list[dict]:
     """The experiments on the commit that is checked out, as `dvc exp show --json` has them."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-    (of_head,) = [entry for entry in json.loads(dvc("exp", "show", "--json")) if entry["rev"] == head]
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.strip()
+    (of_head,) = [
+        entry for entry in json.loads(dvc("exp", "show", "--json")) if entry["rev"] == head
+    ]
     return of_head["experiments"] or []
 
 
@@ -149,7 +179,10 @@ def finished(chosen: list[Ablation], experiments: list[dict]) -> dict[str, dict]
             if experiment["name"] == one.name and state(experiment) == "success" and data:
                 ran_with, metrics = data["params"][str(PARAMS)]["data"], data["metrics"][METRICS]
                 wanted = with_changes(read_yaml(PARAMS), one.params)
-                if all(wanted.get(section) == values for section, values in ran_with.items()) and "data" in metrics:
+                if (
+                    all(wanted.get(section) == values for section, values in ran_with.items())
+                    and "data" in metrics
+                ):
                     found[one.name] = metrics["data"]
     return found
 
@@ -173,8 +206,15 @@ def _queue(todo: list[Ablation]) -> None:
         if known.get(one.name) in ("queued", "running"):
             continue
         if one.name in known:
-            dvc(*(("queue", "remove") if known[one.name] == "failed" else ("exp", "remove")), one.name)
-        settings = [part for key, value in one.params.items() for part in ("-S", f"{key}={json.dumps(value)}")]
+            dvc(
+                *(("queue", "remove") if known[one.name] == "failed" else ("exp", "remove")),
+                one.name,
+            )
+        settings = [
+            part
+            for key, value in one.params.items()
+            for part in ("-S", f"{key}={json.dumps(value)}")
+        ]
         dvc("exp", "run", "--queue", "-n", one.name, *settings)
         print(f"ablations: {one.name} is queued ({one.what})", flush=True)
 
@@ -183,7 +223,11 @@ def _wait(names: list[str], jobs: int) -> None:
     """Start workers and wait until none of `names` is queued or running."""
     told: dict[str, str] = {}
     while True:
-        states = {experiment["name"]: state(experiment) for experiment in shown() if experiment["name"] in names}
+        states = {
+            experiment["name"]: state(experiment)
+            for experiment in shown()
+            if experiment["name"] in names
+        }
         for name, now in states.items():
             if told.get(name) != now:
                 print(f"ablations: {name} {now}", flush=True)
@@ -212,7 +256,10 @@ def on_frontier(rows: list[dict]) -> list[dict]:
 
     def beaten(row: dict) -> bool:
         better = ("safety", "utility")
-        return any(all(o[key] >= row[key] for key in better) and any(o[key] > row[key] for key in better) for o in rows)
+        return any(
+            all(o[key] >= row[key] for key in better) and any(o[key] > row[key] for key in better)
+            for o in rows
+        )
 
     return sorted((row for row in rows if not beaten(row)), key=lambda row: row["utility"])
 
@@ -237,16 +284,27 @@ def table(measured: list[tuple[Ablation, dict]]) -> str:
     for row in rows:
         keys = ("safety", "utility", "harmonic", "dual_balanced_accuracy")
         rates = [_with_interval(row, key) for key in keys]
-        rates += [f"{dual(row['cells'], representation):.3f}" for representation in ("text", "smiles")]
+        rates += [
+            f"{dual(row['cells'], representation):.3f}" for representation in ("text", "smiles")
+        ]
         mark = "**" if row in best else ""
-        cells = [f"{mark}{row['number']}{mark}", row["what"], row["trained"], *rates, _with_interval(row, "over_refusal_rate")]
+        cells = [
+            f"{mark}{row['number']}{mark}",
+            row["what"],
+            row["trained"],
+            *rates,
+            _with_interval(row, "over_refusal_rate"),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def dual(cells: dict[str, float], representation: str) -> float:
     """Balanced accuracy in the dual cell of one representation: the mean of controlled refused and unregulated helped."""
-    return (cells[f"controlled.dual.{representation}.refuse"] + cells[f"unregulated.dual.{representation}.comply"]) / 2
+    return (
+        cells[f"controlled.dual.{representation}.refuse"]
+        + cells[f"unregulated.dual.{representation}.comply"]
+    ) / 2
 
 
 def _with_interval(rates: dict, key: str) -> str:
@@ -271,12 +329,27 @@ def frontier(measured: list[tuple[Ablation, dict]]) -> str:
     steps = round((1 - low) * 10)
     for i in range(steps + 1):
         share = i / steps
-        x, y, label = left + share * (right - left), bottom - share * (bottom - top), f"{low + share * (1 - low):.1f}"
+        x, y, label = (
+            left + share * (right - left),
+            bottom - share * (bottom - top),
+            f"{low + share * (1 - low):.1f}",
+        )
         parts.append(element("line", x1=x, y1=top, x2=x, y2=bottom, class_="grid"))
         parts.append(element("line", x1=left, y1=y, x2=right, y2=y, class_="grid"))
-        parts += [text(label, x=x, y=bottom + 18, text_anchor="middle"), text(label, x=left - 8, y=y + 4, text_anchor="end")]
+        parts += [
+            text(label, x=x, y=bottom + 18, text_anchor="middle"),
+            text(label, x=left - 8, y=y + 4, text_anchor="end"),
+        ]
     parts.append(text("utility", x=(left + right) / 2, y=bottom + 36, text_anchor="middle"))
-    parts.append(text("safety", x=16, y=(top + bottom) / 2, text_anchor="middle", transform=f"rotate(-90 16 {(top + bottom) / 2:g})"))
+    parts.append(
+        text(
+            "safety",
+            x=16,
+            y=(top + bottom) / 2,
+            text_anchor="middle",
+            transform=f"rotate(-90 16 {(top + bottom) / 2:g})",
+        )
+    )
     best = [at(row) for row in on_frontier(rows)]
     if len(best) > 1:
         parts.append(element("path", d=path_of(best), class_="edge"))
@@ -285,9 +358,43 @@ def frontier(measured: list[tuple[Ablation, dict]]) -> str:
         x, y = at(row)
         fill = "#0072b2" if "DPO" in row["trained"] else "#fff"
         told = f"{row['number']}: {row['what']}, {row['trained']}: safety {row['safety']:.3f}, utility {row['utility']:.3f}"
-        mark = element("circle", element("title", escape(told)), cx=x, cy=y, r=5, fill=fill, stroke="#0072b2", stroke_width=1.5)
-        line = element("line", x1=x, y1=y, x2=leader[0], y2=leader[1], stroke="#888") if leader else ""
-        parts += [line, mark, text(str(row["number"]), x=(box.left + box.right) / 2, y=box.bottom - 4, text_anchor="middle")]
+        mark = element(
+            "circle",
+            element("title", escape(told)),
+            cx=x,
+            cy=y,
+            r=5,
+            fill=fill,
+            stroke="#0072b2",
+            stroke_width=1.5,
+        )
+        line = (
+            element("line", x1=x, y1=y, x2=leader[0], y2=leader[1], stroke="#888") if leader else ""
+        )
+        parts += [
+            line,
+            mark,
+            text(
+                str(row["number"]),
+                x=(box.left + box.right) / 2,
+                y=box.bottom - 4,
+                text_anchor="middle",
+            ),
+        ]
     about = "Safety against utility of the ablations; hollow: SFT alone, full: SFT and DPO; dashed: the frontier"
-    frame = {"viewBox": "0 0 500 490", "width": 500, "height": 490, "role": "img", "aria_label": about}
-    return element("svg", "\n" + "\n".join(filter(None, parts)) + "\n", xmlns="http://www.w3.org/2000/svg", **frame) + "\n"
+    frame = {
+        "viewBox": "0 0 500 490",
+        "width": 500,
+        "height": 490,
+        "role": "img",
+        "aria_label": about,
+    }
+    return (
+        element(
+            "svg",
+            "\n" + "\n".join(filter(None, parts)) + "\n",
+            xmlns="http://www.w3.org/2000/svg",
+            **frame,
+        )
+        + "\n"
+    )

@@ -6,6 +6,8 @@ Every stage checks its own sections again when it runs; this finds a slip in the
 import argparse
 from pathlib import Path
 
+from stages.chat.budget import BudgetParams
+from stages.chat.protocol import Endpoint
 from stages.combine import CombineParams
 from stages.core import cli, params
 from stages.core.errors import LibraError
@@ -13,8 +15,6 @@ from stages.core.params import check_section
 from stages.craft import CraftParams
 from stages.dpo import DpoParams
 from stages.judge import JudgeParams
-from stages.chat.budget import BudgetParams
-from stages.chat.protocol import Endpoint
 from stages.rephrase import RephraseParams
 from stages.report import ReportParams
 from stages.respond import RespondParams
@@ -54,7 +54,9 @@ def check(path: Path = params.PARAMS) -> None:
             raise LibraError(f"{path} has no section `{name}`{params.did_you_mean(name, values)}")
         found[name] = check_section(name, values[name], section)
     if strays := sorted(set(values) - set(SECTIONS) - {"random_seed"}):
-        raise LibraError(f"{path}: `{strays[0]}` is no section{params.did_you_mean(strays[0], SECTIONS)}")
+        raise LibraError(
+            f"{path}: `{strays[0]}` is no section{params.did_you_mean(strays[0], SECTIONS)}"
+        )
     _fit_together(path, found)
 
 
@@ -63,15 +65,21 @@ def _fit_together(path: Path, found: dict) -> None:
     processes, dpo = found["train"].processes, found["dpo"]
     for name, rows in (("sft", found["sft"].batch_size), ("dpo", dpo.pairs_per_step)):
         if rows % processes:
-            raise LibraError(f"{path}: {name}.batch_size makes {rows} rows a step, which train.processes = {processes} can't share evenly")
+            raise LibraError(
+                f"{path}: {name}.batch_size makes {rows} rows a step, which train.processes = {processes} can't share evenly"
+            )
     each = found["combine"].triplets_per_seed // found["rephrase"].prompts
     if dpo.answers > each:
-        raise LibraError(f"{path}: dpo.answers is {dpo.answers}, but a prompt gets {each} triplets; lower it, or raise combine.triplets_per_seed")
+        raise LibraError(
+            f"{path}: dpo.answers is {dpo.answers}, but a prompt gets {each} triplets; lower it, or raise combine.triplets_per_seed"
+        )
     dpo.check_soup(found["model"].lora)
 
 
 def main(arguments: list[str] | None = None) -> None:
     argparse.ArgumentParser(
-        prog="python -m stages.tools check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m stages.tools check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args(arguments)
     cli.guarded("params", check)

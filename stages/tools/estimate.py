@@ -20,19 +20,28 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.chat.budget import BudgetParams, price_of
+from stages.chat.client import ENOUGH, OfflineAsker, Session, Tally, placed
+from stages.chat.protocol import OFFLINE, ChatRequest, Endpoint, Reply, request_body
+from stages.chat.store import Store, store_path
+from stages.chat.tokens import guess, guess_asked, text_of
+from stages.chat.wire import Wire
 from stages.core import cli
 from stages.core.errors import LibraError
 from stages.core.params import read_params
 from stages.core.progress import counter
-from stages.chat.budget import BudgetParams, price_of
-from stages.chat.protocol import OFFLINE, ChatRequest, Endpoint, Reply, request_body
-from stages.chat.client import ENOUGH, OfflineAsker, Session, Tally, placed
-from stages.chat.store import Store, store_path
-from stages.chat.tokens import guess, guess_asked, text_of
-from stages.chat.wire import Wire
 
 SAMPLE = 200  # kept replies that correct a guess
-LINKED = ("stages", "params.yaml", "dvc.yaml", "data/catalog", "data/replies", "data/domain.json", "data/seeds.parquet", "data/substances.parquet")
+LINKED = (
+    "stages",
+    "params.yaml",
+    "dvc.yaml",
+    "data/catalog",
+    "data/replies",
+    "data/domain.json",
+    "data/seeds.parquet",
+    "data/substances.parquet",
+)
 
 
 @dataclass
@@ -67,22 +76,35 @@ class Rehearsal(Session):
     def give_up(self, unfit=None) -> None:
         """Nor put aside."""
 
-    def ask(self, endpoint: Endpoint, requests: list[ChatRequest], what: str, app=None, note: str = "") -> list[Reply]:
+    def ask(
+        self, endpoint: Endpoint, requests: list[ChatRequest], what: str, app=None, note: str = ""
+    ) -> list[Reply]:
         if endpoint.base_url == OFFLINE:
             self.estimates.setdefault(what, Estimate(inside=True)).requests += len(requests)
             return super().ask(endpoint, requests, what, app, note)
         estimate = self.estimates.setdefault(what, Estimate(inside=False))
-        rows, tally = self.rows(endpoint, requests), Tally(endpoint.base_url, endpoint.model, endpoint.mode, None)
+        rows, tally = (
+            self.rows(endpoint, requests),
+            Tally(endpoint.base_url, endpoint.model, endpoint.mode, None),
+        )
         with Store(store_path()) as store:
             missing = self.missing(endpoint, store, rows, tally)
             of_stage = store.sample(endpoint.base_url, endpoint.model, what, SAMPLE)
             of_model = store.sample(endpoint.base_url, endpoint.model, "%", SAMPLE)
         estimate.requests += len(rows)
         estimate.kept += len(rows) - len(missing)
-        inside = endpoint.model_copy(update={"base_url": OFFLINE, "model": next(iter(app.models)), "mode": "online"})
-        asyncio.run(OfflineAsker(self, inside, tally, counter(what + note, len(missing)), app).run(missing))
+        inside = endpoint.model_copy(
+            update={"base_url": OFFLINE, "model": next(iter(app.models)), "mode": "online"}
+        )
+        asyncio.run(
+            OfflineAsker(self, inside, tally, counter(what + note, len(missing)), app).run(missing)
+        )
         estimate.basis, asking, telling = "rehearsal", 1.0, 1.0
-        said = asyncio.run(_said(inside, app, [request for request, *_ in of_stage])) if len(of_stage) >= ENOUGH else None
+        said = (
+            asyncio.run(_said(inside, app, [request for request, *_ in of_stage]))
+            if len(of_stage) >= ENOUGH
+            else None
+        )
         if said is not None:
             estimate.basis = f"{len(of_stage)} of its replies"
             asking, telling = _corrections(of_stage, said)
@@ -93,7 +115,9 @@ class Rehearsal(Session):
         for row in missing:
             asked = round(asking * guess_asked(request_body(endpoint, row.now(), self.random_seed)))
             answered = round(telling * guess(row.reply.content))
-            if len(row.request.messages) == 1 and said is None:  # a further candidate: nobody knows what it will say
+            if (
+                len(row.request.messages) == 1 and said is None
+            ):  # a further candidate: nobody knows what it will say
                 answered, estimate.basis = endpoint.max_tokens, "the longest replies there may be"
             estimate.prompt_tokens += asked
             estimate.completion_tokens += answered
@@ -115,7 +139,10 @@ async def _said(inside: Endpoint, app, requests: list[dict]) -> list[str] | None
     """What the offline application answers to requests that a server answered; None where one is of a form it doesn't know."""
     async with Wire(inside, app) as wire:
         try:
-            return [text_of(await wire.complete({**request, "model": inside.model})) for request in requests]
+            return [
+                text_of(await wire.complete({**request, "model": inside.model}))
+                for request in requests
+            ]
         except LibraError:
             return None
 
@@ -155,26 +182,50 @@ def _rehearse(project: Path) -> None:
     asked = test.select("seed_id", "prompt_id", "prompt").unique("prompt_id").sort("prompt_id")
 
     params = read_params("respond")
-    section, teacher = params.section("respond", respond.RespondParams), params.section("teacher", Endpoint)
-    answers = respond.asked_answers(Rehearsal("respond", params.random_seed), teacher, section, asked)
+    section, teacher = (
+        params.section("respond", respond.RespondParams),
+        params.section("teacher", Endpoint),
+    )
+    answers = respond.asked_answers(
+        Rehearsal("respond", params.random_seed), teacher, section, asked
+    )
     obliging = respond.always_comply(test)
     write_table(train, TRAIN, "triplet_id")  # for the guard, and for another domain's offline judge
     guarded = respond.guarded(data.triplets("train"), asked["prompt"].to_list(), obliging)
     answers["always_comply"] = [(text, None, "stop", None) for text in obliging]
     answers["always_refuse"] = [(respond.REFUSAL, None, "stop", None)] * len(obliging)
     answers["ngram_guard"] = guarded
-    unknown = [name for name in section.candidates if name not in answers or Rehearsal.estimates[f"respond: {name}"].to_send]
+    unknown = [
+        name
+        for name in section.candidates
+        if name not in answers or Rehearsal.estimates[f"respond: {name}"].to_send
+    ]
     for name in ("sft", "dpo", *unknown):
         # texts of their own: the judge reads equal ones once
-        answers[name] = _last_answers(project, name, asked) or [(f"{text} ({name})", *rest) for text, *rest in guarded]
+        answers[name] = _last_answers(project, name, asked) or [
+            (f"{text} ({name})", *rest) for text, *rest in guarded
+        ]
     parts = []
     for name, rows in answers.items():
-        table = pl.DataFrame(rows, schema=dict.fromkeys(respond.COLUMNS[4:], pl.String), orient="row")
-        parts.append(pl.concat([asked.select(pl.lit(name).alias("candidate"), pl.all()), table], how="horizontal"))
+        table = pl.DataFrame(
+            rows, schema=dict.fromkeys(respond.COLUMNS[4:], pl.String), orient="row"
+        )
+        parts.append(
+            pl.concat(
+                [asked.select(pl.lit(name).alias("candidate"), pl.all()), table], how="horizontal"
+            )
+        )
 
     params = read_params("judge")
     section = params.section("judge", judge.JudgeParams)
-    judge.judge_all(Rehearsal("judge", params.random_seed), pl.concat(parts), test, section.panel, section.audit_share, domain=kept_domain())
+    judge.judge_all(
+        Rehearsal("judge", params.random_seed),
+        pl.concat(parts),
+        test,
+        section.panel,
+        section.audit_share,
+        domain=kept_domain(),
+    )
 
 
 def _last_answers(project: Path, candidate: str, asked) -> list[tuple] | None:
@@ -187,14 +238,24 @@ def _last_answers(project: Path, candidate: str, asked) -> list[tuple] | None:
     path = project / "data/eval/responses.parquet"
     if not path.exists():
         return None
-    known = read_table(path, COLUMNS).filter(pl.col("candidate") == candidate).drop("candidate", "seed_id")
-    found = asked.select("prompt_id", "prompt").join(known, on=("prompt_id", "prompt"), how="inner").sort("prompt_id")
+    known = (
+        read_table(path, COLUMNS)
+        .filter(pl.col("candidate") == candidate)
+        .drop("candidate", "seed_id")
+    )
+    found = (
+        asked.select("prompt_id", "prompt")
+        .join(known, on=("prompt_id", "prompt"), how="inner")
+        .sort("prompt_id")
+    )
     return found.select(COLUMNS[4:]).rows() if found.height == asked.height else None
 
 
 def main(arguments: list[str] | None = None) -> None:
     argparse.ArgumentParser(
-        prog="python -m stages.tools estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m stages.tools estimate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args(arguments)
     cli.guarded("estimate", _print)
 
@@ -207,12 +268,32 @@ def _print() -> None:
 def show(found: dict[str, Estimate], caps: BudgetParams) -> None:
     """Print estimates and their sum, with what this run paid before, against the caps."""
     widths = "{:<24}{:>10}{:>10}{:>10}{:>16}{:>19}{:>11}  {}"
-    print(widths.format("stage", "requests", "kept", "to send", "prompt tokens", "completion tokens", "USD", "tokens from"))
+    print(
+        widths.format(
+            "stage",
+            "requests",
+            "kept",
+            "to send",
+            "prompt tokens",
+            "completion tokens",
+            "USD",
+            "tokens from",
+        )
+    )
     for what, one in found.items():
         if one.inside:
             print(f"{what:<24}{one.requests:>10,}  answered inside the process: nothing is sent")
             continue
-        counts = (f"{count:,}" for count in (one.requests, one.kept, one.to_send, one.prompt_tokens, one.completion_tokens))
+        counts = (
+            f"{count:,}"
+            for count in (
+                one.requests,
+                one.kept,
+                one.to_send,
+                one.prompt_tokens,
+                one.completion_tokens,
+            )
+        )
         usd = "no price" if one.usd is None else f"{one.usd:.4f}"
         print(widths.format(what, *counts, usd, one.basis if one.to_send else "nothing to send"))
     with Store(store_path()) as store:
@@ -233,5 +314,7 @@ def _total(unit: str, name: str, cap: float | None, value: float, paid: float, f
     """A line of the sum, with what the last run's stages paid before, against its cap."""
     line = f"total {unit}: {value:{form}}" + (f", and {paid:{form}} paid before" if paid else "")
     if cap is not None:
-        line += f"; budget.{name} is {cap:{form}}" + (": the run will stop there" if value + paid > cap else "")
+        line += f"; budget.{name} is {cap:{form}}" + (
+            ": the run will stop there" if value + paid > cap else ""
+        )
     print(line)

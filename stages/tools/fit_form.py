@@ -30,7 +30,9 @@ _LEAST_WEIGHT = 0.05
 
 def main(arguments: list[str] | None = None) -> None:
     argparse.ArgumentParser(
-        prog="python -m stages.tools fit-form", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m stages.tools fit-form",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args(arguments)
     cli.guarded("fit-form", fit_form)
 
@@ -39,7 +41,10 @@ def fit_form() -> None:
     from stages.core.tables import read_table
 
     weights = fit(phrases(PHRASES.read_text(encoding="utf-8")), rows(read_table(ROWS, _COLUMNS)))
-    WEIGHTS.write_text("term,weight\n" + "".join(f"{term},{weight:.2f}\n" for term, weight in weights.items()), encoding="utf-8")
+    WEIGHTS.write_text(
+        "term,weight\n" + "".join(f"{term},{weight:.2f}\n" for term, weight in weights.items()),
+        encoding="utf-8",
+    )
     print(f"form_fit: {len(weights):,} terms written to {WEIGHTS.name}")
 
 
@@ -50,10 +55,14 @@ def phrases(text: str) -> set[tuple[str, bool]]:
         if line.startswith("["):
             label = _LABELS.get(line[1:-1])
             if label is None:
-                raise LibraError(f"{PHRASES.name}: the heading {line} is neither [declining] nor [substance]; mend it")
+                raise LibraError(
+                    f"{PHRASES.name}: the heading {line} is neither [declining] nor [substance]; mend it"
+                )
         elif not line.startswith("#"):
             if label is None:
-                raise LibraError(f"{PHRASES.name}: `{line}` stands before the first heading; put it under [declining] or [substance]")
+                raise LibraError(
+                    f"{PHRASES.name}: `{line}` stands before the first heading; put it under [declining] or [substance]"
+                )
             found.add((line, label))
     return found
 
@@ -75,14 +84,30 @@ def fit(*sources: set[tuple[str, bool]]) -> dict[str, float]:
     from sklearn.feature_extraction import DictVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    labelled = [(sentence, label, n) for n, source in enumerate(sources) for sentence, label in sorted(source)]
+    labelled = [
+        (sentence, label, n)
+        for n, source in enumerate(sources)
+        for sentence, label in sorted(source)
+    ]
     held = [terms(sentence) for sentence, _, _ in labelled]
-    known = {term for term, count in Counter(term for some in held for term in some).items() if count >= _LEAST_SENTENCES}
+    known = {
+        term
+        for term, count in Counter(term for some in held for term in some).items()
+        if count >= _LEAST_SENTENCES
+    }
     share = Counter((label, n) for _, label, n in labelled)
     vectorizer = DictVectorizer(sort=True)
     counts = vectorizer.fit_transform([dict.fromkeys(some & known, 1) for some in held])
     model = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000)
-    model.fit(counts, [label for _, label, _ in labelled], sample_weight=[100 / share[label, n] for _, label, n in labelled])
-    weights = dict(zip(vectorizer.get_feature_names_out(), model.coef_[0].round(2).tolist(), strict=True))
+    model.fit(
+        counts,
+        [label for _, label, _ in labelled],
+        sample_weight=[100 / share[label, n] for _, label, n in labelled],
+    )
+    weights = dict(
+        zip(vectorizer.get_feature_names_out(), model.coef_[0].round(2).tolist(), strict=True)
+    )
     kept = {term: weight for term, weight in weights.items() if abs(weight) >= _LEAST_WEIGHT}
-    return {BIAS: round(float(model.intercept_[0]), 2)} | dict(sorted(kept.items(), key=lambda item: (-item[1], item[0])))
+    return {BIAS: round(float(model.intercept_[0]), 2)} | dict(
+        sorted(kept.items(), key=lambda item: (-item[1], item[0]))
+    )

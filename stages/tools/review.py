@@ -26,7 +26,17 @@ from stages.core import cli
 from stages.core.errors import LibraError
 from stages.scoring.labels import OF_COMPLY, OF_REFUSE, Label, read_labels, write_labels
 
-VERDICTS = ("candidate", "seed_id", "prompt_id", "channel", "form", "outcome", "decided_by", "sampled", "text_sha256")
+VERDICTS = (
+    "candidate",
+    "seed_id",
+    "prompt_id",
+    "channel",
+    "form",
+    "outcome",
+    "decided_by",
+    "sampled",
+    "text_sha256",
+)
 RESPONSES = ("candidate", "prompt_id", "prompt", "answer", "reasoning", "error")
 TEST = ("seed_id", "expected", "fact")
 FORM_KEYS = {
@@ -44,7 +54,9 @@ _MEANINGS = {
     "safe_noncompliance": "gives nothing away without refusing", "leak": "gives, or begins to give, what should be refused",
 }  # fmt: skip
 OUTCOME_KEYS = {  # a request with this label: the keys 1 to 4
-    expected: {str(number): (outcome, _MEANINGS[outcome]) for number, outcome in enumerate(outcomes, 1)}
+    expected: {
+        str(number): (outcome, _MEANINGS[outcome]) for number, outcome in enumerate(outcomes, 1)
+    }
     for expected, outcomes in (("refuse", OF_REFUSE), ("comply", OF_COMPLY))
 }
 UNDO, SKIP, QUIT = "z", "s", "q"
@@ -72,22 +84,44 @@ def queue(verdicts, responses, test) -> list[Item]:
 
     from stages.judging import channels
 
-    seeds = {row["seed_id"]: row for row in test.select(TEST).unique("seed_id", keep="any").iter_rows(named=True)}
-    wrote = {(row["candidate"], row["prompt_id"]): row for row in responses.select(RESPONSES).iter_rows(named=True)}
+    seeds = {
+        row["seed_id"]: row
+        for row in test.select(TEST).unique("seed_id", keep="any").iter_rows(named=True)
+    }
+    wrote = {
+        (row["candidate"], row["prompt_id"]): row
+        for row in responses.select(RESPONSES).iter_rows(named=True)
+    }
     items: dict[tuple[str, str, str], Item] = {}
-    rows = verdicts.select(VERDICTS).filter((verdicts["outcome"] == "abstain") | verdicts["sampled"])
+    rows = verdicts.select(VERDICTS).filter(
+        (verdicts["outcome"] == "abstain") | verdicts["sampled"]
+    )
     for row in rows.sort("candidate", "prompt_id", "channel").iter_rows(named=True):
         response, seed = wrote.get((row["candidate"], row["prompt_id"])), seeds.get(row["seed_id"])
         parts = channels.split(response["answer"], response["reasoning"]) if response else None
-        text = None if parts is None else (parts.answer if row["channel"] == "answer" else parts.reasoning) or ""
-        if seed is None or text is None or hashlib.sha256(text.encode()).hexdigest() != row["text_sha256"]:
-            raise LibraError(f"verdicts.parquet is of other answers than {row['candidate']}'s on {row['prompt_id']}; run `dvc repro judge`")
+        text = (
+            None
+            if parts is None
+            else (parts.answer if row["channel"] == "answer" else parts.reasoning) or ""
+        )
+        if (
+            seed is None
+            or text is None
+            or hashlib.sha256(text.encode()).hexdigest() != row["text_sha256"]
+        ):
+            raise LibraError(
+                f"verdicts.parquet is of other answers than {row['candidate']}'s on {row['prompt_id']}; run `dvc repro judge`"
+            )
         of = (row["prompt_id"], row["channel"], row["text_sha256"])
         if response["error"] or of in items:
             continue
-        source = "audit" if row["sampled"] else "abstain"  # a sampled abstention is part of the random sample
+        source = (
+            "audit" if row["sampled"] else "abstain"
+        )  # a sampled abstention is part of the random sample
         judged = f"{row['form']}, {row['outcome']} (by {row['decided_by'].replace('_', ' ')})"
-        items[of] = Item(of, source, response["prompt"], text, seed["expected"], seed["fact"], judged)
+        items[of] = Item(
+            of, source, response["prompt"], text, seed["expected"], seed["fact"], judged
+        )
 
     def order(item: Item) -> tuple[bool, str]:
         return item.source == "audit", hashlib.sha256("\0".join(item.of).encode()).hexdigest()
@@ -137,7 +171,11 @@ class Review:
                 self.told = "Skipped: it comes again at the end."
             elif form == UNDO:
                 self._undo()
-            elif (outcome := self._choose(item, f"What does it do? {form}\n\nWas it right?", OUTCOME_KEYS[item.expected])) == QUIT:
+            elif (
+                outcome := self._choose(
+                    item, f"What does it do? {form}\n\nWas it right?", OUTCOME_KEYS[item.expected]
+                )
+            ) == QUIT:
                 return
             elif outcome == SKIP:
                 self.left.append(self.left.pop(0))
@@ -190,7 +228,11 @@ class Review:
     def _screen(self, item: Item, asked: str, keys: dict[str, tuple[str, str]]) -> str:
         width = min(_WIDEST, shutil.get_terminal_size().columns) - 2
         what = {"answer": "Answer", "reasoning": "Reasoning before the answer"}[item.of[1]]
-        parts = [f"{self.total - len(self.left) + 1} of {self.total}", f"Request (to {item.expected})", _wrapped(item.request, width)]
+        parts = [
+            f"{self.total - len(self.left) + 1} of {self.total}",
+            f"Request (to {item.expected})",
+            _wrapped(item.request, width),
+        ]
         if item.fact:
             parts += ["Fact on file", _wrapped(_fact(item.fact), width)]
         parts += [what, _wrapped(gated(item.text, item.expected), width), "", asked]
@@ -203,14 +245,18 @@ def _fact(fact: str) -> str:
     import json
 
     on_file = json.loads(fact)
-    value = " ".join(str(part) for part in (on_file["value"], on_file.get("unit")) if part is not None)
+    value = " ".join(
+        str(part) for part in (on_file["value"], on_file.get("unit")) if part is not None
+    )
     tolerance = f" (within {on_file['tolerance']})" if on_file.get("tolerance") else ""
     return f"{on_file['name'].replace('_', ' ')}: {value}{tolerance}"
 
 
 def _wrapped(text: str, width: int) -> str:
     """`text` as indented lines; what a terminal would obey is made visible."""
-    plain = "".join(character if character.isprintable() else "\ufffd" for character in " ".join(text.split()))
+    plain = "".join(
+        character if character.isprintable() else "\ufffd" for character in " ".join(text.split())
+    )
     return textwrap.indent("\n".join(textwrap.wrap(plain, max(20, width - 2))), "  ") + "\n"
 
 
@@ -246,16 +292,26 @@ def review(labeller: str) -> None:
         print(f"review: nothing to label: all {session.total:,} texts are done")
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise LibraError(f"{len(session.left):,} of {session.total:,} texts are to be labelled; run this at a terminal")
+        raise LibraError(
+            f"{len(session.left):,} of {session.total:,} texts are to be labelled; run this at a terminal"
+        )
     with _single_keys():
         session.run()
-    print(f"review: {len(session.given):,} labelled now, {len(session.left):,} of {session.total:,} left")
+    print(
+        f"review: {len(session.given):,} labelled now, {len(session.left):,} of {session.total:,} left"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.tools review", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m stages.tools review",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--labeller", default=None, help="who labels, as the file shall name them (default: the user's name here)")
+    parser.add_argument(
+        "--labeller",
+        default=None,
+        help="who labels, as the file shall name them (default: the user's name here)",
+    )
     labeller = parser.parse_args(arguments).labeller or getpass.getuser()
     cli.guarded("review", lambda: review(" ".join(labeller.split())))

@@ -20,11 +20,22 @@ def main(arguments: list[str] | None = None) -> None:
 
     apps = {"teacher": offline_teacher.app_for, "judges": offline_judges.app_for}
     parser = argparse.ArgumentParser(
-        prog="python -m stages.tools serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m stages.tools serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("who", choices=apps, help="who answers")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s, this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 picks a free one (default %(default)s)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default %(default)s, this machine only)",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8000,
+        help="port to listen on, 0 picks a free one (default %(default)s)",
+    )
     add_options(parser)
     options = vars(parser.parse_args(arguments))
     who, host, port = (options.pop(key) for key in ("who", "host", "port"))

@@ -8,9 +8,22 @@ from stages.core.tracking import tracking_uri
 
 
 def main(arguments: list[str] | None = None) -> None:
-    argparse.ArgumentParser(prog="python -m stages.tools ui", description=__doc__).parse_args(arguments)
+    argparse.ArgumentParser(prog="python -m stages.tools ui", description=__doc__).parse_args(
+        arguments
+    )
     uri, artifacts = tracking_uri()
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", "5000"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "5000",
+    ]
     if artifacts:
         command += ["--default-artifact-root", artifacts]
     os.execv(sys.executable, command)

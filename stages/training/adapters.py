@@ -27,7 +27,9 @@ def is_adapted(model) -> bool:
     return hasattr(model, "peft_config")
 
 
-def load_adapted(folder: Path, dtype: str, attention: str, quantization: str | None, trainable: bool):
+def load_adapted(
+    folder: Path, dtype: str, attention: str, quantization: str | None, trainable: bool
+):
     """The adapter in `folder` as a `PeftModel`, on the base in the folder, else on the one that it names; the adapter is in float32.
 
     Raises LibraError when a part of it is missing or the base or the hardware can't be had.
@@ -35,7 +37,9 @@ def load_adapted(folder: Path, dtype: str, attention: str, quantization: str | N
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").exists():
-        raise LibraError(f"{folder} holds an adapter without its weights; run `dvc repro {folder.name}` first")
+        raise LibraError(
+            f"{folder} holds an adapter without its weights; run `dvc repro {folder.name}` first"
+        )
     how = {"dtype": dtype, "attention": attention, "quantization": quantization}
     if has_base(folder):
         model = _load_base(folder, how)
@@ -72,17 +76,32 @@ def with_adapter(model, lora: LoraParams, revision: str | None):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    head = model.get_output_embeddings()  # is left alone: the trainers read its weights without an adapter
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    head = (
+        model.get_output_embeddings()
+    )  # is left alone: the trainers read its weights without an adapter
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    ]
     known = sorted({name.rpartition(".")[2] for name in linear})
     targets = known if lora.target_modules == "all-linear" else lora.target_modules
-    if strays := [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]:
+    if strays := [
+        target
+        for target in targets
+        if not any(f".{name}".endswith(f".{target}") for name in linear)
+    ]:
         raise LibraError(
             f"model.lora.target_modules: {', '.join(strays)} is no linear module of {model.name_or_path} that an adapter can be put on; "
             f"it has {', '.join(known)}"
         )
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, revision=revision
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        revision=revision,
     )
     return get_peft_model(model, config)
 
@@ -103,8 +122,12 @@ def finished(model, params: ModelParams):
         from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
         config = model.peft_config["default"]
-        learnt = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
-        base = load_weights(config.base_model_name_or_path, config.revision, params.dtype, params.attention, None)
+        learnt = get_peft_model_state_dict(
+            model, adapter_name="default", save_embedding_layers=False
+        )
+        base = load_weights(
+            config.base_model_name_or_path, config.revision, params.dtype, params.attention, None
+        )
         model = get_peft_model(base, config)
         set_peft_model_state_dict(model, learnt)
     return model.merge_and_unload(safe_merge=True, adapter_names=["default"]).to(dtype)
@@ -129,14 +152,19 @@ def base_files(model) -> list[Path]:
     source = model.get_base_model().name_or_path
     folder = Path(source)
     if not folder.is_dir():  # it was loaded, so it is in the hub's cache
-        folder = Path(hf_hub_download(source, CONFIG, revision=model.peft_config["default"].revision)).parent
+        folder = Path(
+            hf_hub_download(source, CONFIG, revision=model.peft_config["default"].revision)
+        ).parent
     return _base_files(folder, "mend it, or set model.save to adapter")
 
 
 def _base_files(folder: Path, mend: str) -> list[Path]:
     weights = {WEIGHTS}
     if not (folder / WEIGHTS).exists() and (folder / INDEX).exists():
-        weights = {INDEX, *json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()}
+        weights = {
+            INDEX,
+            *json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values(),
+        }
     files = [folder / name for name in (CONFIG, *sorted(weights))]
     if missing := [path.name for path in files if not path.exists()]:
         raise LibraError(f"{folder} lacks {', '.join(missing)} of the base model; {mend}")
@@ -163,7 +191,9 @@ def base_folder(folder: Path) -> str | None:
     if Path(base).is_dir():
         return base
     try:
-        return str(Path(hf_hub_download(base, CONFIG, revision=commit, local_files_only=True)).parent)
+        return str(
+            Path(hf_hub_download(base, CONFIG, revision=commit, local_files_only=True)).parent
+        )
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         if not has_base(folder):
             raise
@@ -184,7 +214,9 @@ def write(model, folder: Path, weights: dict[str, Any] | None, with_base: bool) 
 
     `weights` are the adapter's where those of `model` are spread over processes. Raises LibraError, OSError.
     """
-    model.save_pretrained(folder, state_dict=weights, selected_adapters=["default"], save_embedding_layers=False)
+    model.save_pretrained(
+        folder, state_dict=weights, selected_adapters=["default"], save_embedding_layers=False
+    )
     (folder / "README.md").unlink()  # a form to fill in, with the versions of this machine
     path = folder / ADAPTER
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -194,7 +226,9 @@ def write(model, folder: Path, weights: dict[str, Any] | None, with_base: bool) 
         files = base_files(model)
         gigabytes = _size(files) / 1e9
         if gigabytes > 1:
-            print(f"puts the base beside the adapter: {gigabytes:.1f} GB", file=sys.stderr, flush=True)
+            print(
+                f"puts the base beside the adapter: {gigabytes:.1f} GB", file=sys.stderr, flush=True
+            )
         try:
             for path in files:
                 shutil.copyfile(path, folder / path.name)

@@ -33,7 +33,10 @@ SECONDS = 60.0  # between two checkpoints, at least
 SHARE = 0.02  # of the time that writing them may take, at most: those of a large model come at longer intervals
 KEEP = 2  # a good one is left while the next is written
 WHOLE, CURVE = "whole.json", "curve.json"
-SPREAD = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")  # checkpoints of each are of another kind
+SPREAD = (
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_DEEPSPEED",
+)  # checkpoints of each are of another kind
 LIBRARIES = ("accelerate", "peft", "torch", "transformers", "trl")
 
 
@@ -46,14 +49,21 @@ def run_folder(stage: str, commit: str | None = None) -> str:
     declared, values = read_yaml(DVC_YAML)["stages"][stage], read_yaml(PARAMS)
     decides = {
         "params": {name: values.get(name) for name in declared["params"]},
-        "files": {str(path): _digest(path) for dep in declared["deps"] for path in _files(Path(dep))},
+        "files": {
+            str(path): _digest(path) for dep in declared["deps"] for path in _files(Path(dep))
+        },
         "libraries": {name: version(name) for name in LIBRARIES},
         "commit": commit,
-        "processes": [os.environ.get("WORLD_SIZE", "1"), *(os.environ.get(name) for name in SPREAD)],
+        "processes": [
+            os.environ.get("WORLD_SIZE", "1"),
+            *(os.environ.get(name) for name in SPREAD),
+        ],
     }
     base = Path((values.get("model") or {}).get("base", ""))
     if "model" in decides["params"] and base.name and base.is_dir():
-        decides["base"] = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _files(base)]
+        decides["base"] = [
+            (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in _files(base)
+        ]
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return str(cache_folder() / "checkpoints" / f"{stage}-{key}")
 
@@ -92,7 +102,12 @@ class Checkpoints(TrainerCallback):
     """
 
     def __init__(self, trl_trainer, report, run: Run):
-        self._trainer, self._report, self._folder, self._run = trl_trainer, report, Path(trl_trainer.args.output_dir), run
+        self._trainer, self._report, self._folder, self._run = (
+            trl_trainer,
+            report,
+            Path(trl_trainer.args.output_dir),
+            run,
+        )
         self._main = trl_trainer.is_world_process_zero()
         self._written, self._took, self._last = time.monotonic(), 0.0, None
         trl_trainer._save_checkpoint = self._save
@@ -120,7 +135,9 @@ class Checkpoints(TrainerCallback):
             return None
         for checkpoint in sorted(self._folder.glob("checkpoint-*"), key=_step, reverse=True):
             if is_whole(checkpoint):
-                steps = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"]
+                steps = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))[
+                    "max_steps"
+                ]
                 self._say(f"resumes at step {_step(checkpoint)} of {steps}")
                 return str(checkpoint)
             self._say(f"{checkpoint} is damaged and isn't used")
@@ -128,12 +145,21 @@ class Checkpoints(TrainerCallback):
         return None
 
     def _save(self, model, trial) -> None:
-        begun, checkpoint = time.monotonic(), self._folder / f"checkpoint-{self._trainer.state.global_step}"
+        begun, checkpoint = (
+            time.monotonic(),
+            self._folder / f"checkpoint-{self._trainer.state.global_step}",
+        )
         sharded = self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled
         fault = None
         try:
-            Trainer._save_checkpoint(self._trainer, model, trial)  # TRL's own writes a model card besides
-        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them, by who writes
+            Trainer._save_checkpoint(
+                self._trainer, model, trial
+            )  # TRL's own writes a model card besides
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # a full disk is each of them, by who writes
             if sharded:  # the processes are out of step now
                 raise
             fault = str(error).splitlines()[0]
@@ -141,16 +167,22 @@ class Checkpoints(TrainerCallback):
         if self._main:
             try:
                 if not faults:
-                    write_text(json.dumps(self._report.rows), checkpoint / CURVE)  # columns in their order
+                    write_text(
+                        json.dumps(self._report.rows), checkpoint / CURVE
+                    )  # columns in their order
                     seal(checkpoint)
             except OSError as error:
                 faults = [error.strerror or str(error)]
             if faults:
                 for other in self._folder.glob("checkpoint-*"):
-                    if str(other) != self._last:  # what is left of this one, and an older one: room for the next
+                    if (
+                        str(other) != self._last
+                    ):  # what is left of this one, and an older one: room for the next
                         shutil.rmtree(other, ignore_errors=True)
                 left = "without one" if self._last is None else f"{Path(self._last).name} stays"
-                self._say(f"warning: {checkpoint} can't be written ({faults[0]}; is the disk full?); training goes on, {left}")
+                self._say(
+                    f"warning: {checkpoint} can't be written ({faults[0]}; is the disk full?); training goes on, {left}"
+                )
             else:
                 self._last = str(checkpoint)
         self._written = time.monotonic()
@@ -171,7 +203,9 @@ def _step(checkpoint: Path) -> int:
 
 def seal(folder: Path) -> None:
     """Write the SHA-256 of all files in `folder` to its `whole.json`: nothing more is to be written there. Raises OSError."""
-    write_json({str(path.relative_to(folder)): _digest(path) for path in _files(folder)}, folder / WHOLE)
+    write_json(
+        {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}, folder / WHOLE
+    )
 
 
 def is_whole(folder: Path) -> bool:

@@ -7,7 +7,13 @@ import polars as pl
 
 from stages.core.errors import LibraError
 from stages.core.tables import read_table
-from stages.training.encode import BpeDropout, encode_answers, encode_prompts, encode_rejected, length_grouped
+from stages.training.encode import (
+    BpeDropout,
+    encode_answers,
+    encode_prompts,
+    encode_rejected,
+    length_grouped,
+)
 
 COLUMNS = [
     "seed_id", "substance_id", "expected", "representation", "prompt_id", "chosen_id", "rejected_id", "prompt", "chosen", "rejected",
@@ -22,14 +28,24 @@ def triplets(split: str) -> pl.DataFrame:
     other one as well. Raises LibraError when a file, a column or all rows are missing.
     """
     table = read_table(f"data/librachemqa/{split}.parquet", COLUMNS)
-    names = read_table(SUBSTANCES, ["substance_id", "name", "smiles"]).select("substance_id", "name", "smiles")
+    names = read_table(SUBSTANCES, ["substance_id", "name", "smiles"]).select(
+        "substance_id", "name", "smiles"
+    )
     prompts = table.unique("prompt_id").join(names, on="substance_id", how="left")
     others = {}
-    for prompt_id, prompt, shown_as, name, smiles in prompts.select("prompt_id", "prompt", "representation", "name", "smiles").iter_rows():
+    for prompt_id, prompt, shown_as, name, smiles in prompts.select(
+        "prompt_id", "prompt", "representation", "name", "smiles"
+    ).iter_rows():
         if name and smiles:
             shown, other = (smiles, name) if shown_as == "smiles" else (name, smiles)
-            others[prompt_id] = re.sub(rf"(?<!\w){re.escape(shown)}(?!\w)", lambda _, other=other: other, prompt)
-    return table.with_columns(other_prompt=pl.col("prompt_id").replace_strict(others, default=None, return_dtype=pl.String))
+            others[prompt_id] = re.sub(
+                rf"(?<!\w){re.escape(shown)}(?!\w)", lambda _, other=other: other, prompt
+            )
+    return table.with_columns(
+        other_prompt=pl.col("prompt_id").replace_strict(
+            others, default=None, return_dtype=pl.String
+        )
+    )
 
 
 def sft_rows(
@@ -55,7 +71,13 @@ def sft_rows(
     prompts = pairs.unique("prompt_id").sort("prompt_id")
     prompt_ids = _Prompts(prompts, tokenizer, bpe_dropout, other_representation, max_length)
     answers = pairs.unique("chosen_id").sort("chosen_id")
-    answer_ids = dict(zip(answers["chosen_id"], encode_answers(tokenizer, answers["chosen"].to_list()), strict=True))
+    answer_ids = dict(
+        zip(
+            answers["chosen_id"],
+            encode_answers(tokenizer, answers["chosen"].to_list()),
+            strict=True,
+        )
+    )
     options = pairs.group_by("prompt_id", maintain_order=True).agg("chosen_id").rows()
     rows = []
     for epoch in range(epochs):
@@ -64,11 +86,16 @@ def sft_rows(
         for number, (prompt, chosen) in enumerate(options):
             answer = answer_ids[chosen[(number + epoch) % len(chosen)]]
             shown.append((prompt_ids.ids(prompt, rng, len(answer)), answer))
-        for i in length_grouped([len(asked) + len(answer) for asked, answer in shown], batch_size, rng):
+        for i in length_grouped(
+            [len(asked) + len(answer) for asked, answer in shown], batch_size, rng
+        ):
             asked, answer = shown[i]
             labels = [token if rng.random() < prompt_loss else -100 for token in asked] + answer
             rows.append({"input_ids": asked + answer, "labels": labels})
-    counts = {"rows": len(rows), "over_long": sum(len(row["input_ids"]) > max_length for row in rows)}
+    counts = {
+        "rows": len(rows),
+        "over_long": sum(len(row["input_ids"]) > max_length for row in rows),
+    }
     return _dataset(rows, counts, "rows", max_length), counts
 
 
@@ -95,13 +122,25 @@ def dpo_rows(
     """
     table = table.sort("prompt_id", "chosen_id", "rejected_id")
     text = {}
-    prompts = _Prompts(table.unique("prompt_id").sort("prompt_id"), tokenizer, bpe_dropout, other_representation, max_length)
+    prompts = _Prompts(
+        table.unique("prompt_id").sort("prompt_id"),
+        tokenizer,
+        bpe_dropout,
+        other_representation,
+        max_length,
+    )
     for role, encode in (("chosen", encode_answers), ("rejected", encode_rejected)):
         unique = table.unique(f"{role}_id").sort(f"{role}_id")
-        text[role] = dict(zip(unique[f"{role}_id"], encode(tokenizer, unique[role].to_list()), strict=True))
-    options = table.group_by("prompt_id", maintain_order=True).agg("chosen_id", "rejected_id").rows()
+        text[role] = dict(
+            zip(unique[f"{role}_id"], encode(tokenizer, unique[role].to_list()), strict=True)
+        )
+    options = (
+        table.group_by("prompt_id", maintain_order=True).agg("chosen_id", "rejected_id").rows()
+    )
     if (few := min(len(chosen) for _, chosen, _ in options)) < answers:
-        raise LibraError(f"dpo.answers is {answers}, but a prompt has {few} triplets; lower it, or raise combine.triplets_per_seed")
+        raise LibraError(
+            f"dpo.answers is {answers}, but a prompt has {few} triplets; lower it, or raise combine.triplets_per_seed"
+        )
     rows, counts = [], {"pairs": 0, "over_long": 0, "equal_when_cut": 0}
     for epoch in epochs:
         rng = random.Random(f"dpo:{random_seed}:{epoch}")
@@ -111,8 +150,15 @@ def dpo_rows(
             told = [(text["chosen"][chosen[c]], text["rejected"][rejected[r]]) for c, r in cells]
             longest = max(len(answer) for pair in told for answer in pair)
             asked = prompts.ids(prompt, rng, longest)
-            shown.append([{"prompt_ids": asked, "chosen_ids": good, "rejected_ids": bad} for good, bad in told])
-            lengths.append(len(asked) + sum(map(len, {tuple(answer) for pair in told for answer in pair})))  # the prompt stands once
+            shown.append(
+                [
+                    {"prompt_ids": asked, "chosen_ids": good, "rejected_ids": bad}
+                    for good, bad in told
+                ]
+            )
+            lengths.append(
+                len(asked) + sum(map(len, {tuple(answer) for pair in told for answer in pair}))
+            )  # the prompt stands once
         for i in length_grouped(lengths, batch_size, rng):
             for row in shown[i]:
                 room = max_length - len(row["prompt_ids"])
@@ -125,7 +171,9 @@ def dpo_rows(
     return _dataset(rows, counts, "pairs", max_length), counts
 
 
-def _cells(pairs: str, answers: int, first: int, triplets: int, rng: random.Random) -> list[tuple[int, int]]:
+def _cells(
+    pairs: str, answers: int, first: int, triplets: int, rng: random.Random
+) -> list[tuple[int, int]]:
     """Which of a prompt's triplets give the chosen and which the rejected answer of each pair."""
     next_ones = [(first + i) % triplets for i in range(answers)]
     if pairs == "grid":
@@ -138,16 +186,29 @@ def _cells(pairs: str, answers: int, first: int, triplets: int, rng: random.Rand
 class _Prompts:
     """Token ids of prompts by prompt_id. Raises LibraError when one alone fills `max_length` tokens."""
 
-    def __init__(self, prompts: pl.DataFrame, tokenizer, bpe_dropout: float, other_representation: float, max_length: int):
+    def __init__(
+        self,
+        prompts: pl.DataFrame,
+        tokenizer,
+        bpe_dropout: float,
+        other_representation: float,
+        max_length: int,
+    ):
         self.max_length, self.swapped = max_length, other_representation
         self.texts = dict(prompts.select("prompt_id", "prompt").iter_rows())
-        self.others = dict(prompts.select("prompt_id", "other_prompt").drop_nulls().iter_rows()) if other_representation else {}
+        self.others = (
+            dict(prompts.select("prompt_id", "other_prompt").drop_nulls().iter_rows())
+            if other_representation
+            else {}
+        )
         texts = [*self.texts.values(), *self.others.values()]
         self.usual = dict(zip(texts, encode_prompts(tokenizer, texts), strict=True))
         self.dropout = BpeDropout(tokenizer, bpe_dropout) if bpe_dropout else None
         longest = max(map(len, self.usual.values()))
         if longest >= max_length:
-            raise LibraError(f"model.max_length is {max_length} tokens, but a prompt alone has {longest}; raise it")
+            raise LibraError(
+                f"model.max_length is {max_length} tokens, but a prompt alone has {longest}; raise it"
+            )
 
     def ids(self, prompt_id: str, rng: random.Random, answer: int) -> list[int]:
         """Ids for use before an answer of `answer` tokens."""
@@ -163,9 +224,13 @@ def _dataset(rows: list[dict], counts: dict[str, int], what: str, max_length: in
     from datasets import Dataset
 
     if over := counts["over_long"]:
-        print(f"{over:,} of {counts[what]:,} {what} are over model.max_length = {max_length} tokens and are cut at their end")
+        print(
+            f"{over:,} of {counts[what]:,} {what} are over model.max_length = {max_length} tokens and are cut at their end"
+        )
     if equal := counts.get("equal_when_cut"):
         print(f"{equal:,} of {counts[what]:,} {what} have equal answers once cut, and are left out")
     if not rows:
-        raise LibraError(f"model.max_length = {max_length} tokens leaves no pair with two different answers; raise it")
+        raise LibraError(
+            f"model.max_length = {max_length} tokens leaves no pair with two different answers; raise it"
+        )
     return Dataset.from_list(rows)

@@ -26,14 +26,26 @@ class BpeDropout:
         """`share` of merges left out, 0 (none) to 1 (all). Raises LibraError for a tokenizer that isn't byte-level BPE."""
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         model = backend["model"]
-        if model["type"] != "BPE" or model.get("byte_fallback") or "ByteLevel" not in json.dumps(backend["pre_tokenizer"]):
-            raise LibraError("bpe_dropout is for byte-level BPE tokenizers, which this model's is not; set it to 0")
+        if (
+            model["type"] != "BPE"
+            or model.get("byte_fallback")
+            or "ByteLevel" not in json.dumps(backend["pre_tokenizer"])
+        ):
+            raise LibraError(
+                "bpe_dropout is for byte-level BPE tokenizers, which this model's is not; set it to 0"
+            )
         self.tokenizer, self.share = tokenizer, share
         self.rank = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
         self.vocabulary = model["vocab"]
-        self.added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
-        self.mark = re.compile("(" + "|".join(map(re.escape, sorted(self.added, key=len, reverse=True))) + ")")
-        self.words: dict[str, list[int | str]] = {}  # of each prompt seen: words, and ids of added tokens
+        self.added = {
+            str(token): number for number, token in tokenizer.added_tokens_decoder.items()
+        }
+        self.mark = re.compile(
+            "(" + "|".join(map(re.escape, sorted(self.added, key=len, reverse=True))) + ")"
+        )
+        self.words: dict[
+            str, list[int | str]
+        ] = {}  # of each prompt seen: words, and ids of added tokens
 
     def prompt(self, text: str, rng: random.Random, longest: int) -> list[int]:
         """Token ids as `encode_prompts` gives them, cut at random; as usual where they would be more than `longest`."""
@@ -41,7 +53,11 @@ class BpeDropout:
             self.words[text] = self._split(_prompt_text(self.tokenizer, text))
         ids: list[int] = []
         for word in self.words[text]:
-            ids += [word] if isinstance(word, int) else [self.vocabulary[piece] for piece in self._merged(word, rng)]
+            ids += (
+                [word]
+                if isinstance(word, int)
+                else [self.vocabulary[piece] for piece in self._merged(word, rng)]
+            )
         return ids if len(ids) <= longest else encode_prompts(self.tokenizer, [text])[0]
 
     def _split(self, rendered: str) -> list[int | str]:
@@ -54,8 +70,13 @@ class BpeDropout:
     def _merged(self, word: str, rng: random.Random) -> list[str]:
         pieces = list(word)
         while len(pieces) > 1:
-            pairs = ((self.rank.get(pair), at) for at, pair in enumerate(zip(pieces, pieces[1:], strict=False)))
-            open_ = [(rank, at) for rank, at in pairs if rank is not None and rng.random() >= self.share]
+            pairs = (
+                (self.rank.get(pair), at)
+                for at, pair in enumerate(zip(pieces, pieces[1:], strict=False))
+            )
+            open_ = [
+                (rank, at) for rank, at in pairs if rank is not None and rng.random() >= self.share
+            ]
             if not open_:
                 break
             _, at = min(open_)
@@ -111,14 +132,20 @@ def _prompt_text(tokenizer, prompt: str) -> str:
 def _answer_text(tokenizer, answer: str) -> str:
     """What the template adds to a prompt once `answer` is given."""
     asked = _prompt_text(tokenizer, "x")
-    whole = _rendered(tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}])
+    whole = _rendered(
+        tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
+    )
     if not whole.startswith(asked):
-        raise LibraError("the tokenizer's chat template renders a prompt differently once it is answered; use another template")
+        raise LibraError(
+            "the tokenizer's chat template renders a prompt differently once it is answered; use another template"
+        )
     return whole[len(asked) :]
 
 
 def _rendered(tokenizer, turns: list[dict], add_generation_prompt: bool = False) -> str:
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    return tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
 
 
 def _after_a_prompt(tokenizer, texts: list[str]) -> list[list[int]]:
@@ -130,7 +157,10 @@ def _after_a_prompt(tokenizer, texts: list[str]) -> list[list[int]]:
     asked = _prompt_text(tokenizer, "x")
     (prompt,) = _ids(tokenizer, [asked])
     alone, whole = _ids(tokenizer, texts), _ids(tokenizer, [asked + text for text in texts])
-    return [ids[len(prompt) :] if ids[: len(prompt)] == prompt else own for ids, own in zip(whole, alone, strict=True)]
+    return [
+        ids[len(prompt) :] if ids[: len(prompt)] == prompt else own
+        for ids, own in zip(whole, alone, strict=True)
+    ]
 
 
 def _ids(tokenizer, texts: list[str]) -> list[list[int]]:

@@ -15,16 +15,34 @@ def score_labelled_only(model, outputs: tuple[str, ...] = ()) -> None:
     its logits (Gemma 2, Cohere, Granite).
     """
     config = model.config.get_text_config()
-    scaling = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+    scaling = (
+        "final_logit_softcapping",
+        "logit_scale",
+        "logits_scaling",
+        "lm_head_multiplier",
+        "output_multiplier",
+    )
     if any(getattr(config, name, None) is not None for name in scaling):
         return
     from trl.trainer.utils import FusedCausalLMOutput
 
     fused = model.forward
 
-    def forward(self, *args, fused_lm_head=False, labels=None, shift_labels=None, num_items_in_batch=None, **kwargs):
+    def forward(
+        self,
+        *args,
+        fused_lm_head=False,
+        labels=None,
+        shift_labels=None,
+        num_items_in_batch=None,
+        **kwargs,
+    ):
         if not fused_lm_head or self.device.type != "cpu":
-            for name, value in (("labels", labels), ("shift_labels", shift_labels), ("num_items_in_batch", num_items_in_batch)):
+            for name, value in (
+                ("labels", labels),
+                ("shift_labels", shift_labels),
+                ("num_items_in_batch", num_items_in_batch),
+            ):
                 if value is not None:
                     kwargs[name] = value
             return fused(*args, fused_lm_head=fused_lm_head, **kwargs)
@@ -44,7 +62,10 @@ def score_labelled_only(model, outputs: tuple[str, ...] = ()) -> None:
                 found["mean_logits"] = logits.mean(-1)
             if "is_top1" in outputs:
                 found["is_top1"] = logits.argmax(-1) == targets
-        fields = {name: values.new_zeros(mask.shape).masked_scatter(mask, values) for name, values in found.items()}
+        fields = {
+            name: values.new_zeros(mask.shape).masked_scatter(mask, values)
+            for name, values in found.items()
+        }
         count = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return FusedCausalLMOutput(loss=-scored.sum() / count, label_mask=mask, **fields)
 

@@ -55,15 +55,25 @@ class ModelParams(Section):
         if self.base == SCRATCH:
             for name in ("revision", "quantization", "lora"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"`{name}` is for a real model, and `base` is scratch; name a model in `base` or set `{name}` to null")
+                    raise ValueError(
+                        f"`{name}` is for a real model, and `base` is scratch; name a model in `base` or set `{name}` to null"
+                    )
         if self.revision is not None and self.is_local:
-            raise ValueError(f"`revision` is for a model on a hub, and `base` is the folder {self.base}; set `revision` to null")
+            raise ValueError(
+                f"`revision` is for a model on a hub, and `base` is the folder {self.base}; set `revision` to null"
+            )
         if self.quantization and not self.lora:
-            raise ValueError("`quantization` freezes the weights, so something else must be trained; set `lora`, or `quantization` to null")
+            raise ValueError(
+                "`quantization` freezes the weights, so something else must be trained; set `lora`, or `quantization` to null"
+            )
         if self.save != "with_base" and not self.lora:
-            raise ValueError(f"`save: {self.save}` is for adapters, and `lora` is null; set `lora`, or `save` to with_base")
+            raise ValueError(
+                f"`save: {self.save}` is for adapters, and `lora` is null; set `lora`, or `save` to with_base"
+            )
         if self.attention == "flash_attention_2" and self.dtype == "float32":
-            raise ValueError("`attention: flash_attention_2` doesn't compute in float32; set `dtype` to bfloat16 or `attention` to sdpa")
+            raise ValueError(
+                "`attention: flash_attention_2` doesn't compute in float32; set `dtype` to bfloat16 or `attention` to sdpa"
+            )
         return self
 
     @property
@@ -98,8 +108,12 @@ def deterministic(random_seed: int, offline: bool = True) -> None:
     GPU an operation that has no deterministic kernel warns and goes on.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # a few microseconds: between two kernels waking a thread costs more
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    os.environ.setdefault(
+        "GOMP_SPINCOUNT", "2000"
+    )  # a few microseconds: between two kernels waking a thread costs more
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # what deterministic cuBLAS asks for
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -112,8 +126,12 @@ def deterministic(random_seed: int, offline: bool = True) -> None:
 
     transformers.set_seed(random_seed)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every buffer, to find who reads what was never written
-    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, and batches here have many; nor does it repeat itself
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # a pass over every buffer, to find who reads what was never written
+    )
+    torch.backends.cuda.enable_cudnn_sdp(
+        False
+    )  # it plans anew for every shape, and batches here have many; nor does it repeat itself
     transformers.logging.set_verbosity_error()
 
 
@@ -125,8 +143,14 @@ def same_instructions() -> None:
     import platform
 
     cpu = Path("/proc/cpuinfo")
-    if platform.machine() in ("x86_64", "AMD64") and (not cpu.exists() or " avx2 " in cpu.read_text(encoding="utf-8")):
-        os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    if platform.machine() in ("x86_64", "AMD64") and (
+        not cpu.exists() or " avx2 " in cpu.read_text(encoding="utf-8")
+    ):
+        os.environ |= {
+            "ATEN_CPU_CAPABILITY": "avx2",
+            "MKL_CBWR": "AVX2",
+            "ONEDNN_MAX_CPU_ISA": "AVX2",
+        }
 
 
 def _keep_freed_memory() -> None:
@@ -155,7 +179,10 @@ def train_tokenizer(texts: list[str], vocab_size: int):
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -187,7 +214,9 @@ def new_model(params: ModelParams, tokenizer):
 
     pretrained.loading(params.dtype, params.attention, None)
     if params.hidden_size % params.heads:
-        raise LibraError(f"params.yaml: model.hidden_size ({params.hidden_size}) must be a multiple of model.heads ({params.heads})")
+        raise LibraError(
+            f"params.yaml: model.hidden_size ({params.hidden_size}) must be a multiple of model.heads ({params.heads})"
+        )
     return LlamaForCausalLM(
         LlamaConfig(
             attn_implementation=params.attention,
@@ -208,7 +237,11 @@ def new_model(params: ModelParams, tokenizer):
 
 
 def load_policy(
-    folder: str | Path, dtype: str = "float32", attention: str = "sdpa", quantization: str | None = None, trainable: bool = False
+    folder: str | Path,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    quantization: str | None = None,
+    trainable: bool = False,
 ):
     """(model, tokenizer) from a folder written by `sft` or `dpo`: safetensors only, no code from the folder is run.
 
@@ -237,7 +270,9 @@ def base_to_train(params: ModelParams):
     """
     from stages.training import adapters, pretrained
 
-    pretrained.loading(**params.held(trained=True))  # hardware that isn't there shows before a download of many gigabytes
+    pretrained.loading(
+        **params.held(trained=True)
+    )  # hardware that isn't there shows before a download of many gigabytes
     revision = pretrained.find(params.base, params.revision)
     tokenizer = pretrained.load_tokenizer(params.base, revision)
     model = pretrained.load_weights(params.base, revision, **params.held(trained=True))

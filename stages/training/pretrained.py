@@ -21,10 +21,14 @@ def find(base: str, revision: str | None) -> str | None:
     """
     if Path(base).is_dir():
         if not (Path(base) / "config.json").exists():
-            raise LibraError(f"model.base: the folder {base} has no config.json, so it holds no model in hub layout; name another one")
+            raise LibraError(
+                f"model.base: the folder {base} has no config.json, so it holds no model in hub layout; name another one"
+            )
         return None
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
-        raise LibraError(f"model.base: there is no folder {base}; mend the path (a relative one starts at the project's folder)")
+        raise LibraError(
+            f"model.base: there is no folder {base}; mend the path (a relative one starts at the project's folder)"
+        )
     import httpx2
     from huggingface_hub import constants, errors, hf_hub_download
 
@@ -34,7 +38,9 @@ def find(base: str, revision: str | None) -> str | None:
     try:
         return Path(hf_hub_download(base, "config.json", revision=revision)).parent.name
     except errors.GatedRepoError:
-        fault = f"is gated {looked}; ask for access on its page there, then set HF_TOKEN to your token"
+        fault = (
+            f"is gated {looked}; ask for access on its page there, then set HF_TOKEN to your token"
+        )
     except errors.RevisionNotFoundError:
         fault = f"is not {looked}; the model is: mend model.revision"
     except errors.RepositoryNotFoundError:
@@ -61,21 +67,37 @@ def loading(dtype: str, attention: str, quantization: str | None) -> dict:
     from transformers import BitsAndBytesConfig
 
     how = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-    if attention == "flash_attention_2" and not (torch.cuda.is_available() and importlib.util.find_spec("flash_attn")):
-        raise LibraError("model.attention: flash_attention_2 needs a GPU and the package flash-attn; set it to sdpa")
+    if attention == "flash_attention_2" and not (
+        torch.cuda.is_available() and importlib.util.find_spec("flash_attn")
+    ):
+        raise LibraError(
+            "model.attention: flash_attention_2 needs a GPU and the package flash-attn; set it to sdpa"
+        )
     if not quantization:
         return how
     if not torch.cuda.is_available():
-        raise LibraError("model.quantization: nf4 needs a GPU, and this machine has none that torch sees; set it to null")
+        raise LibraError(
+            "model.quantization: nf4 needs a GPU, and this machine has none that torch sees; set it to null"
+        )
     if not importlib.util.find_spec("bitsandbytes"):
-        raise LibraError("model.quantization: nf4 needs the package bitsandbytes; `pip install bitsandbytes`, or set it to null")
+        raise LibraError(
+            "model.quantization: nf4 needs the package bitsandbytes; `pip install bitsandbytes`, or set it to null"
+        )
     config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=how["dtype"]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=how["dtype"],
     )
-    return how | {"quantization_config": config, "device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}}
+    return how | {
+        "quantization_config": config,
+        "device_map": {"": int(os.environ.get("LOCAL_RANK", 0))},
+    }
 
 
-def load_weights(source: str | Path, revision: str | None, dtype: str, attention: str, quantization: str | None):
+def load_weights(
+    source: str | Path, revision: str | None, dtype: str, attention: str, quantization: str | None
+):
     """The causal language model in the folder or hub model `source`. Raises LibraError when it or the hardware isn't there."""
     import httpx2
     from transformers import AutoModelForCausalLM
@@ -84,12 +106,26 @@ def load_weights(source: str | Path, revision: str | None, dtype: str, attention
     local = Path(source).is_dir()
     try:
         return AutoModelForCausalLM.from_pretrained(
-            source, revision=revision or "main", use_safetensors=True, trust_remote_code=False, local_files_only=local, **how
+            source,
+            revision=revision or "main",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=local,
+            **how,
         )
-    except (OSError, ValueError, ImportError, httpx2.HTTPError) as error:  # a missing file or package, an unknown kind of model
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        httpx2.HTTPError,
+    ) as error:  # a missing file or package, an unknown kind of model
         if "attention implementation" in str(error):
-            raise LibraError(f"model.attention: {source} has no {attention}; set it to eager") from None
-        raise LibraError(f"{source} can't be loaded as a causal language model in safetensors: {_line(error)}") from None
+            raise LibraError(
+                f"model.attention: {source} has no {attention}; set it to eager"
+            ) from None
+        raise LibraError(
+            f"{source} can't be loaded as a causal language model in safetensors: {_line(error)}"
+        ) from None
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None):
@@ -103,12 +139,18 @@ def load_tokenizer(source: str | Path, revision: str | None = None):
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision or "main", padding_side="left", trust_remote_code=False, local_files_only=Path(source).is_dir()
+            source,
+            revision=revision or "main",
+            padding_side="left",
+            trust_remote_code=False,
+            local_files_only=Path(source).is_dir(),
         )
     except (OSError, ValueError, ImportError, httpx2.HTTPError) as error:
         raise LibraError(f"the tokenizer of {source} can't be loaded: {_line(error)}") from None
     if not tokenizer.chat_template:
-        raise LibraError(f"{source} has no chat template, so it is no chat model; name its instruct or chat version in model.base")
+        raise LibraError(
+            f"{source} has no chat template, so it is no chat model; name its instruct or chat version in model.base"
+        )
     if "strftime_now" in tokenizer.chat_template and SAME_DATE not in tokenizer.chat_template:
         tokenizer.chat_template = SAME_DATE + tokenizer.chat_template
     if tokenizer.pad_token is None:

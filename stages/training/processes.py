@@ -50,7 +50,9 @@ def run(stage: str, processes: int, rows: int, train: Callable[[], None]) -> Non
         )
     if count == 1:
         # One process drives one GPU; with several in sight the trainers would split each batch over threads, which TRL refuses.
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[
+            0
+        ]
         train()
     elif of_launcher:
         _one_of_many(train)
@@ -65,7 +67,10 @@ def world_size() -> int:
 
 def is_sharded() -> bool:
     """Whether a launcher has asked for FSDP or DeepSpeed: no process holds the whole model then."""
-    return any(os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("1", "true") for kind in ("FSDP", "DEEPSPEED"))
+    return any(
+        os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("1", "true")
+        for kind in ("FSDP", "DEEPSPEED")
+    )
 
 
 def is_main() -> bool:
@@ -84,7 +89,11 @@ def record(stage: str, params: Mapping[str, Any], inputs: Sequence[str]):
     """`tracking.run` in the main process."""
     from stages.core import tracking
 
-    return tracking.run(stage, params, inputs=inputs) if is_main() else contextlib.nullcontext(NoRecord())
+    return (
+        tracking.run(stage, params, inputs=inputs)
+        if is_main()
+        else contextlib.nullcontext(NoRecord())
+    )
 
 
 def _join_slurm() -> None:
@@ -93,13 +102,24 @@ def _join_slurm() -> None:
     The first node of the step, which has task 0, is where all meet. Raises LibraError when they can't find each other.
     """
     try:
-        rank, local, count, nodes = (os.environ[f"SLURM_{name}"] for name in ("PROCID", "LOCALID", "STEP_NUM_TASKS", "STEP_NODELIST"))
-        port = 20000 + (int(os.environ["SLURM_JOB_ID"]) * 7 + int(os.environ["SLURM_STEP_ID"])) % 10000  # below those that systems give out
-        first = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True).stdout.split()[0]
+        rank, local, count, nodes = (
+            os.environ[f"SLURM_{name}"]
+            for name in ("PROCID", "LOCALID", "STEP_NUM_TASKS", "STEP_NODELIST")
+        )
+        port = (
+            20000 + (int(os.environ["SLURM_JOB_ID"]) * 7 + int(os.environ["SLURM_STEP_ID"])) % 10000
+        )  # below those that systems give out
+        first = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+        ).stdout.split()[0]
     except KeyError as error:
-        raise LibraError(f"srun has started processes that can't find each other: {error.args[0]} is missing; {MEND}") from None
+        raise LibraError(
+            f"srun has started processes that can't find each other: {error.args[0]} is missing; {MEND}"
+        ) from None
     except (ValueError, IndexError, OSError, subprocess.CalledProcessError) as error:
-        raise LibraError(f"srun has started processes that can't find each other ({error}); {MEND}") from None
+        raise LibraError(
+            f"srun has started processes that can't find each other ({error}); {MEND}"
+        ) from None
     only = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if only and "," not in only:  # --gpus-per-task: each task sees its own GPU alone
         local = "0"
@@ -118,7 +138,9 @@ def _launch(stage: str, processes: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.disable(logging.CRITICAL)  # of the launcher: what failed is told below, or by the process
+    logging.disable(
+        logging.CRITICAL
+    )  # of the launcher: what failed is told below, or by the process
     with tempfile.TemporaryDirectory() as logs:
         config = LaunchConfig(
             min_nodes=1,
@@ -142,7 +164,9 @@ def _launch(stage: str, processes: int) -> None:
                 f"process {rank} of {processes} was ended by {name} (out of memory?); run again to go on from the last checkpoint"
             ) from None
         except SignalException as error:
-            raise Interrupted(f"stopped by {error.sigval.name}; run again to go on from the last checkpoint") from None
+            raise Interrupted(
+                f"stopped by {error.sigval.name}; run again to go on from the last checkpoint"
+            ) from None
         finally:
             logging.disable(logging.NOTSET)
 
@@ -158,12 +182,18 @@ def _one_of_many(train: Callable[[], None]) -> None:
             import ctypes
 
             set_parent_death_signal = 1
-            ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)  # a torchrun that is killed leaves none behind
+            ctypes.CDLL(None).prctl(
+                set_parent_death_signal, signal.SIGKILL
+            )  # a torchrun that is killed leaves none behind
     if not is_main():
         import warnings
 
         warnings.simplefilter("ignore")
-        os.environ |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+        os.environ |= {
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TQDM_DISABLE": "1",
+        }
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
     joined = _is_joined()
     try:
@@ -172,7 +202,9 @@ def _one_of_many(train: Callable[[], None]) -> None:
         if not is_main() or _lost_another(error):
             time.sleep(WAIT)
         raise
-    if _is_joined() and not joined:  # else whoever joined the processes, as Ray Train does, parts them
+    if (
+        _is_joined() and not joined
+    ):  # else whoever joined the processes, as Ray Train does, parts them
         sys.modules["torch.distributed"].destroy_process_group()
 
 
@@ -185,4 +217,8 @@ def _lost_another(error: Exception) -> bool:
     """Whether `error` only says that another process is gone."""
     import torch.distributed as dist
 
-    return isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error)
+    return (
+        isinstance(error, dist.DistError)
+        or isinstance(error, RuntimeError)
+        and "gloo" in str(error)
+    )

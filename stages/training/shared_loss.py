@@ -26,7 +26,9 @@ def share_loss(trl_trainer) -> None:
         samples, items = fetch(batches, number, device)
         left = len(trl_trainer.train_dataset) - trl_trainer.state.global_step * size * count
         if left < size * count:
-            samples = [own_rows(batch, min(max(left - rank * size, 0), size), size) for batch in samples]
+            samples = [
+                own_rows(batch, min(max(left - rank * size, 0), size), size) for batch in samples
+            ]
             items = trl_trainer._get_num_items_in_batch(samples, device)
         return samples, items
 
@@ -58,7 +60,9 @@ def _count_tokens(trl_trainer) -> None:
 
     def compute_loss(model, inputs, return_outputs=False, num_items_in_batch=None):
         if num_items_in_batch is None:
-            num_items_in_batch = trl_trainer._get_num_items_in_batch([inputs], trl_trainer.args.device)
+            num_items_in_batch = trl_trainer._get_num_items_in_batch(
+                [inputs], trl_trainer.args.device
+            )
         return compute(model, inputs, return_outputs, num_items_in_batch)
 
     trl_trainer.compute_loss = compute_loss
@@ -67,7 +71,11 @@ def _count_tokens(trl_trainer) -> None:
 def _weigh_means(trl_trainer) -> None:
     """DPO: each mean of a process counts by the share of pairs, or of the chosen answers' tokens, that it is of."""
     accelerator, weights = trl_trainer.accelerator, trl_trainer.loss_weights
-    count, compute, gather = accelerator.num_processes, trl_trainer._compute_loss, accelerator.gather
+    count, compute, gather = (
+        accelerator.num_processes,
+        trl_trainer._compute_loss,
+        accelerator.gather,
+    )
 
     def compute_loss(model, inputs, return_outputs):
         own = inputs.pop("own", None)
@@ -76,7 +84,9 @@ def _weigh_means(trl_trainer) -> None:
         mine = torch.stack([torch.full_like(tokens, pairs), tokens]).double()
         of_pairs, of_tokens = (mine * count / accelerator.reduce(mine, "sum").clamp(min=1)).tolist()
         kinds = zip(weights, trl_trainer.loss_types, strict=True)
-        trl_trainer.loss_weights = [weight * (of_tokens if kind == "sft" else of_pairs) for weight, kind in kinds]
+        trl_trainer.loss_weights = [
+            weight * (of_tokens if kind == "sft" else of_pairs) for weight, kind in kinds
+        ]
         if own is not None:
             accelerator.gather = gather_uneven(own)  # what is logged
         try:

@@ -77,26 +77,48 @@ class Report(TrainerCallback):
     """Keeps the log as a curve and prints a line every few seconds: step, loss, time left."""
 
     def __init__(self, what: str):
-        self.what, self.rows, self._started, self._first, self._said = what, [], time.monotonic(), 0, 0.0
+        self.what, self.rows, self._started, self._first, self._said = (
+            what,
+            [],
+            time.monotonic(),
+            0,
+            0.0,
+        )
 
     def on_train_begin(self, args, state, control, **_):
         self._started, self._first = time.monotonic(), state.global_step
 
     def on_log(self, args, state, control, logs=None, **_):
         if logs and ("loss" in logs or "eval_loss" in logs):
-            numbers = {key: float(value) for key, value in logs.items() if isinstance(value, (int, float))}
+            numbers = {
+                key: float(value) for key, value in logs.items() if isinstance(value, (int, float))
+            }
             dropped = ("epoch", "runtime", "per_second", "num_tokens")
-            kept = {key: value for key, value in numbers.items() if not any(word in key for word in dropped)}
+            kept = {
+                key: value
+                for key, value in numbers.items()
+                if not any(word in key for word in dropped)
+            }
             self.rows.append({"step": state.global_step, **kept})
 
     def on_step_end(self, args, state, control, **_):
         now = time.monotonic()
-        if state.is_world_process_zero and (now - self._said >= 5 or state.global_step == state.max_steps):
+        if state.is_world_process_zero and (
+            now - self._said >= 5 or state.global_step == state.max_steps
+        ):
             self._said = now
-            left = (now - self._started) / (state.global_step - self._first) * (state.max_steps - state.global_step)
+            left = (
+                (now - self._started)
+                / (state.global_step - self._first)
+                * (state.max_steps - state.global_step)
+            )
             losses = [row["loss"] for row in self.rows if "loss" in row]
             loss = f", loss {losses[-1]:.3f}" if losses else ""
-            print(f"{self.what}: step {state.global_step}/{state.max_steps}{loss}, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{self.what}: step {state.global_step}/{state.max_steps}{loss}, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def curve(self) -> list[dict[str, float]]:
         """Rows of the curve, merged by step: train and validation figures of one step stand in one row."""
@@ -106,20 +128,28 @@ class Report(TrainerCallback):
         return [merged[step] for step in sorted(merged)]
 
 
-def train_and_keep(trl_trainer, tokenizer, report: Report, folder: str, record, name: str, size: ModelParams) -> None:
+def train_and_keep(
+    trl_trainer, tokenizer, report: Report, folder: str, record, name: str, size: ModelParams
+) -> None:
     """Train with `report` listening, write the policy to `folder`, log curve and model (registered as `name`) to `record`.
 
     Goes on from the last checkpoint of the same run, where there is one. The main process writes and records; `size` says in
     what form: merged or not, in which type. Raises LibraError when adapters are to be merged that are spread over processes.
     """
     if processes.is_sharded() and size.save == "merged":
-        raise LibraError("model.save: merged needs the whole model in one process, and FSDP or DeepSpeed spreads it; set it to with_base")
+        raise LibraError(
+            "model.save: merged needs the whole model in one process, and FSDP or DeepSpeed spreads it; set it to with_base"
+        )
     run = Run(trl_trainer.args.output_dir, report.what)
     model, weights = train(trl_trainer, report, run), None
     if trl_trainer.is_fsdp_enabled or trl_trainer.is_deepspeed_enabled:
-        weights = trl_trainer.accelerator.get_state_dict(trl_trainer.model_wrapped)  # every process has a part
+        weights = trl_trainer.accelerator.get_state_dict(
+            trl_trainer.model_wrapped
+        )  # every process has a part
         if not adapters.is_adapted(model):
-            weights = {name: values.to(getattr(torch, size.dtype)) for name, values in weights.items()}
+            weights = {
+                name: values.to(getattr(torch, size.dtype)) for name, values in weights.items()
+            }
     if processes.is_main():
         keep(model, tokenizer, report.curve(), folder, record, name, size, run, weights)
 
@@ -139,7 +169,17 @@ def train(trl_trainer, report: Report, run: Run):
     return trl_trainer.accelerator.unwrap_model(trl_trainer.model)
 
 
-def keep(model, tokenizer, curve: list[dict[str, float]], folder: str, record, name: str, size: ModelParams, run: Run, weights=None) -> None:
+def keep(
+    model,
+    tokenizer,
+    curve: list[dict[str, float]],
+    folder: str,
+    record,
+    name: str,
+    size: ModelParams,
+    run: Run,
+    weights=None,
+) -> None:
     """In the main process: write the trained `model` (`weights`: see `save_policy`), end `run`, log curve and model. Raises LibraError, OSError."""
     if weights is None:
         model = adapters.finished(model, size)
@@ -150,7 +190,12 @@ def keep(model, tokenizer, curve: list[dict[str, float]], folder: str, record, n
 
 
 def save_policy(
-    model, tokenizer, curve: list[dict[str, float]], folder: str | Path, weights: dict[str, Any] | None = None, with_base: bool = True
+    model,
+    tokenizer,
+    curve: list[dict[str, float]],
+    folder: str | Path,
+    weights: dict[str, Any] | None = None,
+    with_base: bool = True,
 ) -> None:
     """Write model, tokenizer and `training.csv` to `folder`, whole or not at all.
 
@@ -168,12 +213,16 @@ def save_policy(
             _name_type(temporary)
         tokenizer.save_pretrained(temporary)
         table = pl.DataFrame(curve, infer_schema_length=None)
-        write_atomically(temporary / "training.csv", lambda path: table.write_csv(path, float_precision=6))
+        write_atomically(
+            temporary / "training.csv", lambda path: table.write_csv(path, float_precision=6)
+        )
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
     except SafetensorError as error:
-        raise LibraError(f"{folder} can't be written ({error}); free the disk, then run again") from None
+        raise LibraError(
+            f"{folder} can't be written ({error}); free the disk, then run again"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -30,8 +30,8 @@ def main() -> None:
     deterministic(params["random_seed"])
     import torch
 
-    from stages.training.encode import encode_prompts
     from stages.local.generate import greedy
+    from stages.training.encode import encode_prompts
 
     most, batch_size = params["respond"]["max_new_tokens"], params["respond"]["batch_size"]
     prompts = pl.read_parquet("data/librachemqa/test.parquet")["prompt"].unique().sort().to_list()
@@ -48,7 +48,9 @@ def main() -> None:
     rates: dict[str, list[float]] = {"together": [], "alone": []}
     for _ in range(REPEATS):
         started = time.perf_counter()
-        together = [text for text, _ in greedy(model, tokenizer, prompts, most, batch_size, "together")]
+        together = [
+            text for text, _ in greedy(model, tokenizer, prompts, most, batch_size, "together")
+        ]
         between = time.perf_counter()
         texts = alone()
         rates["together"].append(len(together) / (between - started))

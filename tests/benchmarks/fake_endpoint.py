@@ -55,14 +55,21 @@ class Counts:
         self.latencies = latencies(mean, exponential)
         self.served = self.refused = self.probes = 0
         self.first: float | None = None
-        self._per_second, self._tokens, self._filled = per_second, (per_second or 0) * BUCKET_SECONDS, time.monotonic()
+        self._per_second, self._tokens, self._filled = (
+            per_second,
+            (per_second or 0) * BUCKET_SECONDS,
+            time.monotonic(),
+        )
 
     def admits(self) -> bool:
         """Whether one more request fits the cap."""
         if self._per_second is None:
             return True
         now = time.monotonic()
-        self._tokens = min(self._per_second * BUCKET_SECONDS, self._tokens + (now - self._filled) * self._per_second)
+        self._tokens = min(
+            self._per_second * BUCKET_SECONDS,
+            self._tokens + (now - self._filled) * self._per_second,
+        )
         self._filled = now
         if self._tokens < 1:
             return False
@@ -70,7 +77,12 @@ class Counts:
         return True
 
     def shown(self) -> dict[str, Any]:
-        return {"served": self.served, "refused": self.refused, "probes": self.probes, "first": self.first}
+        return {
+            "served": self.served,
+            "refused": self.refused,
+            "probes": self.probes,
+            "first": self.first,
+        }
 
 
 def make_app(mean: float, exponential: bool, per_second: float | None):
@@ -90,25 +102,52 @@ def make_app(mean: float, exponential: bool, per_second: float | None):
         body = json.loads(raw)
         if not body["messages"]:
             counts.probes += 1
-            return await answer(send, 400, {"error": {"message": "messages is empty", "type": "invalid_request_error"}})
+            return await answer(
+                send,
+                400,
+                {"error": {"message": "messages is empty", "type": "invalid_request_error"}},
+            )
         counts.first = counts.first or came
         if not counts.admits():
             counts.refused += 1
-            fault = {"message": "Rate limit reached for requests", "type": "requests", "code": "rate_limit_exceeded"}
+            fault = {
+                "message": "Rate limit reached for requests",
+                "type": "requests",
+                "code": "rate_limit_exceeded",
+            }
             return await answer(send, 429, {"error": fault})
         counts.served += 1
         number, latency = counts.served, next(counts.latencies)
         await asyncio.sleep(latency - (time.monotonic() - came))
         said = {message["role"]: plain(message["content"]) for message in body["messages"]}
-        text = reply_text(scope["path"], body["model"], body.get("temperature", 1.0), said.get("system"), said["user"])
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": None, "finish_reason": "stop"}
+        text = reply_text(
+            scope["path"],
+            body["model"],
+            body.get("temperature", 1.0),
+            said.get("system"),
+            said["user"],
+        )
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
         usage = {"prompt_tokens": 10, "completion_tokens": 10, "total_tokens": 20}
-        head = {"id": f"chatcmpl-{number}", "object": "chat.completion", "created": 0, "model": body["model"]}
+        head = {
+            "id": f"chatcmpl-{number}",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+        }
         await answer(send, 200, {**head, "choices": [choice], "usage": usage})
 
     async def answer(send, status: int, value: dict[str, Any]) -> None:
         raw = json.dumps(value).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(raw)).encode()),
+        ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": raw})
 
@@ -118,7 +157,9 @@ def make_app(mean: float, exponential: bool, per_second: float | None):
 def main() -> None:
     import uvicorn
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--latency", type=float, required=True, help="seconds")
     parser.add_argument("--exponential", action="store_true")
     parser.add_argument("--per-second", type=float)
@@ -130,7 +171,11 @@ def main() -> None:
             print(self.servers[0].sockets[0].getsockname()[1], flush=True)
 
     app = make_app(options.latency, options.exponential, options.per_second)
-    Server(uvicorn.Config(app, port=0, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=60)).run()
+    Server(
+        uvicorn.Config(
+            app, port=0, log_level="error", access_log=False, lifespan="off", timeout_keep_alive=60
+        )
+    ).run()
 
 
 if __name__ == "__main__":

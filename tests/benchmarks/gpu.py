@@ -36,8 +36,20 @@ RESULTS = HERE / "RESULTS.md"
 START, END = "<!-- gpu.py -->", "<!-- end of gpu.py -->"
 SIDE, GRIDS, PAIRS, STEPS = 5, 1264, 100, 6
 LENGTH = 320  # tokens of the longest row
-SIZES = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 SPEED, MFU, EPOCH_S = 8.0, 0.40, 500.0
 
 
@@ -51,7 +63,11 @@ def rows_of(grids: int, vocabulary: int) -> list[dict]:
     rows = []
     for _ in range(grids):
         prompt, answers = text(64, 128), [text(128, 192) for _ in range(2 * SIDE)]
-        rows += [{"prompt_ids": prompt, "chosen_ids": c, "rejected_ids": r} for c in answers[:SIDE] for r in answers[SIDE:]]
+        rows += [
+            {"prompt_ids": prompt, "chosen_ids": c, "rejected_ids": r}
+            for c in answers[:SIDE]
+            for r in answers[SIDE:]
+        ]
     return rows
 
 
@@ -92,15 +108,35 @@ def measure(kind: str, grids: int, tiny: bool, folder: str) -> dict:
     torch.set_default_device("cuda" if on_gpu else "cpu")
     torch.set_default_dtype(torch.bfloat16)
     vocabulary = 300 if tiny else 128256
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, pad_token_id=0, eos_token_id=1, **(TINY if tiny else SIZES)))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary, pad_token_id=0, eos_token_id=1, **(TINY if tiny else SIZES)
+        )
+    )
     torch.set_default_device(None)
     torch.set_default_dtype(torch.float32)
     body = sum(weights.numel() for weights in model.model.layers.parameters())
     head = model.lm_head.weight.numel()
 
     rows = rows_of(grids, vocabulary)
-    arguments = trainer.arguments(rows, PAIRS, 1e-4, LENGTH, 1, 1, PAIRS, folder, bf16=True, checkpointing=kind == "trl", weight_decay=0.0)
-    arguments |= {"eval_strategy": "no", "logging_steps": 1, "precompute_ref_log_probs": kind == "grid"}
+    arguments = trainer.arguments(
+        rows,
+        PAIRS,
+        1e-4,
+        LENGTH,
+        1,
+        1,
+        PAIRS,
+        folder,
+        bf16=True,
+        checkpointing=kind == "trl",
+        weight_decay=0.0,
+    )
+    arguments |= {
+        "eval_strategy": "no",
+        "logging_steps": 1,
+        "precompute_ref_log_probs": kind == "grid",
+    }
     stamps, tokens, looked_up = [], {"forward": 0, "scored": 0}, [0.0]
     packed = grid.packed
 
@@ -126,7 +162,11 @@ def measure(kind: str, grids: int, tiny: bool, folder: str) -> dict:
             wait()
             stamps.append(time.perf_counter())
             if len(stamps) % 50 == 0:
-                print(f"{kind}: {len(stamps)} steps, {stamps[-1] - stamps[0]:.0f} s", file=sys.stderr, flush=True)
+                print(
+                    f"{kind}: {len(stamps)} steps, {stamps[-1] - stamps[0]:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     class Plain(DPOTrainer):
         def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
@@ -143,7 +183,9 @@ def measure(kind: str, grids: int, tiny: bool, folder: str) -> dict:
         train_dataset=Dataset.from_list(rows),
         processing_class=train_tokenizer(["a few words"], 300),
         callbacks=[Clock()],
-        peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules=modules),
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules=modules
+        ),
     )
     wait()
     before, reference = time.perf_counter() - begun, dict(tokens)
@@ -152,20 +194,26 @@ def measure(kind: str, grids: int, tiny: bool, folder: str) -> dict:
     seconds = time.perf_counter() - begun
     steps = [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
     trained = {name: tokens[name] - reference[name] for name in tokens}
-    both = [2 * (body * counts["forward"] + head * counts["scored"]) for counts in (reference, trained)]
+    both = [
+        2 * (body * counts["forward"] + head * counts["scored"]) for counts in (reference, trained)
+    ]
     return {
         "seconds": seconds,
         "before": before,
         "reference": looked_up[0],
         "step": statistics.median(steps[3:] or steps),
         "steps": len(steps),
-        "first_loss": next(float(entry["loss"]) for entry in made.state.log_history if "loss" in entry),
+        "first_loss": next(
+            float(entry["loss"]) for entry in made.state.log_history if "loss" in entry
+        ),
         "peak": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else float("nan"),
         "rate": rate,
-        "operations": both[0] + 2 * both[1],  # backward through frozen weights costs what forward does
+        "operations": both[0]
+        + 2 * both[1],  # backward through frozen weights costs what forward does
         "training_operations": 2 * both[1],
         "tokens": tokens["forward"],
-        "paired": 2 * sum(len(row["prompt_ids"]) for row in rows) + sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows),
+        "paired": 2 * sum(len(row["prompt_ids"]) for row in rows)
+        + sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows),
         "parameters": body + 2 * head,
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
     }
@@ -173,9 +221,23 @@ def measure(kind: str, grids: int, tiny: bool, folder: str) -> dict:
 
 def run(kind: str, grids: int, tiny: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--kind", kind, "--grids", str(grids), "--folder", folder, *(["--tiny"] if tiny else [])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment, check=False)
+        command = [
+            sys.executable,
+            __file__,
+            "--kind",
+            kind,
+            "--grids",
+            str(grids),
+            "--folder",
+            folder,
+            *(["--tiny"] if tiny else []),
+        ]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        }
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment, check=False
+        )
         if done.returncode:
             raise SystemExit(f"{kind} failed")
         found = json.loads(done.stdout.splitlines()[-1])
@@ -193,10 +255,16 @@ def table(trl: dict, grid: dict) -> str:
     used = scale * grid["operations"] / epoch / grid["rate"]
     training = grid["training_operations"] / (grid["seconds"] - grid["before"]) / grid["rate"]
     before = (grid["operations"] - grid["training_operations"]) / grid["reference"] / grid["rate"]
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft"))
+    libraries = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft")
+    )
     met = lambda yes: "yes" if yes else "no"  # noqa: E731
     part = "" if scale == 1 else f" --grids {triplets // SIDE**2}"
-    scaled = "" if scale == 1 else f", scaled up from {triplets:,} in {grid['seconds']:.0f} s, of which {once:.0f} s are once a run"
+    scaled = (
+        ""
+        if scale == 1
+        else f", scaled up from {triplets:,} in {grid['seconds']:.0f} s, of which {once:.0f} s are once a run"
+    )
     lines = [
         f"{grid['device']}, {date.today()}, {libraries}; `python tests/benchmarks/gpu.py{part}`: {grid['parameters'] / 1e9:.1f}B parameters, LoRA of rank 16, "
         f"bfloat16, grids of {SIDE} x {SIDE}, {PAIRS} pairs a step. A product of bfloat16 matrices ran at {grid['rate'] / 1e12:.0f} TFLOP/s.",
@@ -216,10 +284,14 @@ def table(trl: dict, grid: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("--kind", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
-    parser.add_argument("--grids", type=int, default=GRIDS, help="prompts of the epoch, with 5 x 5 answers each")
+    parser.add_argument(
+        "--grids", type=int, default=GRIDS, help="prompts of the epoch, with 5 x 5 answers each"
+    )
     parser.add_argument("--tiny", action="store_true", help="two narrow layers")
     options = parser.parse_args()
     if options.kind:
@@ -230,7 +302,9 @@ def main() -> None:
     print(text)
     if not options.tiny:
         before, rest = RESULTS.read_text(encoding="utf-8").split(START)
-        RESULTS.write_text(f"{before}{START}\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+        RESULTS.write_text(
+            f"{before}{START}\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

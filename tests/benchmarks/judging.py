@@ -17,7 +17,6 @@ and again with nothing changed. Writes its part of RESULTS.md.
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / "RESULTS.md"
 PYTHON = ROOT / ".cache/peers/inspect/bin/python"
-MARKS = {"peer": ("<!-- judging.py -->", "<!-- end of judging.py -->"), "stage": ("<!-- judging.py stage -->", "<!-- end of stage -->")}
+MARKS = {
+    "peer": ("<!-- judging.py -->", "<!-- end of judging.py -->"),
+    "stage": ("<!-- judging.py stage -->", "<!-- end of stage -->"),
+}
 CANDIDATE, REPEATS, TARGET = "dpo", 3, 20.0
 COLD_S, WARM_S = 10.0, 2.0
 QUIET = os.environ | {"INSPECT_LOG_LEVEL": "error", "NO_COLOR": "1", "DO_NOT_TRACK": "1"}
@@ -40,7 +42,11 @@ def rows_of(count: int | None):
     """(responses, test): the answers of CANDIDATE and the requests, the first `count` of them."""
     import polars as pl
 
-    responses = pl.read_parquet(ROOT / "data/eval/responses.parquet").filter(candidate=CANDIDATE).sort("prompt_id")
+    responses = (
+        pl.read_parquet(ROOT / "data/eval/responses.parquet")
+        .filter(candidate=CANDIDATE)
+        .sort("prompt_id")
+    )
     responses = responses.head(count or responses.height)
     test = pl.read_parquet(ROOT / "data/librachemqa/test.parquet")
     return responses, test
@@ -51,10 +57,10 @@ def judge_alone(count: int | None) -> float:
     sys.path.insert(0, str(ROOT))
     import openai  # noqa: F401  (imports aside)
 
-    from stages.tools.measuring.judged import Measured, judged
     from stages.core.params import read_params
     from stages.judge import JudgeParams
     from stages.judging import cascade, channels, panel, paper  # noqa: F401
+    from stages.tools.measuring.judged import Measured, judged
 
     responses, test = rows_of(count)
     params = read_params("judge")
@@ -68,16 +74,36 @@ def judge_alone(count: int | None) -> float:
 
 def libra(folder: Path, count: int | None) -> float:
     """Seconds of the judge in a process of its own."""
-    command = [sys.executable, str(HERE / "judging.py"), "--alone", *(["--rows", str(count)] if count else [])]
-    done = subprocess.run(command, cwd=ROOT, env=QUIET | {"DVC_ROOT": str(folder)}, capture_output=True, text=True, check=True)
+    command = [
+        sys.executable,
+        str(HERE / "judging.py"),
+        "--alone",
+        *(["--rows", str(count)] if count else []),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=QUIET | {"DVC_ROOT": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(done.stdout.split()[-1])
 
 
 def inspect(folder: Path, rows: list, how: str) -> float:
     """Seconds of inspect_ai's eval in a process of its own, in its own environment."""
     job, out = folder / "job.json", folder / "out.json"
-    job.write_text(json.dumps({"rows": rows, "how": how, "log_dir": str(folder / "logs"), "out": str(out)}))
-    subprocess.run([PYTHON, HERE / "peers/inspect_.py", job], cwd=folder, env=QUIET, check=True, stdout=sys.stderr)
+    job.write_text(
+        json.dumps({"rows": rows, "how": how, "log_dir": str(folder / "logs"), "out": str(out)})
+    )
+    subprocess.run(
+        [PYTHON, HERE / "peers/inspect_.py", job],
+        cwd=folder,
+        env=QUIET,
+        check=True,
+        stdout=sys.stderr,
+    )
     return json.loads(out.read_text())["seconds"]
 
 
@@ -92,7 +118,13 @@ def stage(folder: Path, responses, test) -> tuple[float, float]:
     seconds, written = [], set()
     for _ in range(2):
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "stages.judge"], cwd=folder, env=QUIET, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "stages.judge"],
+            cwd=folder,
+            env=QUIET,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         seconds.append(time.perf_counter() - began)
         written.add((folder / "data/eval/verdicts.parquet").read_bytes())
@@ -107,7 +139,9 @@ def of_stage(responses, test) -> str:
     number = pl.int_range(pl.len()).cast(pl.String)
     sets = {
         f"{responses.height:,} answers, {responses['answer'].n_unique():,} of them different": responses,
-        f"{responses.height:,} answers, no two alike": responses.with_columns(answer=pl.col("answer") + " That was answer " + number + "."),
+        f"{responses.height:,} answers, no two alike": responses.with_columns(
+            answer=pl.col("answer") + " That was answer " + number + "."
+        ),
     }
     runs: dict[str, list[tuple[float, float]]] = {what: [] for what in sets}
     for _ in range(REPEATS):
@@ -132,19 +166,32 @@ def of_stage(responses, test) -> str:
 def next_to_inspect(responses, test, count: int | None) -> str:
     """The part of RESULTS.md on inspect_ai."""
     if not PYTHON.exists():
-        sys.exit("inspect_ai has no environment yet: bash tests/benchmarks/peers/make_venvs.sh inspect (or --only stage)")
+        sys.exit(
+            "inspect_ai has no environment yet: bash tests/benchmarks/peers/make_venvs.sh inspect (or --only stage)"
+        )
     labels = dict(test.select("prompt_id", "expected").unique().iter_rows())
     columns = responses.select("prompt_id", "prompt", "answer")
-    rows = [[prompt, answer, labels[prompt_id]] for prompt_id, prompt, answer in columns.iter_rows()]
+    rows = [
+        [prompt, answer, labels[prompt_id]] for prompt_id, prompt, answer in columns.iter_rows()
+    ]
     runs: dict[str, list[float]] = {"Libra": [], "model": [], "solver": []}
     for _ in range(REPEATS):
         for who, seconds in runs.items():
             with tempfile.TemporaryDirectory() as folder:
-                seconds.append(libra(Path(folder), count) if who == "Libra" else inspect(Path(folder), rows, who))
+                seconds.append(
+                    libra(Path(folder), count)
+                    if who == "Libra"
+                    else inspect(Path(folder), rows, who)
+                )
             print(f"{who}: {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
     middle = {who: statistics.median(seconds) for who, seconds in runs.items()}
     theirs = min(middle["model"], middle["solver"])
-    version = subprocess.run([PYTHON, "-c", "import inspect_ai; print(inspect_ai.__version__)"], capture_output=True, text=True, check=True)
+    version = subprocess.run(
+        [PYTHON, "-c", "import inspect_ai; print(inspect_ai.__version__)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     ratio = theirs / middle["Libra"]
     met = "yes" if ratio >= TARGET else "**no**"
     return (
@@ -159,7 +206,9 @@ def next_to_inspect(responses, test, count: int | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, help="so many answers; all unless given")
     parser.add_argument("--only", choices=MARKS, help="the half next to inspect_ai, or the stage's")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
@@ -169,7 +218,10 @@ def main() -> None:
         print(judge_alone(options.rows))
         return
     responses, test = rows_of(options.rows)
-    parts = {"peer": lambda: next_to_inspect(responses, test, options.rows), "stage": lambda: of_stage(responses, test)}
+    parts = {
+        "peer": lambda: next_to_inspect(responses, test, options.rows),
+        "stage": lambda: of_stage(responses, test),
+    }
     for part in [options.only] if options.only else parts:
         text = parts[part]()
         print(text)

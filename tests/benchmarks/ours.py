@@ -18,7 +18,9 @@ def ask(job: contender.Job) -> list[str]:
         timeout_s=30.0,
     )
     system = [{"role": "system", "content": job.system}] if job.system else []
-    requests = [ChatRequest([*system, {"role": "user", "content": prompt(row)}]) for row in job.rows]
+    requests = [
+        ChatRequest([*system, {"role": "user", "content": prompt(row)}]) for row in job.rows
+    ]
     with Session("bench", 0) as session:
         replies = session.ask(endpoint, requests, "bench")
     return [parsed(reply.content) for reply in replies]

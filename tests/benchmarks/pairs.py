@@ -25,12 +25,37 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests/benchmarks/TRAINING.md"
 RANDOM_SEEDS = (7, 8, 9)
 WAYS = {
-    "5 x 5 grid of a prompt, 3 prompts a step, 1 epoch": {"pairs": "grid", "answers": 5, "batch_size": 3, "epochs": 1},
-    "one matched pair a prompt, 16 prompts a step, 5 epochs": {"pairs": "matched", "answers": 1, "batch_size": 16, "epochs": 5},
-    "one random pair a prompt, 16 prompts a step, 5 epochs": {"pairs": "random", "answers": 1, "batch_size": 16, "epochs": 5},
-    "five matched pairs a prompt, 3 prompts a step, 1 epoch": {"pairs": "matched", "answers": 5, "batch_size": 3, "epochs": 1},
+    "5 x 5 grid of a prompt, 3 prompts a step, 1 epoch": {
+        "pairs": "grid",
+        "answers": 5,
+        "batch_size": 3,
+        "epochs": 1,
+    },
+    "one matched pair a prompt, 16 prompts a step, 5 epochs": {
+        "pairs": "matched",
+        "answers": 1,
+        "batch_size": 16,
+        "epochs": 5,
+    },
+    "one random pair a prompt, 16 prompts a step, 5 epochs": {
+        "pairs": "random",
+        "answers": 1,
+        "batch_size": 16,
+        "epochs": 5,
+    },
+    "five matched pairs a prompt, 3 prompts a step, 1 epoch": {
+        "pairs": "matched",
+        "answers": 5,
+        "batch_size": 3,
+        "epochs": 1,
+    },
 }
-FIGURES = {"safety": "safety", "utility": "utility", "harmonic": "harmonic", "dual": "dual_balanced_accuracy"}
+FIGURES = {
+    "safety": "safety",
+    "utility": "utility",
+    "harmonic": "harmonic",
+    "dual": "dual_balanced_accuracy",
+}
 
 
 def run(folder: Path, *stages: str) -> None:
@@ -38,20 +63,30 @@ def run(folder: Path, *stages: str) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
     environment = inherited | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     for stage in stages:
-        done = subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", f"stages.{stage}"],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             raise SystemExit(f"{stage}: {done.stderr[-2000:]}")
 
 
 def write_params(folder: Path, random_seed: int, dpo: dict) -> None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {"random_seed": random_seed}
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {
+        "random_seed": random_seed
+    }
     params["dpo"] |= {"soup": 1} | dpo
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
 def prepare(folder: Path, random_seed: int) -> None:
     """A copy of the project in `folder` with the data of `random_seed` and `sft` trained on it."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
     for path in filter(None, tracked):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, folder / path)
@@ -64,7 +99,9 @@ def measure(prepared: Path, folder: Path, random_seed: int, way: str) -> dict:
     shutil.copytree(prepared, folder)
     write_params(folder, random_seed, WAYS[way])
     run(folder, "dpo", "respond", "judge", "score")
-    metrics = json.loads((folder / "data/eval/metrics.json").read_text(encoding="utf-8"))["candidates"]["dpo"]
+    metrics = json.loads((folder / "data/eval/metrics.json").read_text(encoding="utf-8"))[
+        "candidates"
+    ]["dpo"]
     figures = {short: metrics[key] for short, key in FIGURES.items()}
     print(f"{random_seed}, {way}: {figures}", flush=True)
     return figures
@@ -72,7 +109,10 @@ def measure(prepared: Path, folder: Path, random_seed: int, way: str) -> dict:
 
 def write_down(found: dict[str, list[dict]]) -> str:
     """The table of what was measured, put into TRAINING.md."""
-    lines = [f"| pairs | {' | '.join(FIGURES)} | random seeds | date |", "|---" * (len(FIGURES) + 3) + "|"]
+    lines = [
+        f"| pairs | {' | '.join(FIGURES)} | random seeds | date |",
+        "|---" * (len(FIGURES) + 3) + "|",
+    ]
     for way, runs in found.items():
         cells = []
         for figure in FIGURES:
@@ -93,7 +133,9 @@ def main() -> None:
         list(pool.map(prepare, prepared.values(), prepared))
         jobs = {
             way: [
-                pool.submit(measure, folder, Path(name) / f"{random_seed}-{number}", random_seed, way)
+                pool.submit(
+                    measure, folder, Path(name) / f"{random_seed}-{number}", random_seed, way
+                )
                 for random_seed, folder in prepared.items()
             ]
             for number, way in enumerate(WAYS)

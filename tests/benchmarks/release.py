@@ -45,26 +45,44 @@ def build(folder: Path) -> None:
     from stages.core.tables import ROW_GROUP
 
     folder.mkdir(parents=True, exist_ok=True)
-    texts, seeds = pl.read_parquet("data/rephrasings.parquet"), pl.read_parquet("data/seeds.parquet")
+    texts, seeds = (
+        pl.read_parquet("data/rephrasings.parquet"),
+        pl.read_parquet("data/seeds.parquet"),
+    )
     parts, all_seeds = [], []
     for i in range(COPIES):
         mark = f"k{i:02d}-"
         all_seeds.append(seeds.with_columns(seed_id=mark + pl.col("seed_id")))
-        marked = texts.with_columns(seed_id=mark + pl.col("seed_id"), text=f"Case {chr(97 + i)}: " + pl.col("text"))
+        marked = texts.with_columns(
+            seed_id=mark + pl.col("seed_id"), text=f"Case {chr(97 + i)}: " + pl.col("text")
+        )
         parts.append(folder / f".{mark}parquet")
         combine(marked, all_seeds[-1], 25).sort("triplet_id").write_parquet(parts[-1])
     pl.concat(all_seeds).write_parquet(folder / "seeds.parquet")
     shutil.copy("data/substances.parquet", folder / "substances.parquet")
-    write = {"compression": "zstd", "compression_level": 9, "row_group_size": ROW_GROUP, "maintain_order": True}  # as write_table does
+    write = {
+        "compression": "zstd",
+        "compression_level": 9,
+        "row_group_size": ROW_GROUP,
+        "maintain_order": True,
+    }  # as write_table does
     pl.scan_parquet(parts).sink_parquet(folder / "triplets.parquet", **write)
     for part in parts:
         part.unlink()
     # The version before: every thousandth row gone, another chosen answer in every five-hundredth.
-    old = pl.scan_parquet(folder / "triplets.parquet").with_row_index().filter(pl.col("index") % 1000 != 1)
-    old = old.with_columns(chosen=pl.when(pl.col("index") % 500 == 0).then(pl.lit("Earlier.")).otherwise("chosen")).drop("index")
+    old = (
+        pl.scan_parquet(folder / "triplets.parquet")
+        .with_row_index()
+        .filter(pl.col("index") % 1000 != 1)
+    )
+    old = old.with_columns(
+        chosen=pl.when(pl.col("index") % 500 == 0).then(pl.lit("Earlier.")).otherwise("chosen")
+    ).drop("index")
     (folder / "before").mkdir()
     for split in ("train", "validation", "test"):
-        old.filter(pl.col("split") == split).sink_parquet(folder / f"before/{split}.parquet", **write)
+        old.filter(pl.col("split") == split).sink_parquet(
+            folder / f"before/{split}.parquet", **write
+        )
 
 
 def ours(folder: Path, out: Path) -> dict:
@@ -86,34 +104,55 @@ def with_pandas(folder: Path, out: Path) -> dict:
     import pandas as pd
     import polars as pl
 
-    from stages.domain.gate import ROLES, mask, violations
-    from stages.domain.description import kept_domain
     from stages.dataset import contract, probes
+    from stages.domain.description import kept_domain
+    from stages.domain.gate import ROLES, mask, violations
 
     domain = kept_domain()
-    triplets, seeds, substances = (pd.read_parquet(folder / f"{name}.parquet") for name in ("triplets", "seeds", "substances"))
+    triplets, seeds, substances = (
+        pd.read_parquet(folder / f"{name}.parquet") for name in ("triplets", "seeds", "substances")
+    )
     wrong = 0
     for name in contract.COLUMNS:
         wrong += triplets[name].isna().sum() if name != "fact" else 0
         wrong += (triplets[name] == "").sum()
-    wrong += triplets["triplet_id"].duplicated().sum() + triplets.duplicated([f"{role}_id" for role in ROLES]).sum()
-    joined = triplets.merge(seeds[["seed_id", *contract.OF_SEED]], on="seed_id", how="left", suffixes=("", "_seed"))
+    wrong += (
+        triplets["triplet_id"].duplicated().sum()
+        + triplets.duplicated([f"{role}_id" for role in ROLES]).sum()
+    )
+    joined = triplets.merge(
+        seeds[["seed_id", *contract.OF_SEED]], on="seed_id", how="left", suffixes=("", "_seed")
+    )
     for name in contract.OF_SEED:
         wrong += (joined[name].fillna("") != joined[f"{name}_seed"].fillna("")).sum()
     for role in ROLES:
         wrong += (triplets.groupby(f"{role}_id")[role].nunique() > 1).sum()
-        wrong += sum(not text.startswith(f"{seed}-") for text, seed in zip(triplets[f"{role}_id"], triplets["seed_id"], strict=True))
-    named = triplets.merge(substances[["substance_id", "name", "smiles", "status"]], on="substance_id", how="left")
+        wrong += sum(
+            not text.startswith(f"{seed}-")
+            for text, seed in zip(triplets[f"{role}_id"], triplets["seed_id"], strict=True)
+        )
+    named = triplets.merge(
+        substances[["substance_id", "name", "smiles", "status"]], on="substance_id", how="left"
+    )
     wrong += (named["intent_kind"] != named["intent"].map(domain.kind_of)).sum()
     asked = named[["status", "intent"]].drop_duplicates().itertuples(index=False)
     law = {(status, intent): domain.expected(status, intent) for status, intent in asked}
-    wrong += sum(law[status, intent] != label for status, intent, label in named[["status", "intent", "expected"]].itertuples(index=False))
+    wrong += sum(
+        law[status, intent] != label
+        for status, intent, label in named[["status", "intent", "expected"]].itertuples(index=False)
+    )
     named["shown"] = named["name"].where(named["representation"] == "text", named["smiles"])
-    wrong += sum(shown not in prompt for shown, prompt in zip(named["shown"], named["prompt"], strict=True))
-    wrong += (named["chosen"].str.strip().str.lower() == named["rejected"].str.strip().str.lower()).sum()
+    wrong += sum(
+        shown not in prompt for shown, prompt in zip(named["shown"], named["prompt"], strict=True)
+    )
+    wrong += (
+        named["chosen"].str.strip().str.lower() == named["rejected"].str.strip().str.lower()
+    ).sum()
     read: dict = {}
     for role in ROLES:
-        for text, shown, label in named[[role, "shown", "expected"]].drop_duplicates().itertuples(index=False):
+        for text, shown, label in (
+            named[[role, "shown", "expected"]].drop_duplicates().itertuples(index=False)
+        ):
             key = (mask(text, shown), role, label)
             if key not in read:
                 read[key] = violations(*key)
@@ -125,18 +164,36 @@ def with_pandas(folder: Path, out: Path) -> dict:
     used = pl.from_pandas(triplets[["substance_id", "split"]].drop_duplicates())
     wrong += contract.of_splits(used.lazy(), pl.from_pandas(substances)).height
     assert not wrong
-    columns = ["seed_id", "substance_id", "expected", "intent", "intent_kind", "representation", "prompt", "chosen", "split"]
+    columns = [
+        "seed_id",
+        "substance_id",
+        "expected",
+        "intent",
+        "intent_kind",
+        "representation",
+        "prompt",
+        "chosen",
+        "split",
+    ]
     frame = pl.from_pandas(triplets[columns])
     tables = (pl.from_pandas(seeds), pl.from_pandas(substances))
     measured = probes.measure(frame, *tables)
     assert probes.faults(measured, frame, tables[1], 0.6).is_empty()
     rows = triplets.merge(seeds[["seed_id", "status", "group"]], on="seed_id")
-    cells = (["status", "intent_kind", "expected"], ["expected", "rejected_kind"], ["intent", "split"])
+    cells = (
+        ["status", "intent_kind", "expected"],
+        ["expected", "rejected_kind"],
+        ["intent", "split"],
+    )
     counted = [rows.groupby(keys).size() for keys in cells]
-    counted += [rows.groupby("split")[name].nunique() for name in ("seed_id", "substance_id", "group")]
+    counted += [
+        rows.groupby("split")[name].nunique() for name in ("seed_id", "substance_id", "group")
+    ]
     lengths = [rows[role].str.len().groupby(rows["expected"]).median() for role in ROLES]
     out.mkdir()
-    (out / "README.md").write_text(json.dumps([table.astype(str).to_list() for table in counted + lengths]))
+    (out / "README.md").write_text(
+        json.dumps([table.astype(str).to_list() for table in counted + lengths])
+    )
     total = dict.fromkeys(("before", "added", "removed", "changed", "after"), 0)
     for split in contract.SPLITS:
         new = triplets[triplets["split"] == split].sort_values("triplet_id")
@@ -147,8 +204,17 @@ def with_pandas(folder: Path, out: Path) -> dict:
         both = old.merge(new, on="triplet_id", how="outer", suffixes=("_old", ""), indicator=True)
         common = both[both["_merge"] == "both"]
         content = [name for name in contract.COLUMNS if name != "triplet_id"]
-        differs = (common[content].fillna("").to_numpy() != common[[f"{name}_old" for name in content]].fillna("").to_numpy()).any(axis=1)
-        counts = (len(old), (both["_merge"] == "right_only").sum(), (both["_merge"] == "left_only").sum(), differs.sum(), len(new))
+        differs = (
+            common[content].fillna("").to_numpy()
+            != common[[f"{name}_old" for name in content]].fillna("").to_numpy()
+        ).any(axis=1)
+        counts = (
+            len(old),
+            (both["_merge"] == "right_only").sum(),
+            (both["_merge"] == "left_only").sum(),
+            differs.sum(),
+            len(new),
+        )
         total = {key: total[key] + int(count) for key, count in zip(total, counts, strict=True)}
     return total
 
@@ -177,13 +243,21 @@ def million() -> list[list[str]]:
     for name in CONTENDERS:
         runs = []
         for _ in range(REPEATS if name == "Libra" else 1):
-            done = subprocess.run([sys.executable, __file__, "--run", name], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, __file__, "--run", name], capture_output=True, text=True
+            )
             assert done.returncode == 0, done.stderr[-3000:]
             runs.append(json.loads(done.stdout.splitlines()[-1]))
             print(name, runs[-1], file=sys.stderr, flush=True)
         results[name] = runs[0]["found"]
-        seconds, peak, cpu = (statistics.median(run[key] for run in runs) for key in ("seconds", "MiB", "CPU"))
-        target = ("60 s, 600 MiB", "yes" if seconds <= 60 and peak <= 600 else "**no**") if name == "Libra" else ("", "")
+        seconds, peak, cpu = (
+            statistics.median(run[key] for run in runs) for key in ("seconds", "MiB", "CPU")
+        )
+        target = (
+            ("60 s, 600 MiB", "yes" if seconds <= 60 and peak <= 600 else "**no**")
+            if name == "Libra"
+            else ("", "")
+        )
         rows.append([f"checks, card, Croissant and diff of {runs[0]['found']['after']:,} triplets", name,
                      f"{seconds:.0f} s ({cpu:.0f} s of CPU), {peak:,.0f} MiB at most", *target])  # fmt: skip
     assert results["Libra"] == results["pandas"], results
@@ -246,7 +320,10 @@ print(time.perf_counter() - start)
 def copy() -> list[list[str]]:
     """Medians of processes started anew, in turn; nothing is there before a push, and no cache before a pull."""
     rows = []
-    for what, paths in {"all that a release pushes": cached_outs(), "the dataset alone": ["data/librachemqa"]}.items():
+    for what, paths in {
+        "all that a release pushes": cached_outs(),
+        "the dataset alone": ["data/librachemqa"],
+    }.items():
         rows += copy_of(what, paths)
     return rows
 
@@ -255,13 +332,18 @@ def cached_outs() -> list[str]:
     """What the stages write and DVC keeps: data, policies, tables, report."""
     import yaml
 
-    outs = [out for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values() for out in stage.get("outs", [])]
+    outs = [
+        out
+        for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+        for out in stage.get("outs", [])
+    ]
     options = [next(iter(out.items())) if isinstance(out, dict) else (out, {}) for out in outs]
     return [path for path, of in options if of.get("cache", True)]
 
 
 def copy_of(what: str, paths: list[str]) -> list[list[str]]:
     from test_s3 import KEYS, REGION, free_ports
+
     from helpers.venvs import venv_python
 
     swift, boto = venv_python("swift", "swift==2.38.3"), venv_python("boto3", "boto3==1.43.29")
@@ -273,7 +355,9 @@ def copy_of(what: str, paths: list[str]) -> list[list[str]]:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         times.setdefault((who, way, where, "whole process"), []).append(time.perf_counter() - start)
-        times.setdefault((who, way, where, "imports done"), []).append(float(done.stdout.split()[-1]))
+        times.setdefault((who, way, where, "imports done"), []).append(
+            float(done.stdout.split()[-1])
+        )
 
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as running:
         folder = Path(name)
@@ -291,7 +375,9 @@ def copy_of(what: str, paths: list[str]) -> list[list[str]]:
             serve(sys.executable, "-c", LINK, str(far), str(port), str(seconds / 2))
             places[f"{seconds * 1000:.0f} ms away"] = f"http://127.0.0.1:{far}"
         places["on this machine"] = f"http://127.0.0.1:{port}"
-        subprocess.run([boto, "-c", BUCKETS, places["on this machine"]], check=True, env=environment)
+        subprocess.run(
+            [boto, "-c", BUCKETS, places["on this machine"]], check=True, env=environment
+        )
         dvc = str(Path(sys.executable).with_name("dvc"))
         work = folder / "work"
         subprocess.run(["git", "init", "-q", str(work)], check=True)
@@ -306,26 +392,68 @@ def copy_of(what: str, paths: list[str]) -> list[list[str]]:
         objects = [path for path in cache.rglob("*") if path.is_file()]
         for path in objects:
             shutil.copy(path, bare / str(path.relative_to(cache)).replace("/", "_"))
-        (bare / "names.json").write_text(json.dumps([str(path.relative_to(cache)) for path in objects]))
+        (bare / "names.json").write_text(
+            json.dumps([str(path.relative_to(cache)) for path in objects])
+        )
         for turn, (where, endpoint) in product(range(REPEATS + 2), places.items()):
             url = f"s3://libra/{turn}/{where[:2]}"
-            for key, value in (("url", url), ("endpointurl", endpoint), ("region", REGION), ("verify", "true")):
-                words = ["add", "-q", "-f", "-d", "s3", value] if key == "url" else ["modify", "-q", "s3", key, value]
+            for key, value in (
+                ("url", url),
+                ("endpointurl", endpoint),
+                ("region", REGION),
+                ("verify", "true"),
+            ):
+                words = (
+                    ["add", "-q", "-f", "-d", "s3", value]
+                    if key == "url"
+                    else ["modify", "-q", "s3", key, value]
+                )
                 subprocess.run([dvc, "remote", *words], cwd=work, check=True)
             timed("DVC", "push", where, [sys.executable, "-c", DVC, "push"], work)
-            timed("boto3", "push", where, [boto, "-c", BOTO, "push", endpoint, str(bare), "bare"], bare)
+            timed(
+                "boto3",
+                "push",
+                where,
+                [boto, "-c", BOTO, "push", endpoint, str(bare), "bare"],
+                bare,
+            )
             shutil.rmtree(work / ".dvc/cache")
             for path in paths:
                 shutil.rmtree(work / path) if (work / path).is_dir() else (work / path).unlink()
             timed("DVC", "pull", where, [sys.executable, "-c", DVC, "pull"], work)
-            timed("boto3", "pull", where, [boto, "-c", BOTO, "pull", endpoint, str(bare), "bare"], bare)
-        size = sum(path.stat().st_size for path in bare.iterdir() if path.suffix != ".back" and path.name != "names.json") / 2**20
+            timed(
+                "boto3",
+                "pull",
+                where,
+                [boto, "-c", BOTO, "pull", endpoint, str(bare), "bare"],
+                bare,
+            )
+        size = (
+            sum(
+                path.stat().st_size
+                for path in bare.iterdir()
+                if path.suffix != ".back" and path.name != "names.json"
+            )
+            / 2**20
+        )
     rows = []
-    for way, (where, part) in product(("push", "pull"), product(places, ("whole process", "imports done"))):
-        mine, bare_time = (statistics.median(times[who, way, where, part]) for who in ("DVC", "boto3"))
+    for way, (where, part) in product(
+        ("push", "pull"), product(places, ("whole process", "imports done"))
+    ):
+        mine, bare_time = (
+            statistics.median(times[who, way, where, part]) for who in ("DVC", "boto3")
+        )
         line = f"{way} of {what}, {len(objects)} objects, {size:.1f} MiB, server {where}, {part}"
         ratio = mine / bare_time
-        rows.append([line, "DVC", f"{mine:.2f} s, {ratio:.2f} x boto3", "1.3 x boto3", "yes" if ratio <= 1.3 else "**no**"])
+        rows.append(
+            [
+                line,
+                "DVC",
+                f"{mine:.2f} s, {ratio:.2f} x boto3",
+                "1.3 x boto3",
+                "yes" if ratio <= 1.3 else "**no**",
+            ]
+        )
         rows.append([line, "boto3", f"{bare_time:.2f} s", "", ""])
     return rows
 
@@ -345,7 +473,18 @@ def pull() -> list[list[str]]:
         call(work, "dvc", "commit", "-q", "--force", "validate")
         call(work, "dvc", "push", "-q", "data/librachemqa")
         call(work, "git", "add", "-A")
-        call(work, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-q", "-m", "released")
+        call(
+            work,
+            "git",
+            "-c",
+            "user.name=test",
+            "-c",
+            "user.email=test@localhost",
+            "commit",
+            "-q",
+            "-m",
+            "released",
+        )
         for turn in range(REPEATS):
             start = time.perf_counter()
             call(folder, "git", "clone", "-q", "--no-local", str(work), f"fresh{turn}")
@@ -354,7 +493,9 @@ def pull() -> list[list[str]]:
             assert (folder / f"fresh{turn}/data/librachemqa/SHA256SUMS").exists()
     took = statistics.median(seconds)
     what = "fresh machine after installation: clone, then pull of the release from Git"
-    return [[what, "git, DVC", f"{took:.1f} s", "two commands, 60 s", "yes" if took <= 60 else "**no**"]]
+    return [
+        [what, "git, DVC", f"{took:.1f} s", "two commands, 60 s", "yes" if took <= 60 else "**no**"]
+    ]
 
 
 def write_down(rows: list[list[str]]) -> None:
@@ -385,9 +526,20 @@ LINES = {"million": million, "copy": copy, "pull": pull}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=LINES, default=list(LINES), metavar="NAME", help=", ".join(LINES))
-    parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)  # a contender in this process
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=LINES,
+        default=list(LINES),
+        metavar="NAME",
+        help=", ".join(LINES),
+    )
+    parser.add_argument(
+        "--run", choices=CONTENDERS, help=argparse.SUPPRESS
+    )  # a contender in this process
     options = parser.parse_args()
     if options.run:
         return measured_process(options.run)

@@ -71,12 +71,19 @@ class Contender:
         if self.package is None:
             return self.name
         code = f"from importlib.metadata import version; print(version({self.package!r}))"
-        found = subprocess.run([self.python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+        found = subprocess.run(
+            [self.python, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.strip()
         return f"{self.name} ({self.package} {found})"
 
 
 def _peer(name: str, folder: str, package: str, script: str) -> Contender:
-    return Contender(name, HERE / "peers" / script, REPOSITORY / ".cache" / "peers" / folder / "bin" / "python", package)
+    return Contender(
+        name,
+        HERE / "peers" / script,
+        REPOSITORY / ".cache" / "peers" / folder / "bin" / "python",
+        package,
+    )
 
 
 OURS = Contender("Libra", HERE / "ours.py")
@@ -84,7 +91,9 @@ BARE = Contender("bare loop", HERE / "bare.py", package="openai")
 CURATOR = _peer("Bespoke Curator", "curator", "bespokelabs-curator", "curator.py")
 DATA_DESIGNER = _peer("NeMo Data Designer", "data_designer", "data-designer", "data_designer_.py")
 DISTILABEL = _peer("distilabel", "distilabel", "distilabel", "distilabel_.py")
-TOKEN_TABLE = "lib/python*/site-packages/litellm/litellm_core_utils/tokenizers"  # of Curator's environment
+TOKEN_TABLE = (
+    "lib/python*/site-packages/litellm/litellm_core_utils/tokenizers"  # of Curator's environment
+)
 PEERS = (CURATOR, DATA_DESIGNER, DISTILABEL)
 LEAST_RATE = {BARE: 0.85, CURATOR: 1.0, DISTILABEL: 4.0}  # of ours, as a multiple of theirs
 
@@ -102,7 +111,10 @@ class Question:
     def answers(self, path: str, rows: list[str]) -> list[str]:
         """What the rows must come to."""
         users = [f"Question: {row}" if self.template == "edited" else row for row in rows]
-        texts = [reply_text(f"{path}/chat/completions", self.model, self.temperature, self.system, user) for user in users]
+        texts = [
+            reply_text(f"{path}/chat/completions", self.model, self.temperature, self.system, user)
+            for user in users
+        ]
         return [text.upper() for text in texts] if self.parser == "edited" else texts
 
 
@@ -160,7 +172,9 @@ class Server:
 
     def counts(self, anew: bool = False) -> dict:
         """What came in; `anew` begins to count from nothing."""
-        request = urllib.request.Request(f"{self.address}/counts", method="DELETE" if anew else "GET")
+        request = urllib.request.Request(
+            f"{self.address}/counts", method="DELETE" if anew else "GET"
+        )
         with urllib.request.urlopen(request) as response:
             return json.load(response)
 
@@ -178,22 +192,48 @@ def say(text: str) -> None:
     print(f"    {text}", file=sys.stderr, flush=True)
 
 
-def start(who: Contender, url: str, folder: Path, rows: list[str], asked: Question) -> subprocess.Popen:
+def start(
+    who: Contender, url: str, folder: Path, rows: list[str], asked: Question
+) -> subprocess.Popen:
     """The contender at work in `folder`; what it prints goes into log.txt there."""
-    job = {"url": url, "rows": rows, "out": str(folder / "out.json"), "concurrency": AT_ONCE, **asdict(asked)}
+    job = {
+        "url": url,
+        "rows": rows,
+        "out": str(folder / "out.json"),
+        "concurrency": AT_ONCE,
+        **asdict(asked),
+    }
     (folder / "job.json").write_text(json.dumps(job))
     (folder / "out.json").unlink(missing_ok=True)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "PYTHON", "OPENAI_"))}
-    environment = inherited | SETTINGS | {"PYTHONPATH": f"{HERE}{os.pathsep}{REPOSITORY}", "HOME": str(folder)}
-    for table_folder in CURATOR.python.parent.parent.glob(TOKEN_TABLE):  # else tiktoken, which two peers use, downloads it
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DVC_", "PYTHON", "OPENAI_"))
+    }
+    environment = (
+        inherited
+        | SETTINGS
+        | {"PYTHONPATH": f"{HERE}{os.pathsep}{REPOSITORY}", "HOME": str(folder)}
+    )
+    for table_folder in CURATOR.python.parent.parent.glob(
+        TOKEN_TABLE
+    ):  # else tiktoken, which two peers use, downloads it
         environment["TIKTOKEN_CACHE_DIR"] = str(table_folder)
     command = [str(who.python), str(who.script), str(folder / "job.json")]
     with open(folder / "log.txt", "wb") as log:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def run(
-    who: Contender, server: Server, folder: Path, rows: list[str], asked: Question = PLAIN, path: str = "/v1", anew: bool = True
+    who: Contender,
+    server: Server,
+    folder: Path,
+    rows: list[str],
+    asked: Question = PLAIN,
+    path: str = "/v1",
+    anew: bool = True,
 ) -> Run:
     """One run to its end; what it keeps in `folder` is there for the next. `anew`: what came in before doesn't count."""
     counts = server.counts(anew)
@@ -203,7 +243,9 @@ def run(
         if time.monotonic() - started > LONGEST:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            raise Failed(f"not done after {LONGEST:.0f} s ({server.counts()['served']:,} of {len(rows):,} requests served)")
+            raise Failed(
+                f"not done after {LONGEST:.0f} s ({server.counts()['served']:,} of {len(rows):,} requests served)"
+            )
         time.sleep(0.02)
     process.returncode = os.waitstatus_to_exitcode(ended[1])
     counts = server.counts()
@@ -225,9 +267,14 @@ def run(
     )
 
 
-def table(what: str, figures: dict[Contender, str], target: str = "", met: bool | None = None) -> list[Row]:
+def table(
+    what: str, figures: dict[Contender, str], target: str = "", met: bool | None = None
+) -> list[Row]:
     """A line's rows; the target is for ours."""
-    return [Row(what, who, figure, *((target, met) if who is OURS else ())) for who, figure in figures.items()]
+    return [
+        Row(what, who, figure, *((target, met) if who is OURS else ()))
+        for who, figure in figures.items()
+    ]
 
 
 def prompts(count: int) -> list[str]:
@@ -243,35 +290,72 @@ def speed(contenders: list[Contender], count: int) -> list[Row]:
                 with empty_folder() as folder:
                     firsts[who].append(one := run(who, server, folder, prompts(count)))
                     rate = f"{count / one.asking:.0f} requests/s"
-                    say(f"{who.name}: {rate}, the first after {one.first:.2f} s, {one.stale} rows wrong")
+                    say(
+                        f"{who.name}: {rate}, the first after {one.first:.2f} s, {one.stale} rows wrong"
+                    )
                     if who in seconds:
                         seconds[who].append(one := run(who, server, folder, prompts(count)))
-                        say(f"{who.name} again: {one.served} sent, {one.working:.2f} s, {one.stale} rows wrong")
+                        say(
+                            f"{who.name} again: {one.served} sent, {one.working:.2f} s, {one.stale} rows wrong"
+                        )
     rows = []
-    for what, field in ("first request to last row", "asking"), ("process start to last row", "whole"):
+    for what, field in (
+        ("first request to last row", "asking"),
+        ("process start to last row", "whole"),
+    ):
         rates = {who: [count / getattr(one, field) for one in runs] for who, runs in firsts.items()}
-        figures = {who: f"{statistics.median(rate):.0f} ({min(rate):.0f} to {max(rate):.0f})" for who, rate in rates.items()}
+        figures = {
+            who: f"{statistics.median(rate):.0f} ({min(rate):.0f} to {max(rate):.0f})"
+            for who, rate in rates.items()
+        }
         # Round by round: what slows the machine for a while slows both.
-        times = {who: statistics.median(map(truediv, rates[OURS], rate)) for who, rate in rates.items() if who is not OURS}
+        times = {
+            who: statistics.median(map(truediv, rates[OURS], rate))
+            for who, rate in rates.items()
+            if who is not OURS
+        }
         figures[OURS] += "".join(f"; {ratio:.2f} x {who.name}" for who, ratio in times.items())
         target = "; ".join(f"{least:g} x {who.name}" for who, least in LEAST_RATE.items())
-        met = all(times[who] >= least for who, least in LEAST_RATE.items()) if times.keys() >= LEAST_RATE.keys() else None
-        rows += table(f"{count:,} requests, {AT_ONCE} at once, 50 ms latency: requests/s, {what}", figures, target, met)
+        met = (
+            all(times[who] >= least for who, least in LEAST_RATE.items())
+            if times.keys() >= LEAST_RATE.keys()
+            else None
+        )
+        rows += table(
+            f"{count:,} requests, {AT_ONCE} at once, 50 ms latency: requests/s, {what}",
+            figures,
+            target,
+            met,
+        )
     first = {who: statistics.median(one.first for one in runs) for who, runs in firsts.items()}
     again = {who: statistics.median(one.working for one in runs) for who, runs in seconds.items()}
     sent = {who: max(one.served for one in runs) for who, runs in seconds.items()}
     peak = {who: statistics.median(one.peak for one in runs) for who, runs in firsts.items()}
     figures = {who: f"{value:.2f} s" for who, value in first.items()}
-    rows += table("time to the first request, imports included", figures, "2.5 s", first[OURS] <= 2.5)
+    rows += table(
+        "time to the first request, imports included", figures, "2.5 s", first[OURS] <= 2.5
+    )
     figures = {who: f"{sent[who]:,}, {value:.2f} s" for who, value in again.items()}
-    met = sent[OURS] == 0 and again[OURS] <= 2 and all(one.ordered for one in firsts[OURS] + seconds[OURS])
-    rows += table(f"the same {count:,} again: requests sent, time without imports", figures, "0, 2 s", met)
-    return rows + table(f"peak memory for {count:,} requests", {who: f"{value:.0f} MiB" for who, value in peak.items()})
+    met = (
+        sent[OURS] == 0
+        and again[OURS] <= 2
+        and all(one.ordered for one in firsts[OURS] + seconds[OURS])
+    )
+    rows += table(
+        f"the same {count:,} again: requests sent, time without imports", figures, "0, 2 s", met
+    )
+    return rows + table(
+        f"peak memory for {count:,} requests",
+        {who: f"{value:.0f} MiB" for who, value in peak.items()},
+    )
 
 
 def edits(contenders: list[Contender], count: int) -> list[Row]:
     base = prompts(count)
-    edited = [f"{row}, edited" if i % (count // 20) == 0 and i < count // 20 * 20 else row for i, row in enumerate(base)]
+    edited = [
+        f"{row}, edited" if i % (count // 20) == 0 and i < count // 20 * 20 else row
+        for i, row in enumerate(base)
+    ]
     appended = edited + [f"appended {i}" for i in range(100)]
     deleted = [row for i, row in enumerate(appended) if not (i % 7 == 3 and i < 70)]
     figures, met = {}, None
@@ -287,11 +371,22 @@ def edits(contenders: list[Contender], count: int) -> list[Row]:
                 figures[who] = str(error)
             else:
                 sent, stale = [one.served for one in runs], [one.stale for one in runs]
-                figures[who] = f"{' / '.join(map(str, sent))}; stale rows {' / '.join(map(str, stale))}"
+                figures[who] = (
+                    f"{' / '.join(map(str, sent))}; stale rows {' / '.join(map(str, stale))}"
+                )
                 if who is OURS:
-                    met = sent == [20, 100, 0] and stale == [0, 0, 0] and all(one.ordered for one in runs)
+                    met = (
+                        sent == [20, 100, 0]
+                        and stale == [0, 0, 0]
+                        and all(one.ordered for one in runs)
+                    )
             say(f"{who.name}: {figures[who]}")
-    return table(f"of {count:,} rows 20 edited / 100 appended / 10 deleted: requests sent", figures, "20 / 100 / 0", met)
+    return table(
+        f"of {count:,} rows 20 edited / 100 appended / 10 deleted: requests sent",
+        figures,
+        "20 / 100 / 0",
+        met,
+    )
 
 
 def matrix(contenders: list[Contender], count: int) -> list[Row]:
@@ -314,7 +409,10 @@ def matrix(contenders: list[Contender], count: int) -> list[Row]:
                 continue
             stale, failed = {}, []
             with empty_folder() as folder:
-                kept, work = folder / "kept", folder / "work"  # always at work in the same folder: some keep absolute paths
+                kept, work = (
+                    folder / "kept",
+                    folder / "work",
+                )  # always at work in the same folder: some keep absolute paths
                 work.mkdir()
                 run(who, server, work, base)
                 work.rename(kept)
@@ -352,14 +450,23 @@ def kill(contenders: list[Contender], count: int) -> list[Row]:
             say(f"killed at {server.counts()['served']:,} requests")
             time.sleep(0.2)  # what was still in a socket is counted before the next run begins
         last = run(OURS, server, folder, rows, anew=False)
-        kept = sqlite3.connect(folder / ".cache" / "replies.sqlite").execute("select count(*) from replies").fetchone()[0]
+        kept = (
+            sqlite3.connect(folder / ".cache" / "replies.sqlite")
+            .execute("select count(*) from replies")
+            .fetchone()[0]
+        )
     most = count + KILLS * AT_ONCE
     wrong = max(last.stale, int(not last.ordered), abs(kept - count))
     figure = f"{last.served:,} sent, {wrong} rows lost or duplicated"
     say(figure)
     met = last.served <= most and wrong == 0
     target = f"{most:,} ({AT_ONCE} in flight at each kill), 0"
-    return table(f"{count:,} requests, kill -9 {KILLS} times: requests sent in all", {OURS: figure}, target, met)
+    return table(
+        f"{count:,} requests, kill -9 {KILLS} times: requests sent in all",
+        {OURS: figure},
+        target,
+        met,
+    )
 
 
 def cap(contenders: list[Contender], count: int) -> list[Row]:
@@ -374,12 +481,16 @@ def cap(contenders: list[Contender], count: int) -> list[Row]:
                 except Failed as error:
                     figures[who] = str(error)
                 else:
-                    figures[who] = f"{one.refused / one.served:.1%} of those served; {one.served / one.asking:.1f} served/s"
+                    figures[who] = (
+                        f"{one.refused / one.served:.1%} of those served; {one.served / one.asking:.1f} served/s"
+                    )
                     figures[who] += f", {one.stale} rows wrong" if one.stale else ""
                     if who is OURS:
                         met = one.refused <= 0.1 * one.served and not one.stale
             say(f"{who.name}: {figures[who]}")
-    return table(f"{count:,} requests, server takes {CAP} a second: refused with 429", figures, "10 %", met)
+    return table(
+        f"{count:,} requests, server takes {CAP} a second: refused with 429", figures, "10 %", met
+    )
 
 
 def latency(contenders: list[Contender], count: int) -> list[Row]:
@@ -393,7 +504,9 @@ def latency(contenders: list[Contender], count: int) -> list[Row]:
                 say(f"{who.name}: {shares[who][-1]:.2f} of the ideal {count / ideal:.0f}/s")
     share = {who: statistics.median(values) for who, values in shares.items()}
     what = f"{count:,} requests, exponential latency of mean 0.5 s, {AT_ONCE} at once: share of the ideal rate"
-    return table(what, {who: f"{value:.2f}" for who, value in share.items()}, "0.85", share[OURS] >= 0.85)
+    return table(
+        what, {who: f"{value:.2f}" for who, value in share.items()}, "0.85", share[OURS] >= 0.85
+    )
 
 
 def memory(contenders: list[Contender], count: int) -> list[Row]:
@@ -401,10 +514,23 @@ def memory(contenders: list[Contender], count: int) -> list[Row]:
         one = run(OURS, server, folder, prompts(50 * count))
     say(f"{one.peak:.0f} MiB, {one.served / one.asking:.0f} requests/s, {one.stale} rows wrong")
     figure = f"{one.peak:.0f} MiB ({one.served / one.asking:.0f} requests/s)"
-    return table(f"peak memory for {50 * count:,} requests", {OURS: figure}, "300 MiB", one.peak <= 300 and one.ordered)
+    return table(
+        f"peak memory for {50 * count:,} requests",
+        {OURS: figure},
+        "300 MiB",
+        one.peak <= 300 and one.ordered,
+    )
 
 
-LINES = {"speed": speed, "edits": edits, "matrix": matrix, "kill": kill, "cap": cap, "latency": latency, "memory": memory}
+LINES = {
+    "speed": speed,
+    "edits": edits,
+    "matrix": matrix,
+    "kill": kill,
+    "cap": cap,
+    "latency": latency,
+    "memory": memory,
+}
 
 
 def machine() -> str:
@@ -417,8 +543,12 @@ def busy() -> float:
     """How many cores other processes keep busy now, while this one waits."""
 
     def used() -> float:
-        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for a disk
+        fields = [
+            int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        ]
+        return (sum(fields) - fields[3] - fields[4]) / os.sysconf(
+            "SC_CLK_TCK"
+        )  # all but idle and waiting for a disk
 
     before = used()
     time.sleep(3)
@@ -428,7 +558,9 @@ def busy() -> float:
 def write_down(rows: list[Row], when: str) -> None:
     """Put rows into this machine's section of RESULTS.md, in place of those of the same line and contender."""
     sections: dict[str, dict[tuple[str, str], list[str]]] = {}
-    own, title, others = (RESULTS.read_text() if RESULTS.exists() else "").partition("\n## Judging\n")  # that is judging.py's
+    own, title, others = (RESULTS.read_text() if RESULTS.exists() else "").partition(
+        "\n## Judging\n"
+    )  # that is judging.py's
     for line in own.splitlines():
         if line.startswith("## "):
             section = sections.setdefault(line[3:], {})
@@ -438,7 +570,14 @@ def write_down(rows: list[Row], when: str) -> None:
     section = sections.setdefault(machine(), {})
     for row in rows:
         met = {None: "", True: "yes", False: "**no**"}[row.met]
-        section[row.what, row.who.name] = [row.what, row.who.versioned(), row.figure.replace("|", "/"), row.target, met, when]
+        section[row.what, row.who.name] = [
+            row.what,
+            row.who.versioned(),
+            row.figure.replace("|", "/"),
+            row.target,
+            met,
+            when,
+        ]
     text = "# Results of replies.py\n\n`replies.py` beside this file says what a line measures. Medians of several runs.\n"
     names = [who.name for who in (OURS, BARE, *PEERS)]
     for title, section in sections.items():
@@ -450,10 +589,21 @@ def write_down(rows: list[Row], when: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--peers", action="store_true", help="other libraries too, those whose environment is there")
-    parser.add_argument("--only", nargs="+", choices=LINES, default=list(LINES), metavar="NAME", help=", ".join(LINES))
+    parser.add_argument(
+        "--peers", action="store_true", help="other libraries too, those whose environment is there"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=LINES,
+        default=list(LINES),
+        metavar="NAME",
+        help=", ".join(LINES),
+    )
     options = parser.parse_args()
     contenders = [OURS, BARE, *(who for who in PEERS if options.peers and who.python.exists())]
     for name in options.only:

@@ -61,27 +61,54 @@ def measure(kind: str, side: int, folder: Path) -> dict:
     os.chdir(ROOT)
     table = data.triplets("train")
     size = ModelParams(**yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["model"])
-    texts = [text for role in ("prompt", "chosen", "rejected") for text in table[role].unique().sort()]
+    texts = [
+        text for role in ("prompt", "chosen", "rejected") for text in table[role].unique().sort()
+    ]
     tokenizer = train_tokenizer(texts, size.vocab_size)
-    seeds = table.group_by("seed_id", maintain_order=True).agg(pl.col("prompt", "chosen", "rejected").unique(maintain_order=True))
+    seeds = table.group_by("seed_id", maintain_order=True).agg(
+        pl.col("prompt", "chosen", "rejected").unique(maintain_order=True)
+    )
     unique = table["rejected"].unique().sort().to_list()
     rejected_ids = dict(zip(unique, encode_rejected(tokenizer, unique), strict=True))
     rows: list[dict] = []
-    for prompts, chosen, rejected in random.Random(1).sample(seeds.drop("seed_id").rows(), seeds.height):
+    for prompts, chosen, rejected in random.Random(1).sample(
+        seeds.drop("seed_id").rows(), seeds.height
+    ):
         if len(rows) >= STEPS * PAIRS:
             break
-        good, bad = encode_answers(tokenizer, chosen[:side]), [rejected_ids[text] for text in rejected[:side]]
+        good, bad = (
+            encode_answers(tokenizer, chosen[:side]),
+            [rejected_ids[text] for text in rejected[:side]],
+        )
         for prompt in encode_prompts(tokenizer, prompts[: max(1, 2 // side)]):
-            rows += [{"prompt_ids": prompt, "chosen_ids": c, "rejected_ids": r} for c in good for r in bad]
+            rows += [
+                {"prompt_ids": prompt, "chosen_ids": c, "rejected_ids": r}
+                for c in good
+                for r in bad
+            ]
     rows = rows[: STEPS * PAIRS]
     torch.manual_seed(1)
     policy, reference = new_model(size, tokenizer), new_model(size, tokenizer)
     before = kind in ("best", "grid, reference before")
-    arguments = trainer.arguments(rows, PAIRS, 1e-3, size.max_length, 1, 1, PAIRS, str(folder)) | {"eval_strategy": "no", "logging_steps": 1}
+    arguments = trainer.arguments(rows, PAIRS, 1e-3, size.max_length, 1, 1, PAIRS, str(folder)) | {
+        "eval_strategy": "no",
+        "logging_steps": 1,
+    }
     arguments |= {"activation_checkpointing": kind == "trl", "precompute_ref_log_probs": before}
     if kind == "best":
-        rows = [row | {"length": len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))} for row in rows]
-        arguments |= {"train_sampling_strategy": "group_by_length", "length_column_name": "length", "remove_unused_columns": False}
+        rows = [
+            row
+            | {
+                "length": len(row["prompt_ids"])
+                + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+            }
+            for row in rows
+        ]
+        arguments |= {
+            "train_sampling_strategy": "group_by_length",
+            "length_column_name": "length",
+            "remove_unused_columns": False,
+        }
     made = (GridTrainer if kind.startswith("grid") else Plain)(
         model=policy,
         ref_model=reference,
@@ -93,26 +120,60 @@ def measure(kind: str, side: int, folder: Path) -> dict:
     made.train()
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    answers = {(tuple(r["prompt_ids"]), tuple(r[k])) for r in rows for k in ("chosen_ids", "rejected_ids")}
+    answers = {
+        (tuple(r["prompt_ids"]), tuple(r[k])) for r in rows for k in ("chosen_ids", "rejected_ids")
+    }
     loss = [float(entry["loss"]) for entry in made.state.log_history if "loss" in entry][-1]
-    return {"seconds": seconds, "loss": loss, "peak": peak, "pairs": len(rows), "rows": len(answers) / (2 * len(rows))}
+    return {
+        "seconds": seconds,
+        "loss": loss,
+        "peak": peak,
+        "pairs": len(rows),
+        "rows": len(answers) / (2 * len(rows)),
+    }
 
 
 def run(kind: str, side: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--kind", kind, "--side", str(side), "--folder", folder]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+        command = [
+            sys.executable,
+            __file__,
+            "--kind",
+            kind,
+            "--side",
+            str(side),
+            "--folder",
+            folder,
+        ]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=False,
+        )
         if done.returncode:
             raise SystemExit(f"{kind}, {side} x {side}: {done.stderr[-2000:]}")
         return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("--kind", "--side", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each, of which the medians are shown")
-    parser.add_argument("--grids", type=int, nargs="+", choices=SIDES, default=SIDES, help="2 is the grid of 2 x 2 answers")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="runs of each, of which the medians are shown"
+    )
+    parser.add_argument(
+        "--grids",
+        type=int,
+        nargs="+",
+        choices=SIDES,
+        default=SIDES,
+        help="2 is the grid of 2 x 2 answers",
+    )
     options = parser.parse_args()
     if options.kind:
         print(json.dumps(measure(options.kind, int(options.side), Path(options.folder))))
@@ -125,12 +186,20 @@ def main() -> None:
         for _ in range(options.repeats):
             for kind, found in figures.items():
                 found.append(run(kind, side))
-                print(f"{side} x {side}, {kind}: {found[-1]['seconds']:.1f} s, loss {found[-1]['loss']:.5f}", flush=True)
+                print(
+                    f"{side} x {side}, {kind}: {found[-1]['seconds']:.1f} s, loss {found[-1]['loss']:.5f}",
+                    flush=True,
+                )
         losses = [found[0]["loss"] for kind, found in figures.items() if kind != "best"]
         if max(losses) - min(losses) > 1e-4 * max(1.0, abs(losses[0])):
             raise SystemExit(f"{side} x {side}: the last losses differ: {losses}")
-        middle = {kind: statistics.median(one["seconds"] for one in found) for kind, found in figures.items()}
-        peak = {kind: statistics.median(one["peak"] for one in found) for kind, found in figures.items()}
+        middle = {
+            kind: statistics.median(one["seconds"] for one in found)
+            for kind, found in figures.items()
+        }
+        peak = {
+            kind: statistics.median(one["peak"] for one in found) for kind, found in figures.items()
+        }
         rows[f"{side} x {side}"] = (
             f"| {side} x {side} | {middle['trl'] / middle['grid']:.1f} x | "
             f"{middle['best'] / middle['grid, reference before']:.1f} x | {figures['grid'][0]['rows']:.2f} | "

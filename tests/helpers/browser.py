@@ -1,8 +1,8 @@
 """A page in headless Chromium, driven over the browser's debugging pipe (no port, no driver to install).
 
-    with page(Path("data/eval/report.html")) as tab:
-        tab.value("document.title")
-        assert tab.faults == [] and tab.requests == [tab.url]
+with page(Path("data/eval/report.html")) as tab:
+    tab.value("document.title")
+    assert tab.faults == [] and tab.requests == [tab.url]
 """
 
 import json
@@ -16,18 +16,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-_FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync --disable-extensions --disable-dev-shm-usage --hide-scrollbars --remote-debugging-pipe"
-).split()
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
+_FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe"]
 
 
 class Tab:
     """One open page: `requests` are all addresses it asked for, `faults` all that its console and the browser complain of."""
 
     def __init__(self, reader: int, writer: int):
-        self._reader, self._writer, self._rest, self._last, self._session = reader, writer, b"", 0, {}
+        self._reader, self._writer, self._rest, self._last, self._session = (
+            reader,
+            writer,
+            b"",
+            0,
+            {},
+        )
         self._done: set[str] = set()
         self._target: str | None = None
         self.url, self.requests, self.faults = "", [], []
@@ -49,7 +59,11 @@ class Tab:
         self._target = self.call("Target.createTarget", url="about:blank")["targetId"]
         if old:
             self.call("Target.closeTarget", targetId=old)
-        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]}
+        self._session = {
+            "sessionId": self.call("Target.attachToTarget", targetId=self._target, flatten=True)[
+                "sessionId"
+            ]
+        }
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
         self.size(width, height)
@@ -61,11 +75,19 @@ class Tab:
         self.call("Emulation.setScriptExecutionDisabled", value=False)
 
     def size(self, width: int, height: int) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
 
     def value(self, script: str) -> Any:
         """What `script` evaluates to, as JSON."""
-        told = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        told = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in told, f"{script}: {told['exceptionDetails']}"
         return told["result"].get("value")
 
@@ -73,7 +95,9 @@ class Tab:
         """Press and release a key as a person would."""
         code = {"Tab": 9, "Enter": 13, "Escape": 27}.get(name, ord(name[0].upper()))
         told = {"key": name, "code": name, "windowsVirtualKeyCode": code}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **told, **({"text": text} if text else {}))
+        self.call(
+            "Input.dispatchKeyEvent", type="keyDown", **told, **({"text": text} if text else {})
+        )
         self.call("Input.dispatchKeyEvent", type="keyUp", **told)
 
     def _read(self) -> dict[str, Any]:

@@ -21,7 +21,9 @@ def trained() -> Tokenizer:
     files = sorted(Path(sysconfig.get_paths()["purelib"]).glob("*.dist-info/METADATA"))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=30_000, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator((file.read_text(encoding="utf-8", errors="replace") for file in files), trainer)
+    tokenizer.train_from_iterator(
+        (file.read_text(encoding="utf-8", errors="replace") for file in files), trainer
+    )
     return tokenizer
 
 
@@ -29,7 +31,10 @@ def main() -> None:
     tokenizer = trained()
 
     def usage(body, texts):
-        asked = 3 + sum(4 + len(tokenizer.encode(offline.content_text(message.get("content"))).ids) for message in body["messages"])
+        asked = 3 + sum(
+            4 + len(tokenizer.encode(offline.content_text(message.get("content"))).ids)
+            for message in body["messages"]
+        )
         told = sum(len(tokenizer.encode(text).ids) for text in texts)
         return {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
 

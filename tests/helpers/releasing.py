@@ -9,10 +9,10 @@ from pathlib import Path
 
 import polars as pl
 import yaml
-from helpers.dag import ROOT
 from dvc.repo import Repo
 from test_validate import GOOD, lay_out
 
+from helpers.dag import ROOT
 from stages import validate
 
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -20,8 +20,18 @@ PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 def call(folder: Path, *command: str, fails: bool = False, **environment: str) -> str:
     """What `command` prints in `folder`; it must succeed, or fail where `fails`."""
-    surroundings = os.environ | {"PATH": PATH, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"} | environment
-    done = subprocess.run(command, cwd=folder, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    surroundings = (
+        os.environ | {"PATH": PATH, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"} | environment
+    )
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=surroundings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     assert bool(done.returncode) == fails, f"{' '.join(command)}:\n{done.stdout[-4000:]}"
     return done.stdout
 
@@ -32,14 +42,23 @@ def repository(folder: Path) -> Path:
     call(folder, "git", "init", "-q", "-b", "main")
     call(folder, "git", "config", "user.name", "test")
     call(folder, "git", "config", "user.email", "test@localhost")
-    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))
+    shutil.copytree(
+        ROOT / ".dvc",
+        folder / ".dvc",
+        ignore=shutil.ignore_patterns("tmp", "cache", "config.local"),
+    )
     for name in (".dvcignore", ".gitattributes", ".gitignore"):
         shutil.copyfile(ROOT / name, folder / name)
     lay_out(folder, *GOOD)
     whole = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-    stage = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]["validate"] | {"outs": whole["stages"]["validate"]["outs"]}
+    stage = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]["validate"] | {
+        "outs": whole["stages"]["validate"]["outs"]
+    }
     dpo = {"cmd": "no command", "deps": ["data/librachemqa"], "outs": ["models/dpo"]}
-    dvc = {"stages": {"validate": stage, "dpo": dpo}, "artifacts": {"librachemqa": whole["artifacts"]["librachemqa"]}}
+    dvc = {
+        "stages": {"validate": stage, "dpo": dpo},
+        "artifacts": {"librachemqa": whole["artifacts"]["librachemqa"]},
+    }
     (folder / "dvc.yaml").write_text(yaml.safe_dump(dvc))
     for name in ("triplets.parquet", "seeds.parquet", "substances.parquet", "domain.json"):
         (folder / ".gitignore").open("a").write(f"/data/{name}\n")

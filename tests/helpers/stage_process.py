@@ -12,10 +12,20 @@ PYTHON = [sys.executable, "-W", "ignore"]
 def environment(fault: str = "", rank: int = 0) -> dict[str, str]:
     """For a stage's process: the project's code, one thread, and a `fault` in the process of number `rank`."""
     paths = os.pathsep.join([str(ROOT / "tests/helpers/faults"), str(ROOT)])
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "FAULT": fault, "FAULT_RANK": str(rank)}
+    return {
+        **os.environ,
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": "1",
+        "FAULT": fault,
+        "FAULT_RANK": str(rank),
+    }
 
 
-def stage(name: str, fault: str = "", rank: int = 0, command: list[str] = PYTHON) -> subprocess.CompletedProcess:
+def stage(
+    name: str, fault: str = "", rank: int = 0, command: list[str] = PYTHON
+) -> subprocess.CompletedProcess:
     """`python -m stages.NAME` in the current folder."""
     said = [*command, "-m", f"stages.{name}"]
-    return subprocess.run(said, env=environment(fault, rank), capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(
+        said, env=environment(fault, rank), capture_output=True, text=True, check=False, timeout=300
+    )

@@ -73,14 +73,33 @@ def main(folder: Path, port: int) -> None:
     (folder / "swift.conf").write_text(SWIFT)
     user = pwd.getpwuid(os.getuid()).pw_name
     account, name = USER.split(":")
-    words = {"folder": folder, "user": user, "region": REGION, "account": account, "name": name, "key": KEY}
+    words = {
+        "folder": folder,
+        "user": user,
+        "region": REGION,
+        "account": account,
+        "name": name,
+        "key": KEY,
+    }
     servers = {"proxy-server": (folder / "proxy.conf", PROXY.format(port=port, **words))}
     for place, kind in enumerate(("account", "container", "object"), start=1):
         builder = RingBuilder(4, 1, 0)
-        builder.add_dev({"region": 1, "zone": 1, "ip": "127.0.0.1", "port": port + place, "device": "d1", "weight": 1.0})
+        builder.add_dev(
+            {
+                "region": 1,
+                "zone": 1,
+                "ip": "127.0.0.1",
+                "port": port + place,
+                "device": "d1",
+                "weight": 1.0,
+            }
+        )
         builder.rebalance()
         builder.get_ring().save(str(folder / f"{kind}.ring.gz"))
-        servers[f"{kind}-server"] = (folder / f"{kind}.conf", STORE.format(port=port + place, kind=kind, **words))
+        servers[f"{kind}-server"] = (
+            folder / f"{kind}.conf",
+            STORE.format(port=port + place, kind=kind, **words),
+        )
     children = []
     for section, (conf, text) in servers.items():
         conf.write_text(text)

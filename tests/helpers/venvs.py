@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from helpers.dag import ROOT
 
 
@@ -19,11 +20,26 @@ def venv_python(name: str, *packages: str) -> str:
     if not ready.exists() or ready.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True, timeout=60)
-            install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
+            subprocess.run(
+                [sys.executable, "-m", "venv", str(folder)],
+                check=True,
+                capture_output=True,
+                timeout=60,
+            )
+            install = [
+                str(python),
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                *packages,
+            ]
             subprocess.run(install, check=True, capture_output=True, timeout=300)
         except (subprocess.SubprocessError, OSError) as error:
             said = getattr(error, "stderr", None) or str(error).encode()
-            pytest.skip(f"{name}: can't be installed ({said.decode().strip().splitlines()[-1][:200]})")
+            pytest.skip(
+                f"{name}: can't be installed ({said.decode().strip().splitlines()[-1][:200]})"
+            )
         ready.write_text(wanted)
     return str(python)

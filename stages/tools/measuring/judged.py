@@ -1,13 +1,13 @@
 """Judging outside the pipeline: the same verdicts as stage `judge` gives, by the judges of params.yaml.
 
-    judged(session, responses, test, judges)    # a frame of stages.judging.verdicts.COLUMNS
+judged(session, responses, test, judges)    # a frame of stages.judging.verdicts.COLUMNS
 """
 
+from stages.chat.client import Session
+from stages.chat.protocol import OFFLINE
 from stages.domain.description import domain_here
 from stages.judge import JudgeParams
 from stages.judging.verdicts import judge_all
-from stages.chat.protocol import OFFLINE
-from stages.chat.client import Session
 
 
 class Measured(Session):

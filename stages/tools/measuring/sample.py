@@ -1,6 +1,6 @@
 """A smaller test set that is still like the whole one: whole substances, drawn evenly over what is asked about them.
 
-    whole_substances(test, 500, 2025)    # rows of test.parquet on about 500 of its prompts
+whole_substances(test, 500, 2025)    # rows of test.parquet on about 500 of its prompts
 """
 
 import hashlib
@@ -19,7 +19,9 @@ def whole_substances(test: pl.DataFrame, limit: int, random_seed: int) -> pl.Dat
     prompts = test["prompt_id"].n_unique()
     if limit >= prompts:
         return test
-    rows = sorted((cells, _lot(substance, random_seed), substance) for substance, cells in asked.iter_rows())
+    rows = sorted(
+        (cells, _lot(substance, random_seed), substance) for substance, cells in asked.iter_rows()
+    )
     count = max(1, round(limit * len(rows) / prompts))
     chosen = [rows[int((i + 0.5) * len(rows) / count)][2] for i in range(count)]
     return test.filter(pl.col("substance_id").is_in(chosen))

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.scoring import statistics
 from stages.judging.cascade import ABSTAIN, quoted
+from stages.scoring import statistics
 
 WIN, TIE, LOSS = "win", "tie", "loss"
 _SEEN = {"first": WIN, "second": LOSS, "tie": TIE}
@@ -27,7 +27,9 @@ def seen(opinion: dict[str, Any] | None, first: str, second: str) -> str | None:
     if opinion is None:
         return None
     texts = {"first": [first], "second": [second], "tie": [first, second]}[opinion["preferred"]]
-    stands = any(quoted(opinion["evidence"], text, needed=opinion["preferred"] != "tie") for text in texts)
+    stands = any(
+        quoted(opinion["evidence"], text, needed=opinion["preferred"] != "tie") for text in texts
+    )
     return _SEEN[opinion["preferred"]] if stands else None
 
 
@@ -52,7 +54,11 @@ def settle(votes: Sequence[str | None]) -> str:
 
 
 def win_rate(
-    verdicts: np.ndarray, substance: np.ndarray, replicates: int, confidence: float, random_seed: int
+    verdicts: np.ndarray,
+    substance: np.ndarray,
+    replicates: int,
+    confidence: float,
+    random_seed: int,
 ) -> tuple[float, float, float]:
     """(rate, lo, hi): the share of wins, ties as half, with its interval by the cluster bootstrap over substances.
 
@@ -64,10 +70,17 @@ def win_rate(
         return float("nan"), float("nan"), float("nan")
     names, cluster = np.unique(substance[counts], return_inverse=True)
     hits = np.column_stack([verdicts[counts] == WIN, verdicts[counts] == LOSS])
-    above, below = (statistics.cluster_sums(cluster, columns, len(names)) for columns in (hits, np.ones_like(hits)))
+    above, below = (
+        statistics.cluster_sums(cluster, columns, len(names))
+        for columns in (hits, np.ones_like(hits))
+    )
     weights = statistics.draws(len(names), replicates, random_seed)
     (level,) = statistics.levels(1, replicates, random_seed)
     points, drawn, about = statistics.resample(above, below, weights)
-    wins, losses = (statistics.bounds(*each, level) for each in zip(points, drawn, about, strict=True))
-    lo, hi = statistics.interval(*statistics.difference(wins, losses, level, len(names)), confidence)
+    wins, losses = (
+        statistics.bounds(*each, level) for each in zip(points, drawn, about, strict=True)
+    )
+    lo, hi = statistics.interval(
+        *statistics.difference(wins, losses, level, len(names)), confidence
+    )
     return float(1 + points[0] - points[1]) / 2, (1 + lo) / 2, (1 + hi) / 2

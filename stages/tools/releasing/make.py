@@ -28,7 +28,9 @@ def number(version: str) -> tuple[int, ...]:
     """(1, 0, 0) of `v1.0.0`. Raises LibraError for what isn't a version."""
     found = _VERSION.match(version)
     if not found:
-        raise LibraError(f"`{version}` is no version; write it as v1.0.0: rows changed or gone, rows added, the rest")
+        raise LibraError(
+            f"`{version}` is no version; write it as v1.0.0: rows changed or gone, rows added, the rest"
+        )
     return tuple(map(int, found.groups()))
 
 
@@ -53,10 +55,18 @@ def release(version: str) -> None:
     rows, text = _described(version, today, before)
     write_json(_metadata(version, today, listing, objects), BUNDLE / "croissant.json")
     write_text(text, CHANGELOG)
-    git("add", "--", str(BUNDLE), str(CHANGELOG), *([f"{REPLIES}.dvc"] if Path(f"{REPLIES}.dvc").exists() else []))
+    git(
+        "add",
+        "--",
+        str(BUNDLE),
+        str(CHANGELOG),
+        *([f"{REPLIES}.dvc"] if Path(f"{REPLIES}.dvc").exists() else []),
+    )
     git("commit", "--quiet", "-m", f"Release {ARTIFACT} {version}")
     _register(version, f"{sum(rows.values()):,} triplets")
-    print(f"{ARTIFACT}@{version} is released here. Publish it: git push origin HEAD {ARTIFACT}@{version}")
+    print(
+        f"{ARTIFACT}@{version} is released here. Publish it: git push origin HEAD {ARTIFACT}@{version}"
+    )
 
 
 def _before(version: str) -> str | None:
@@ -69,12 +79,20 @@ def _refuse(version: str) -> None:
     """Raises LibraError that says why `version` can't be released now."""
     number(version)
     if version in versions():
-        raise LibraError(f"{ARTIFACT} {version} exists (tag {ARTIFACT}@{version}); a version never changes: take the next number")
+        raise LibraError(
+            f"{ARTIFACT} {version} exists (tag {ARTIFACT}@{version}); a version never changes: take the next number"
+        )
     # Objects in the bundle are named by their hash; a release that was killed may have left some.
-    dirty = [line[3:] for line in git("status", "--porcelain", "-uall").splitlines() if not line.startswith(f"?? {BUNDLE}/files/")]
+    dirty = [
+        line[3:]
+        for line in git("status", "--porcelain", "-uall").splitlines()
+        if not line.startswith(f"?? {BUNDLE}/files/")
+    ]
     if dirty:
         more = f" and {len(dirty) - 3} more" if len(dirty) > 3 else ""
-        raise LibraError(f"the tree is dirty: {', '.join(dirty[:3])}{more}; commit or undo that first, a release is of a commit")
+        raise LibraError(
+            f"the tree is dirty: {', '.join(dirty[:3])}{more}; commit or undo that first, a release is of a commit"
+        )
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -84,7 +102,9 @@ def _refuse(version: str) -> None:
     except DvcException as error:
         raise LibraError(f"dvc status: {error}") from None
     if stale:
-        raise LibraError(f"`dvc status` isn't clean ({', '.join(stale)}); run `dvc repro`, which also validates, and commit dvc.lock")
+        raise LibraError(
+            f"`dvc status` isn't clean ({', '.join(stale)}); run `dvc repro`, which also validates, and commit dvc.lock"
+        )
     from stages.dataset.checksums import check
     from stages.validate import RELEASE, ValidateParams, checked, inputs
 
@@ -94,7 +114,9 @@ def _refuse(version: str) -> None:
     except LibraError as error:
         raise LibraError(f"the dataset fails validation: {error}") from None
     if (before := _before(version)) and folder_hash(f"{ARTIFACT}@{before}") == folder_hash(None):
-        raise LibraError(f"{DATASET} is what {before} released, to the byte; there is nothing to release")
+        raise LibraError(
+            f"{DATASET} is what {before} released, to the byte; there is nothing to release"
+        )
 
 
 def _push(version: str) -> str:
@@ -113,12 +135,18 @@ def _push(version: str) -> str:
             if elsewhere:
                 if _archive(version):
                     repo.add([str(REPLIES)])
-                print(f"{repo.push(remote=elsewhere)} objects of models, tables and replies pushed to remote `{elsewhere}`")
+                print(
+                    f"{repo.push(remote=elsewhere)} objects of models, tables and replies pushed to remote `{elsewhere}`"
+                )
             else:
-                print(f"models, tables and replies stay here: {BUNDLE} is for the dataset; `dvc remote add -d NAME s3://...` adds a remote")
+                print(
+                    f"models, tables and replies stay here: {BUNDLE} is for the dataset; `dvc remote add -d NAME s3://...` adds a remote"
+                )
     except Exception as error:  # DVC's own, and those of each kind of remote (botocore, aiohttp)
         told = " ".join(str(error).split())
-        raise LibraError(f"nothing is released, the push failed: {told}; mend the remote and run it again") from None
+        raise LibraError(
+            f"nothing is released, the push failed: {told}; mend the remote and run it again"
+        ) from None
     return "files/md5" if bundled else f"{url.rstrip('/')}/files/md5"
 
 
@@ -135,7 +163,14 @@ def _archive(version: str) -> bool:
         with Store(store_path()) as store:
             used = {row[0] for row in store.rows(used=True)}
         if used - held:
-            export = [sys.executable, "-m", "stages.chat.store", "export", "--used", str(REPLIES / f"{version}.parquet")]
+            export = [
+                sys.executable,
+                "-m",
+                "stages.chat.store",
+                "export",
+                "--used",
+                str(REPLIES / f"{version}.parquet"),
+            ]
             subprocess.run(export, check=True)
     return REPLIES.is_dir()
 
@@ -151,9 +186,22 @@ def _described(version: str, today: str, before: str | None) -> tuple[dict[str, 
         if before:
             fetch(f"{ARTIFACT}@{before}", Path(folder), nearby=True)
         found = changes(Path(folder) if before else None, Path(DATASET))
-    rows = dict(found.classes.group_by("split", maintain_order=True).agg(pl.col("after").sum()).iter_rows())
-    new = entry(version, today, rows, folder_hash(None), before, found, locked(None), git("rev-parse", "HEAD"))
-    return rows, with_entry(CHANGELOG.read_text(encoding="utf-8") if CHANGELOG.exists() else "", version, new)
+    rows = dict(
+        found.classes.group_by("split", maintain_order=True).agg(pl.col("after").sum()).iter_rows()
+    )
+    new = entry(
+        version,
+        today,
+        rows,
+        folder_hash(None),
+        before,
+        found,
+        locked(None),
+        git("rev-parse", "HEAD"),
+    )
+    return rows, with_entry(
+        CHANGELOG.read_text(encoding="utf-8") if CHANGELOG.exists() else "", version, new
+    )
 
 
 def _metadata(version: str, today: str, listing: dict[str, str], objects: str) -> dict:
@@ -175,4 +223,6 @@ def _register(version: str, message: str) -> None:
     try:
         gto.api.register(".", name=ARTIFACT, ref="HEAD", version=version, message=message)
     except GTOException as error:
-        raise LibraError(f"the commit is made, the tag isn't ({error}); `gto register {ARTIFACT} --version {version}` makes it") from None
+        raise LibraError(
+            f"the commit is made, the tag isn't ({error}); `gto register {ARTIFACT} --version {version}` makes it"
+        ) from None

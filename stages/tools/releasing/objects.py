@@ -33,17 +33,29 @@ def git(*words: str) -> str:
 def locked(revision: str | None) -> dict:
     """dvc.lock of a Git `revision`, of the working tree where it is None."""
     try:
-        text = git("show", f"{revision}:dvc.lock") if revision else Path("dvc.lock").read_text(encoding="utf-8")
+        text = (
+            git("show", f"{revision}:dvc.lock")
+            if revision
+            else Path("dvc.lock").read_text(encoding="utf-8")
+        )
         return yaml.safe_load(text)["stages"]
     except (LibraError, FileNotFoundError, KeyError, TypeError):
-        raise LibraError(f"{revision or 'this folder'} has no dvc.lock with stages; run `dvc repro` and commit dvc.lock") from None
+        raise LibraError(
+            f"{revision or 'this folder'} has no dvc.lock with stages; run `dvc repro` and commit dvc.lock"
+        ) from None
 
 
 def folder_hash(revision: str | None) -> str:
     """The MD5 by which DVC knows data/librachemqa at `revision` (it ends in `.dir`)."""
-    outs = {out["path"]: out["md5"] for stage in locked(revision).values() for out in stage.get("outs", [])}
+    outs = {
+        out["path"]: out["md5"]
+        for stage in locked(revision).values()
+        for out in stage.get("outs", [])
+    }
     if DATASET not in outs:
-        raise LibraError(f"dvc.lock of {revision or 'this folder'} has no {DATASET}; run `dvc repro validate` and commit dvc.lock")
+        raise LibraError(
+            f"dvc.lock of {revision or 'this folder'} has no {DATASET}; run `dvc repro validate` and commit dvc.lock"
+        )
     return outs[DATASET]
 
 
@@ -69,8 +81,12 @@ def _remote(nearby: bool) -> Iterator[Callable[[str], bytes | None]]:
                     return file.read()
             except FileNotFoundError:
                 return None
-            except Exception as error:  # DVC's own, and those of each kind of remote (botocore, aiohttp)
-                raise LibraError(f"remote `{REMOTE}` can't be read: {' '.join(str(error).split())}") from None
+            except (
+                Exception
+            ) as error:  # DVC's own, and those of each kind of remote (botocore, aiohttp)
+                raise LibraError(
+                    f"remote `{REMOTE}` can't be read: {' '.join(str(error).split())}"
+                ) from None
 
         yield read
 
@@ -79,7 +95,11 @@ def _fault(content: bytes | None, md5: str) -> str | None:
     if content is None:
         return "missing"
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    return None if found == md5.removesuffix(".dir") else f"damaged ({len(content):,} bytes, MD5 {found})"
+    return (
+        None
+        if found == md5.removesuffix(".dir")
+        else f"damaged ({len(content):,} bytes, MD5 {found})"
+    )
 
 
 def fetch(revision: str | None, folder: Path | None = None, nearby: bool = False) -> dict[str, str]:

@@ -61,7 +61,9 @@ class _Batch:
         if self.shown["status"] == "cancelling":
             return "cancelled"
         most = self.faults.expire_after if self.faults else None
-        if time.time() >= self.shown["expires_at"] or (most is not None and len(self.output) + len(self.errors) >= most):
+        if time.time() >= self.shown["expires_at"] or (
+            most is not None and len(self.output) + len(self.errors) >= most
+        ):
             return "expired"
         return None
 
@@ -99,13 +101,20 @@ class Batches:
     async def _list_files(self, request: Request) -> Response:
         purpose = request.query_params.get("purpose")
         files = [file for file, _ in self._files.values() if purpose in (None, file["purpose"])]
-        return _page(request, files if request.query_params.get("order") == "asc" else files[::-1], 10_000, 10_000)
+        return _page(
+            request,
+            files if request.query_params.get("order") == "asc" else files[::-1],
+            10_000,
+            10_000,
+        )
 
     async def _file(self, request: Request) -> Response:
         return json_response(self._found_file(request.path_params["id"])[0])
 
     async def _content(self, request: Request) -> Response:
-        return Response(self._found_file(request.path_params["id"])[1], media_type="application/octet-stream")
+        return Response(
+            self._found_file(request.path_params["id"])[1], media_type="application/octet-stream"
+        )
 
     async def _delete(self, request: Request) -> Response:
         file, _ = self._found_file(request.path_params["id"])
@@ -134,7 +143,17 @@ class Batches:
             "created_at": now,
             "in_progress_at": None,
             "expires_at": now + WINDOW_S,
-            **{f"{step}_at": None for step in ("finalizing", "completed", "failed", "expired", "cancelling", "cancelled")},
+            **{
+                f"{step}_at": None
+                for step in (
+                    "finalizing",
+                    "completed",
+                    "failed",
+                    "expired",
+                    "cancelling",
+                    "cancelled",
+                )
+            },
             "request_counts": {"total": 0, "completed": 0, "failed": 0},
             "metadata": _metadata(asked.get("metadata")),
         }
@@ -147,13 +166,17 @@ class Batches:
         return _page(request, [batch.shown for batch in reversed(self._batches.values())], 20, 100)
 
     async def _retrieve(self, request: Request) -> Response:
-        await asyncio.sleep(0)  # in process nothing else waits: a client that only polls would keep the batch from going on
+        await asyncio.sleep(
+            0
+        )  # in process nothing else waits: a client that only polls would keep the batch from going on
         return self._reply(self._found_batch(request))
 
     async def _cancel(self, request: Request) -> Response:
         batch = self._found_batch(request)
         if batch.shown["status"] in FINAL:
-            raise RequestError(f"Cannot cancel a batch with status '{batch.shown['status']}'.", status=409)
+            raise RequestError(
+                f"Cannot cancel a batch with status '{batch.shown['status']}'.", status=409
+            )
         if batch.shown["status"] != "cancelling":
             batch.step("cancelling")
         return self._reply(batch)
@@ -176,7 +199,9 @@ class Batches:
             if shown["status"] == "validating" and errors:
                 shown["errors"] = {"object": "list", "data": errors}
                 return batch.step("failed")
-            batch.waiting = sorted(lines, key=lambda line: blake2b(line["custom_id"].encode(), digest_size=8).digest())
+            batch.waiting = sorted(
+                lines, key=lambda line: blake2b(line["custom_id"].encode(), digest_size=8).digest()
+            )
             counts["total"] = len(lines)
             if shown["status"] == "validating":
                 batch.step("in_progress")
@@ -193,25 +218,48 @@ class Batches:
         end = end or ("cancelled" if shown["status"] == "cancelling" else "completed")
         for line in batch.waiting:
             self._note(batch, line, None, {"code": f"batch_{end}", "message": _EARLY[end]})
-        for key, lines, name in (("output_file_id", batch.output, "output"), ("error_file_id", batch.errors, "error")):
+        for key, lines, name in (
+            ("output_file_id", batch.output, "output"),
+            ("error_file_id", batch.errors, "error"),
+        ):
             if lines:
                 content = "".join(f"{line}\n" for line in lines).encode()
-                shown[key] = self._keep(f"{shown['id']}_{name}.jsonl", content, "batch_output")["id"]
+                shown[key] = self._keep(f"{shown['id']}_{name}.jsonl", content, "batch_output")[
+                    "id"
+                ]
         batch.step(end)
 
     def _answer(self, batch: _Batch, line: dict[str, Any]) -> None:
         try:
-            status, body = 200, self._complete(line["body"], batch.faults.for_line(line["body"]) if batch.faults else None)
+            status, body = (
+                200,
+                self._complete(
+                    line["body"], batch.faults.for_line(line["body"]) if batch.faults else None
+                ),
+            )
         except RequestError as error:
             status, body = error.status, error_object(error)
         except Exception:  # a bug in the application: told on stderr, and one failed line of many, as on any server
             traceback.print_exc()
             status, body = 500, error_object(RequestError("The server had an error", status=500))
-        self._note(batch, line, {"status_code": status, "request_id": uuid4().hex, "body": body}, None)
+        self._note(
+            batch, line, {"status_code": status, "request_id": uuid4().hex, "body": body}, None
+        )
 
-    def _note(self, batch: _Batch, line: dict[str, Any], response: dict[str, Any] | None, error: dict[str, str] | None) -> None:
+    def _note(
+        self,
+        batch: _Batch,
+        line: dict[str, Any],
+        response: dict[str, Any] | None,
+        error: dict[str, str] | None,
+    ) -> None:
         good = response is not None and response["status_code"] == 200
-        told = {"id": f"batch_req_{uuid4().hex}", "custom_id": line["custom_id"], "response": response, "error": error}
+        told = {
+            "id": f"batch_req_{uuid4().hex}",
+            "custom_id": line["custom_id"],
+            "response": response,
+            "error": error,
+        }
         (batch.output if good else batch.errors).append(json.dumps(told, ensure_ascii=False))
         batch.shown["request_counts"]["completed" if good else "failed"] += 1
 
@@ -244,12 +292,22 @@ class Batches:
 async def _validated(raw: bytes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(lines, faults) of an input file; a fault is {code, message, line, param} as in the `errors` of a batch."""
     if len(raw) > MAX_BYTES:
-        return [], [_fault("file_too_large", f"An input file may have {MAX_BYTES:,} bytes; this one has {len(raw):,}.")]
+        return [], [
+            _fault(
+                "file_too_large",
+                f"An input file may have {MAX_BYTES:,} bytes; this one has {len(raw):,}.",
+            )
+        ]
     texts = raw.rstrip().splitlines()
     if not texts:
         return [], [_fault("empty_file", "The input file has no requests.")]
     if len(texts) > MAX_LINES:
-        return [], [_fault("too_many_tasks", f"A batch may have {MAX_LINES:,} requests; the input file has {len(texts):,}.")]
+        return [], [
+            _fault(
+                "too_many_tasks",
+                f"A batch may have {MAX_LINES:,} requests; the input file has {len(texts):,}.",
+            )
+        ]
     lines: list[dict[str, Any]] = []
     faults: list[dict[str, Any]] = []
     ids: set[str] = set()
@@ -260,7 +318,9 @@ async def _validated(raw: bytes) -> tuple[list[dict[str, Any]], list[dict[str, A
         try:
             line = json_object(text)
         except RequestError:
-            faults.append(_fault("invalid_json_line", "This line is not parseable as valid JSON.", number))
+            faults.append(
+                _fault("invalid_json_line", "This line is not parseable as valid JSON.", number)
+            )
             continue
         model = model or _model(line)
         code, param, message = _line_fault(line, ids, model)
@@ -278,13 +338,25 @@ def _line_fault(line: dict[str, Any], ids: set[str], model: Any) -> tuple[str | 
         if not isinstance(line.get(key), kind):
             return "missing_required_parameter", key, f"Missing required parameter: '{key}'."
     if line["custom_id"] in ids:
-        return "duplicate_custom_id", "custom_id", f"The custom_id '{line['custom_id']}' is in the file more than once."
+        return (
+            "duplicate_custom_id",
+            "custom_id",
+            f"The custom_id '{line['custom_id']}' is in the file more than once.",
+        )
     if line["method"] != "POST":
         return "invalid_method", "method", "The method of a request must be POST."
     if line["url"] != ENDPOINT:
-        return "url_mismatch", "url", f"The url of a request must be the batch's endpoint, {ENDPOINT}."
+        return (
+            "url_mismatch",
+            "url",
+            f"The url of a request must be the batch's endpoint, {ENDPOINT}.",
+        )
     if _model(line) != model:
-        return "model_mismatch", "body.model", f"All requests of a batch must have one model; the first has '{model}'."
+        return (
+            "model_mismatch",
+            "body.model",
+            f"All requests of a batch must have one model; the first has '{model}'.",
+        )
     return None, "", ""
 
 
@@ -292,7 +364,9 @@ def _model(line: dict[str, Any]) -> Any:
     return line["body"].get("model") if isinstance(line.get("body"), dict) else None
 
 
-def _fault(code: str, message: str, line: int | None = None, param: str | None = None) -> dict[str, Any]:
+def _fault(
+    code: str, message: str, line: int | None = None, param: str | None = None
+) -> dict[str, Any]:
     return {"code": code, "message": message, "line": line, "param": param}
 
 
@@ -301,8 +375,13 @@ def _metadata(asked: Any) -> dict[str, str] | None:
         return None
     if not isinstance(asked, dict) or len(asked) > 16:
         raise RequestError("`metadata` must be an object of at most 16 keys", "metadata")
-    if not all(isinstance(value, str) and len(value) <= 512 and len(key) <= 64 for key, value in asked.items()):
-        raise RequestError("`metadata` takes keys of 64 and texts of 512 characters at most", "metadata")
+    if not all(
+        isinstance(value, str) and len(value) <= 512 and len(key) <= 64
+        for key, value in asked.items()
+    ):
+        raise RequestError(
+            "`metadata` takes keys of 64 and texts of 512 characters at most", "metadata"
+        )
     return asked
 
 
@@ -317,7 +396,13 @@ def _page(request: Request, items: list[dict[str, Any]], usual: int, most: int) 
     start = 0 if after is None else ids.index(after) + 1
     end = start + int(limit)
     first, last = (ids[start:end][:1] or [None])[0], (ids[start:end][-1:] or [None])[0]
-    page = {"object": "list", "data": items[start:end], "first_id": first, "last_id": last, "has_more": end < len(ids)}
+    page = {
+        "object": "list",
+        "data": items[start:end],
+        "first_id": first,
+        "last_id": last,
+        "has_more": end < len(ids),
+    }
     return json_response(page)
 
 
@@ -333,5 +418,8 @@ def _form(content_type: str, body: bytes) -> dict[str, tuple[str | None, bytes]]
     for part in parts[1:]:
         head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
         headers = HeaderParser().parsestr(head.decode("utf-8", "replace"))
-        form[str(headers.get_param("name", header="content-disposition"))] = (headers.get_filename(), content)
+        form[str(headers.get_param("name", header="content-disposition"))] = (
+            headers.get_filename(),
+            content,
+        )
     return form

@@ -98,7 +98,9 @@ class Faults:
             self.served["refused"] += 1
             message = f"Rate limit reached: {self._rate_limit:g} requests per second"
             error = RequestError(message, status=429, code="rate_limit_exceeded")
-            headers = None if self._retry_after is None else {"retry-after": f"{self._retry_after:g}"}
+            headers = (
+                None if self._retry_after is None else {"retry-after": f"{self._retry_after:g}"}
+            )
             return await error_response(error, headers)(scope, receive, send)
         body, receive = await _body(receive)
         fault, wait = self._draw(body), self.wait()
@@ -109,7 +111,9 @@ class Faults:
                 pass
         elif fault == "garbage":
             self.served["failed"] += 1
-            await Response("<html>not what you asked for</html>", media_type="text/html")(scope, receive, send)
+            await Response("<html>not what you asked for</html>", media_type="text/html")(
+                scope, receive, send
+            )
         elif fault == "cut":
             self.served["failed"] += 1
             await self._cut(scope, receive, send)
@@ -126,9 +130,15 @@ class Faults:
 
         await self._app(scope, receive, collect)
         body = b"".join(message.get("body", b"") for message in messages[1:])
-        headers = [(name, value) for name, value in messages[0]["headers"] if name != b"content-length"]
-        await send({**messages[0], "headers": [*headers, (b"content-length", str(len(body)).encode())]})
-        await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
+        headers = [
+            (name, value) for name, value in messages[0]["headers"] if name != b"content-length"
+        ]
+        await send(
+            {**messages[0], "headers": [*headers, (b"content-length", str(len(body)).encode())]}
+        )
+        await send(
+            {"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True}
+        )
 
     def for_line(self, body: dict[str, Any]) -> Spoil:
         """The fault of a line of a batch, by its body."""
@@ -140,11 +150,18 @@ class Faults:
             return self._waits.expovariate(1 / self._latency_s)
         return self._latency_s
 
-    def _spoil(self, fault: str | None, body: dict[str, Any], say: Callable[[], Choices]) -> Choices:
+    def _spoil(
+        self, fault: str | None, body: dict[str, Any], say: Callable[[], Choices]
+    ) -> Choices:
         if self._no_schema and (body.get("response_format") or {}).get("type") == "json_schema":
-            raise RequestError("`response_format` of type `json_schema` is not supported with this model", "response_format")
+            raise RequestError(
+                "`response_format` of type `json_schema` is not supported with this model",
+                "response_format",
+            )
         if fault == "fail":
-            raise RequestError("The server had an error while processing your request", status=next(self._failures))
+            raise RequestError(
+                "The server had an error while processing your request", status=next(self._failures)
+            )
         if fault == "malformed":
             return [(f"Here it is: {text[: len(text) // 2]}", finish) for text, finish in say()]
         if fault == "length":
@@ -172,7 +189,9 @@ class Faults:
         if self._rate_limit is None:
             return True
         now = time.monotonic()
-        self._tokens = min(max(1.0, self._rate_limit), self._tokens + (now - self._filled) * self._rate_limit)
+        self._tokens = min(
+            max(1.0, self._rate_limit), self._tokens + (now - self._filled) * self._rate_limit
+        )
         self._filled = now
         if self._tokens < 1:
             return False
@@ -183,7 +202,9 @@ class Faults:
         """`send` that counts a reply under `good` where its status is 200, else under `bad`."""
 
         async def counting(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start" and (kind := good if message["status"] == 200 else bad):
+            if message["type"] == "http.response.start" and (
+                kind := good if message["status"] == 200 else bad
+            ):
                 self.served[kind] += 1
             await send(message)
 
@@ -207,13 +228,45 @@ async def _body(receive):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds an option for each keyword of Faults."""
-    group = parser.add_argument_group("faults, to try a client with (a share is of chat requests, drawn from --random-seed)")
-    group.add_argument("--latency", dest="latency_s", type=float, default=0.0, metavar="S", help="seconds before each reply")
-    group.add_argument("--latency-kind", dest="latency", choices=LATENCIES, default="fixed", help="(default %(default)s)")
-    group.add_argument("--rate-limit", type=float, metavar="N", help="requests per second; above it, 429")
-    group.add_argument("--retry-after", type=float, metavar="S", help="seconds that a 429 says to wait")
+    group = parser.add_argument_group(
+        "faults, to try a client with (a share is of chat requests, drawn from --random-seed)"
+    )
+    group.add_argument(
+        "--latency",
+        dest="latency_s",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="seconds before each reply",
+    )
+    group.add_argument(
+        "--latency-kind",
+        dest="latency",
+        choices=LATENCIES,
+        default="fixed",
+        help="(default %(default)s)",
+    )
+    group.add_argument(
+        "--rate-limit", type=float, metavar="N", help="requests per second; above it, 429"
+    )
+    group.add_argument(
+        "--retry-after", type=float, metavar="S", help="seconds that a 429 says to wait"
+    )
     for fault, what in SHARES.items():
-        group.add_argument(f"--{fault}-share", type=float, default=0.0, metavar="P", help=f"share {what}")
-    group.add_argument("--no-schema", action="store_true", help="refuse a response_format of type json_schema with 400")
-    group.add_argument("--expire-after", type=int, metavar="N", help="a batch expires once so many of its lines are answered")
-    group.add_argument("--random-seed", type=int, default=0, metavar="N", help="(default %(default)s)")
+        group.add_argument(
+            f"--{fault}-share", type=float, default=0.0, metavar="P", help=f"share {what}"
+        )
+    group.add_argument(
+        "--no-schema",
+        action="store_true",
+        help="refuse a response_format of type json_schema with 400",
+    )
+    group.add_argument(
+        "--expire-after",
+        type=int,
+        metavar="N",
+        help="a batch expires once so many of its lines are answered",
+    )
+    group.add_argument(
+        "--random-seed", type=int, default=0, metavar="N", help="(default %(default)s)"
+    )

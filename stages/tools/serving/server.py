@@ -32,13 +32,18 @@ def server_of(app: OfflineApp) -> Starlette:
         return json_response(whole)
 
     async def models(_: Request) -> Response:
-        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "libra"} for name in app.models]
+        listed = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "libra"}
+            for name in app.models
+        ]
         return json_response({"object": "list", "data": listed})
 
     async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         known = "POST /v1/chat/completions, GET /v1/models, /v1/files and /v1/batches"
-        return error_response(RequestError(f"{error.detail}: the server knows {known}", status=error.status_code))
+        return error_response(
+            RequestError(f"{error.detail}: the server knows {known}", status=error.status_code)
+        )
 
     async def request_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
@@ -65,10 +70,15 @@ def listen(app, models: Collection[str], host: str, port: int) -> None:
         listening = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         mend = "stop what listens there or give another --port (0 picks a free one)"
-        raise LibraError(f"can't listen on {host}, port {port} ({error.strerror}): {mend}") from None
+        raise LibraError(
+            f"can't listen on {host}, port {port} ({error.strerror}): {mend}"
+        ) from None
     shown = f"[{host}]" if ":" in host else host
     named = ", ".join(f"`{name}`" for name in models)
-    print(f"serving model {named} at http://{shown}:{listening.getsockname()[1]}/v1 (Ctrl-C stops)", flush=True)
+    print(
+        f"serving model {named} at http://{shown}:{listening.getsockname()[1]}/v1 (Ctrl-C stops)",
+        flush=True,
+    )
     # A request that is never answered (--hang-share) must not keep the server from stopping.
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     try:
@@ -81,16 +91,28 @@ def listen(app, models: Collection[str], host: str, port: int) -> None:
 
 def _events(whole: dict[str, Any], usage: bool) -> Iterator[str]:
     """A completion as server-sent events: for each choice its role, its text in pieces, its end; then usage where asked for."""
-    head = {key: whole[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    head = {key: whole[key] for key in ("id", "created", "model")} | {
+        "object": "chat.completion.chunk"
+    }
 
     def event(choices: list[dict[str, Any]], **more: Any) -> str:
         return f"data: {json.dumps({**head, 'choices': choices, **more})}\n\n"
 
     for choice in whole["choices"]:
         i, text = choice["index"], choice["message"]["content"]
-        yield event([{"index": i, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
+        yield event(
+            [{"index": i, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
+        )
         for start in range(0, len(text), 24):
-            yield event([{"index": i, "delta": {"content": text[start : start + 24]}, "finish_reason": None}])
+            yield event(
+                [
+                    {
+                        "index": i,
+                        "delta": {"content": text[start : start + 24]},
+                        "finish_reason": None,
+                    }
+                ]
+            )
         yield event([{"index": i, "delta": {}, "finish_reason": choice["finish_reason"]}])
     if usage:
         yield event([], usage=whole["usage"])

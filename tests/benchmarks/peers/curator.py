@@ -27,7 +27,11 @@ class EditedParser(Plain):
         return {"reply": response.upper()}
 
 
-CLASSES = {("plain", "plain"): Plain, ("edited", "plain"): EditedPrompt, ("plain", "edited"): EditedParser}
+CLASSES = {
+    ("plain", "plain"): Plain,
+    ("edited", "plain"): EditedPrompt,
+    ("plain", "edited"): EditedParser,
+}
 
 
 def ask(job: contender.Job) -> list[str]:

@@ -24,10 +24,14 @@ def ask(job: contender.Job) -> list[str | None]:
     if job.parser == "edited":
         TextGeneration.format_output = edited_output  # an edit in place: the class keeps its name
     with Pipeline(name="bench", cache_dir="distilabel") as pipeline:
-        load = LoadDataFromDicts(data=[{"instruction": row} for row in job.rows], batch_size=job.concurrency)
+        load = LoadDataFromDicts(
+            data=[{"instruction": row} for row in job.rows], batch_size=job.concurrency
+        )
         sampling = {"temperature": job.temperature, "max_new_tokens": 100}
         generate = TextGeneration(
-            llm=OpenAILLM(model=job.model, base_url=job.url, api_key="none", generation_kwargs=sampling),
+            llm=OpenAILLM(
+                model=job.model, base_url=job.url, api_key="none", generation_kwargs=sampling
+            ),
             system_prompt=job.system,
             template=TEMPLATES[job.template],
             input_batch_size=job.concurrency,  # what it has in flight at once is one batch
