@@ -1,0 +1,1 @@
+"""Pairwise preferences: votes of a panel and win rates."""
