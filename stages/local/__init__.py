@@ -1,3 +1,3 @@
-"""Candidates and their answers in this process: policies and hub models, the n-gram guard, and what
-`respond.candidates` may name.
+"""Candidates and their answers in this process: policies and hub models, the n-gram guard, and
+what `respond.candidates` may name.
 """

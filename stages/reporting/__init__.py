@@ -1,1 +1,2 @@
-"""The report page and the figures: inputs, plots as SVG, the table of example answers, templates."""
+"""The report page and the figures: inputs, plots as SVG, the table of example answers, templates.
+"""

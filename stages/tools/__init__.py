@@ -1,3 +1,3 @@
-"""Commands beside the pipeline, `python -m stages.tools`. Nothing imports them and no stage depends on
-them.
+"""Commands beside the pipeline, `python -m stages.tools`. Nothing imports them and no stage
+depends on them.
 """
