@@ -1,20 +1,6 @@
-"""The pipeline: one module per stage (`python -m stages.NAME --help`), and the rooms they are built from.
+"""The pipeline: one module per stage (`python -m stages.NAME --help`), and the rooms they use.
 
-A room is a folder with a docstring that says what is in it. It imports only rooms above it in ROOMS.
+A room is a folder whose docstring says what is in it. It imports only rooms before it in this list:
+core, domain, chemistry, chat, teacher, judging, scoring, dataset, training, preference, local,
+reporting, tools. tests/test_rooms.py draws the arrows.
 """
-
-ROOMS = (
-    "core",
-    "domain",
-    "chemistry",
-    "chat",
-    "teacher",
-    "judging",
-    "scoring",
-    "dataset",
-    "training",
-    "preference",
-    "local",
-    "reporting",
-    "tools",
-)
