@@ -10,12 +10,35 @@ ROOT = Path(__file__).parents[2]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 STAGES = DVC["stages"]
-ORDER = "seed craft rephrase combine validate sft dpo respond judge score report".split()
+ORDER = [
+    "seed",
+    "craft",
+    "rephrase",
+    "combine",
+    "validate",
+    "sft",
+    "dpo",
+    "respond",
+    "judge",
+    "score",
+    "report",
+]
 # A room imports only rooms before it; `chemistry` is for the stage `seed` and for tools alone.
-ROOMS = (
-    "core domain chemistry chat teacher judging scoring dataset training preference local "
-    "reporting tools"
-).split()
+ROOMS = [
+    "core",
+    "domain",
+    "chemistry",
+    "chat",
+    "teacher",
+    "judging",
+    "scoring",
+    "dataset",
+    "training",
+    "preference",
+    "local",
+    "reporting",
+    "tools",
+]
 RESULTS = ("metrics.json", "cells.csv", "comparisons.csv", "intents.csv", "plane.csv")
 FIGURES = ("plane.svg", "cells.svg", "margins.svg")
 UNCACHED = tuple(f"data/eval/{name}" for name in (*RESULTS, *FIGURES))  # in Git, not in DVC's cache
