@@ -17,10 +17,22 @@ os.environ |= {
 }
 same_instructions()  # as the stages do, before torch is imported
 
+# Longest first, so that no worker ends with a long file while the other is idle.
+LONGEST = ("test_pipeline", "test_servers", "test_models")
+
 
 @pytest.fixture(autouse=True)
 def own_reply_store(tmp_path, monkeypatch):
     """Replies of servers that tests start go into a store of the test's own."""
-    monkeypatch.setattr(
-        "stages.chat.client.store_path", lambda: tmp_path / ".cache" / "replies.sqlite"
-    )
+    path = tmp_path / ".cache" / "replies.sqlite"
+    monkeypatch.setattr("stages.chat.client.store_path", lambda: path)
+
+
+def pytest_collection_modifyitems(items):
+    """Files in the order of LONGEST, then as they come."""
+
+    def rank(item) -> int:
+        stem = item.path.stem
+        return LONGEST.index(stem) if stem in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)

@@ -1,4 +1,4 @@
-"""The whole pipeline at toy size in a clone: `dvc repro` from nothing, again, and after a change."""
+"""The whole pipeline at toy size in a clone: from nothing, again, and after a change."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def test_every_stage_runs_once_and_writes_all_its_outs(clone):
 
 
 def test_nothing_but_results_changes_in_git(clone):
-    """What a run writes is DVC's (in .gitignore) or a small text for Git; no temporary file stays."""
+    """What a run writes is in DVC or a small text in Git; no temporary file stays."""
     folder, _ = clone
     status = call(folder, "git", "status", "--porcelain", "-uall").splitlines()
     changed = {line[3:] for line in status if not line.endswith(".gitignore")}
