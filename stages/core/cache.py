@@ -25,7 +25,7 @@ STAGES = Path(__file__).parents[1]
 
 
 def content_key(*parts: Any) -> str:
-    """SHA-256 (hex) of `parts` as canonical JSON; key order and list or tuple make no difference."""
+    """SHA-256 (hex) of `parts` as canonical JSON; key order and list or tuple do not matter."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
