@@ -4,61 +4,73 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
+ACTIVE := source $(BIN)/activate &&
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help repro report estimate benchmark ablations test ui release lock model-named version-named
+.PHONY: help repro report estimate benchmark ablations test lint ui release lock \
+  model-named version-named
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 repro: $(VENV)/installed  ## run the whole pipeline: data, models, results
-	$(BIN)/python -m stages.tools check
-	source $(BIN)/activate && dvc repro
+	$(ACTIVE) python -m stages.tools check
+	$(ACTIVE) dvc repro
 
-estimate: $(VENV)/installed  ## say what a run would ask of chat models, and its cost, before anything is sent
-	$(BIN)/python -m stages.tools check
-	source $(BIN)/activate && dvc repro --quiet seed && python -m stages.tools estimate
+estimate: $(VENV)/installed  ## what a run would ask of chat models, and its cost, before anything is sent
+	$(ACTIVE) python -m stages.tools check
+	$(ACTIVE) dvc repro --quiet seed && python -m stages.tools estimate
 
-benchmark: model-named $(VENV)/installed  ## measure MODEL (folder, hub id, or name at BASE_URL) on the test set; LIMIT=prompts
-	source $(BIN)/activate && python -m stages.tools benchmark "$(MODEL)" \
-	  $(if $(BASE_URL),--base-url "$(BASE_URL)") $(if $(LIMIT),--limit "$(LIMIT)") $(if $(OUT),--out "$(OUT)") $(ARGS)
+benchmark: model-named $(VENV)/installed  ## measure MODEL (folder, hub id, or name at BASE_URL); LIMIT=prompts
+	$(ACTIVE) python -m stages.tools benchmark "$(MODEL)" \
+	  $(if $(BASE_URL),--base-url "$(BASE_URL)") $(if $(LIMIT),--limit "$(LIMIT)") \
+	  $(if $(OUT),--out "$(OUT)") $(ARGS)
 
-ablations: $(VENV)/installed  ## run the paper's ablations as experiments (an hour), or ARGS=--quick, and write their table
-	source $(BIN)/activate && python -m stages.tools ablations $(ARGS)
+ablations: $(VENV)/installed  ## run the paper's ablations as experiments (an hour); ARGS=--quick
+	$(ACTIVE) python -m stages.tools ablations $(ARGS)
 
-report: $(VENV)/installed  ## make data/eval/report.html and the README's figures anew from the results at hand
-	@test -f data/eval/responses.parquet || { echo "error: there are no results here yet; run \`make repro\` first" >&2; exit 1; }
-	source $(BIN)/activate && dvc repro --single-item report
+report: $(VENV)/installed  ## rebuild data/eval/report.html and the README's figures from the results
+	@test -f data/eval/responses.parquet || \
+	  { echo "error: there are no results yet; run \`make repro\` first" >&2; exit 1; }
+	$(ACTIVE) dvc repro --single-item report
 
-test: $(VENV)/installed  ## run the tests
-	source $(BIN)/activate && python -m pytest -n 2 --dist loadfile
+test: $(VENV)/installed  ## check lint and types, and run the tests
+	$(ACTIVE) ruff check --quiet && ruff format --check --quiet && mypy
+	$(ACTIVE) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+lint: $(VENV)/installed  ## fix what ruff can, check the types
+	$(ACTIVE) ruff format; ruff check --fix && mypy
 
 ui: $(VENV)/installed  ## look at the training runs in MLflow (http://127.0.0.1:5000)
-	source $(BIN)/activate && python -m stages.tools ui
+	$(ACTIVE) python -m stages.tools ui
 
-release: version-named $(VENV)/installed  ## release data/librachemqa as VERSION=v1.0.0: checks, pushes, writes CHANGELOG.md, tags
-	source $(BIN)/activate && python -m stages.tools release make "$(VERSION)"
+release: version-named $(VENV)/installed  ## release data/librachemqa as VERSION=v1.0.0
+	$(ACTIVE) python -m stages.tools release make "$(VERSION)"
 
-# What a command can't do without is asked for before anything is installed.
+# What a command needs is asked for before anything is installed.
 model-named:
-	@test -n "$(MODEL)" || { echo "error: which model? \`make benchmark MODEL=...\`, with BASE_URL=... for an endpoint" >&2; exit 1; }
+	@test -n "$(MODEL)" || { echo "error: which model? \`make benchmark MODEL=...\`," \
+	  "with BASE_URL=... for an endpoint" >&2; exit 1; }
 
 version-named:
-	@test -n "$(VERSION)" || { echo "error: which version? \`make release VERSION=v1.0.0\`; CHANGELOG.md has those there are" >&2; exit 1; }
+	@test -n "$(VERSION)" || { echo "error: which version? \`make release VERSION=v1.0.0\`;" \
+	  "CHANGELOG.md has those that exist" >&2; exit 1; }
 
-lock: ## resolve pyproject.toml anew into requirements.lock (newest versions that fit together)
+lock: ## resolve pyproject.toml from scratch into requirements.lock (newest versions that fit together)
 	rm -rf .cache/lock-venv && $(PYTHON) -m venv .cache/lock-venv
 	.cache/lock-venv/bin/pip install --quiet --upgrade --upgrade-strategy eager '.[test]'
 	.cache/lock-venv/bin/pip check
-	.cache/lock-venv/bin/pip freeze --exclude libra | grep -viE '^(nvidia-|triton|cuda-)' | sed -E 's/^(torch==[^+]*)\+.*/\1/' > requirements.lock
+	.cache/lock-venv/bin/pip freeze --exclude libra | grep -viE '^(nvidia-|triton|cuda-)' \
+	  | sed -E 's/^(torch==[^+]*)\+.*/\1/' > requirements.lock
 	rm -rf .cache/lock-venv build libra.egg-info
 
-# uv resolves torch to the build that fits the machine (`auto`: CPU where there is no GPU); pip takes what its index offers, often the one
-# for GPUs with gigabytes of CUDA. So without uv and a GPU pip fetches uv first; where uv finds no CPU build, pip installs.
+# uv resolves torch to the build that fits the machine (`auto`: CPU if there is no GPU); pip takes
+# what its index offers, often the one for GPUs with gigabytes of CUDA. So without uv and a GPU pip
+# installs uv first; if uv finds no CPU build, pip installs everything.
 $(VENV)/installed: requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	if command -v uv >/dev/null; then \
@@ -67,7 +79,8 @@ $(VENV)/installed: requirements.lock
 	else \
 	  pip="$(BIN)/python -m pip install --quiet --disable-pip-version-check"; \
 	  ! command -v nvidia-smi >/dev/null && $$pip uv && \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu -r requirements.lock 2>/dev/null || \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu \
+	    -r requirements.lock 2>/dev/null || \
 	  $$pip -r requirements.lock; \
 	fi
 	touch $@

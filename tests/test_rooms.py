@@ -1,7 +1,10 @@
 """The rooms of stages/: one-way doors between them, and files that can be read."""
 
 import ast
+import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -95,3 +98,30 @@ def test_no_test_module_imports_another():
             for alias in node.names
         }
         assert not {name for name in names if name and name.startswith("test_")}, path
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Top-level packages that a file imports, those of this project and of Python left out."""
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    top = {name.split(".")[0] for name in names}
+    return top - set(sys.stdlib_module_names) - {"stages", "helpers"}
+
+
+def test_every_imported_package_is_declared():
+    """In pyproject.toml, by the name under which it is installed, also if others bring it along."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [name for names in project["optional-dependencies"].values() for name in names]
+    declared = {
+        name.partition("[")[0].partition("=")[0].lower().replace("_", "-")
+        for name in [*project["dependencies"], *extras]
+    }
+    installed = packages_distributions()
+    for path in (path for path in PYTHON if "benchmarks" not in path.parts):
+        for package in imported_packages(path):
+            names = {name.lower().replace("_", "-") for name in installed.get(package, [])}
+            assert not names or names & declared, f"{path} imports {package}"
