@@ -1,39 +1,36 @@
-"""Releasing a version: what it refuses, what it writes, that a second one tells its rows, and that the folder loads as it lies."""
+"""Releasing a version: what is refused, what is written, and what the changelog says of it."""
 
-import json
+import csv
 import re
-import subprocess
+import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
 from dvc.repo import Repo
-from test_training import SIZE, texts
-from test_validate import GOOD, changed
 
-from helpers.releasing import call, made, repository
-from helpers.venvs import venv_python
+from helpers.dataset_tables import GOOD, changed
+from helpers.releasing import RELEASE, call, commit_data, repository
 from stages.core.errors import LibraError
-from stages.dataset.checksums import check, sums
-from stages.tools import release as command
+from stages.tools.releasing import versions as versions_file
 from stages.tools.releasing.changelog import with_entry
 from stages.tools.releasing.changes import changes
-from stages.tools.releasing.make import ARTIFACT, number, release, versions
+from stages.tools.releasing.make import ARTIFACT, release
 from stages.tools.releasing.objects import fetch
-from stages.training.models import new_model, train_tokenizer
+from stages.tools.releasing.versions import VERSIONS, number, read_versions
 
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
     """A repository after its v1.0.0."""
     folder = repository(tmp_path_factory.mktemp("release") / "libra")
-    call(folder, "python", "-m", "stages.tools", "release", "make", "v1.0.0")
+    call(folder, *RELEASE, "make", "v1.0.0")
     return folder
 
 
 @pytest.fixture
 def here(released, monkeypatch):
-    """The repository as the current folder; afterwards Git's files in it are as they were."""
+    """The repository as the current folder; files in Git are restored afterwards."""
     monkeypatch.chdir(released)
     head = call(released, "git", "rev-parse", "HEAD").strip()
     yield released
@@ -43,7 +40,7 @@ def here(released, monkeypatch):
 
 @pytest.fixture
 def changeable(here):
-    """The same, to make other data in and release it; afterwards data and tags are as they were, too."""
+    """The same, to release other data in; data and tags are restored afterwards as well."""
     head = call(here, "git", "rev-parse", "HEAD").strip()
     yield here
     call(here, "git", "reset", "-q", "--hard", head)
@@ -54,8 +51,12 @@ def changeable(here):
         repo.checkout(force=True)
 
 
+def written_by(teacher: str) -> pl.DataFrame:
+    return GOOD[0].with_columns(teacher=pl.lit(teacher))
+
+
 def refusal(version: str) -> str:
-    """Why `version` isn't released; nothing is committed or tagged."""
+    """The error that refuses `version`; nothing is committed or tagged."""
     before = call(Path(), "git", "log", "-1", "--format=%H"), call(Path(), "git", "tag")
     with pytest.raises(LibraError) as error:
         release(version)
@@ -64,101 +65,94 @@ def refusal(version: str) -> str:
 
 
 def test_a_release_is_one_commit_and_a_tag(here):
-    assert versions() == ["v1.0.0"]
+    assert list(read_versions()) == ["v1.0.0"]
     assert call(here, "git", "log", "-1", "--format=%s").strip() == "Release librachemqa v1.0.0"
-    assert call(here, "git", "rev-list", "-1", "librachemqa@v1.0.0") == call(
-        here, "git", "rev-parse", "HEAD"
-    )
-    changed_files = call(here, "git", "show", "--name-only", "--format=", "HEAD").split()
-    assert changed_files[:2] == ["CHANGELOG.md", "data/released/croissant.json"]
-    assert len(changed_files) == 2 + 8, "seven files and their list"
-    assert all(
-        re.fullmatch(r"data/released/files/md5/../[0-9a-f]{30}(\.dir)?", name)
-        for name in changed_files[2:]
-    )
-    assert (
-        "up to date" in call(here, "dvc", "status")
-        and call(here, "git", "status", "--porcelain") == ""
-    )
-    assert "librachemqa" in call(here, "gto", "show") and "v1.0.0" in call(
-        here, "gto", "show", "librachemqa"
-    )
+    tagged = call(here, "git", "rev-list", "-1", "librachemqa@v1.0.0")
+    assert tagged == call(here, "git", "rev-parse", "HEAD")
+
+    paths = call(here, "git", "show", "--name-only", "--format=", "HEAD").split()
+    objects = [path for path in paths if path.startswith("data/released/files/md5/")]
+    assert len(objects) == 8, "seven files and their list"
+    assert all(re.fullmatch(r".*/md5/../[0-9a-f]{30}(\.dir)?", path) for path in objects)
+    assert set(paths) - set(objects) == {
+        "CHANGELOG.md",
+        "data/released/croissant.json",
+        "data/released/versions.csv",
+    }
+    assert "up to date" in call(here, "dvc", "status")
+    assert call(here, "git", "status", "--porcelain") == ""
+    assert "librachemqa" in call(here, "gto", "show")
+    assert "v1.0.0" in call(here, "gto", "show", "librachemqa")
 
 
-def test_the_changelog_tells_what_the_version_is_and_is_made_from(here):
+def test_the_versions_file_has_the_released_commit_and_hash(here):
+    """The commit before the release commit: the one whose dvc.lock has the hash."""
+    with VERSIONS.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["commit"] == call(here, "git", "rev-parse", "HEAD~1").strip()
+    lock = call(here, "git", "show", f"{row['commit']}:dvc.lock")
+    assert re.search(rf"path: data/librachemqa\n\s+hash: md5\n\s+md5: {row['md5']}", lock)
+    assert row["rows"] == "384" and re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"])
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("version,commit\n", "the header must be version,commit,md5,rows,date"),
+        ("{header}\nv1.0.0,abc\n", "line 2: 5 columns expected"),
+        ("{header}\nv1,{rest}\n", "line 2: `v1` is not a valid version"),
+        ("{header}\nv1.0.0,{rest}\nv1.0.0,{rest}\n", "line 3: v1.0.0 is listed twice"),
+    ],
+)
+def test_a_malformed_versions_file_is_an_error(tmp_path, monkeypatch, text, error):
+    header, rest = "version,commit,md5,rows,date", f"{'a' * 40},{'b' * 32}.dir,1,2026-01-01"
+    path = tmp_path / "versions.csv"
+    path.write_text(text.format(header=header, rest=rest))
+    monkeypatch.setattr(versions_file, "VERSIONS", path)
+    with pytest.raises(LibraError, match=error):
+        read_versions()
+
+
+def test_the_changelog_says_what_a_version_is_and_is_made_from(here):
     text = Path("CHANGELOG.md").read_text()
-    lock = Path("dvc.lock").read_text()
-    md5 = re.search(r"path: data/librachemqa\n\s+hash: md5\n\s+md5: (\S+\.dir)", lock)[1]
-    assert (
-        f"384 triplets (train 192, validation 64, test 128), MD5 `{md5}`" in text
-        and "The first version." in text
-    )
+    row = read_versions()["v1.0.0"]
+    assert "384 triplets (train 192, validation 64, test 128)." in text
+    assert f"MD5 `{row.md5}`, commit `{row.commit}`." in text and "The first version." in text
+    lineage = " ".join(text.partition("according to `dvc.lock`")[2].split())
     assert re.search(
-        r"^- validate: `validate: \{'probe_limit': 0.6\}`; .*read `data/seeds.parquet` [0-9a-f]{32}; .* wrote `",
-        text,
-        re.M,
+        r"- validate: `validate.probe_limit=0.6`; .*"
+        r"read `data/seeds.parquet` [0-9a-f]{32}; .*wrote `data/librachemqa`",
+        lineage,
     )
     assert "- dpo" not in text, "only what the dataset comes from"
     total = sum(int(row) for row in re.findall(r"\| 0 \| \d+ \| 0 \| 0 \| (\d+) \|", text))
     assert total == 384
 
 
-def test_list_shows_versions_with_date_rows_and_hash(here):
-    said = call(here, "python", "-m", "stages.tools", "release", "list")
-    assert re.fullmatch(r"v1\.0\.0 +\d{4}-\d\d-\d\d  384 triplets  [0-9a-f]{32}\.dir\n", said)
-
-
 @pytest.mark.parametrize("version", ["1.0.0", "v1.0", "v1.0.0-rc1", "v01.0.0", ""])
-def test_what_is_no_version_is_refused(here, version):
-    assert f"`{version}` is no version; write it as v1.0.0" in refusal(version)
+def test_a_malformed_version_is_refused(here, version):
+    assert f"`{version}` is not a version; write it like v1.0.0" in refusal(version)
 
 
-def test_an_existing_version_is_refused(here):
-    assert "librachemqa v1.0.0 exists" in refusal("v1.0.0")
+def test_an_existing_version_is_refused_with_and_without_its_tag(changeable):
+    assert "librachemqa v1.0.0 exists in data/released/versions.csv" in refusal("v1.0.0")
+    commit_data(changeable, written_by("teacher-b"))
+    tagged = call(changeable, "git", "rev-list", "-1", f"{ARTIFACT}@v1.0.0").strip()
+    call(changeable, "git", "tag", "-d", f"{ARTIFACT}@v1.0.0")
+    try:
+        assert "librachemqa v1.0.0 exists in data/released/versions.csv" in refusal("v1.0.0")
+    finally:
+        call(changeable, "git", "tag", f"{ARTIFACT}@v1.0.0", tagged)
 
 
 def test_a_dirty_tree_is_refused(here):
-    Path("dvc.yaml").open("a").write("# later\n")
+    Path("dvc.yaml").write_text(f"{Path('dvc.yaml').read_text()}# later\n")
     Path("notes.txt").write_text("new")
-    assert "the tree is dirty: dvc.yaml, notes.txt; commit or undo" in refusal("v1.1.0")
+    assert "the tree is dirty: dvc.yaml, notes.txt; a release is made from a" in refusal("v1.1.0")
 
 
-def test_a_folder_that_was_released_is_refused(here):
-    assert "data/librachemqa is what v1.0.0 released, to the byte" in refusal("v1.0.1")
-
-
-def test_verify_knows_a_version_that_isn_t_there_from_a_folder(here):
-    said = call(here, "python", "-m", "stages.tools", "release", "verify", "v9.9.9", fails=True)
-    assert (
-        said
-        == "release: error: v9.9.9 is not released here (there are: v1.0.0); `git fetch --tags` gets those of the origin\n"
-    )
-
-
-def test_replies_are_archived_only_where_a_remote_takes_them(changeable, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        "stages.tools.releasing.make._archive", lambda version: asked.append(version)
-    )
-    made(changeable, GOOD[0].with_columns(teacher=pl.lit("teacher-b")))
-    release("v1.1.0")
-    assert asked == []
-    call(
-        changeable,
-        "dvc",
-        "remote",
-        "add",
-        "--local",
-        "-d",
-        "storage",
-        str(changeable.parent / "storage"),
-    )
-    try:
-        made(changeable, GOOD[0].with_columns(teacher=pl.lit("teacher-c")))
-        release("v1.2.0")
-    finally:
-        Path(".dvc/config.local").unlink()
-    assert asked == ["v1.2.0"]
+def test_an_identical_dataset_is_refused(here):
+    assert "data/librachemqa is identical to v1.0.0; there is nothing to" in refusal("v1.0.1")
 
 
 def test_stale_outputs_are_refused(changeable):
@@ -172,201 +166,148 @@ def test_a_dataset_that_fails_validation_is_refused(changeable):
     with Repo(".") as repo:
         repo.commit(force=True)
     call(changeable, "git", "commit", "-q", "-am", "by hand")
-    said = refusal("v1.1.0")
-    assert (
-        said.startswith("the dataset fails validation: data/triplets.parquet breaks")
-        and GOOD[0]["triplet_id"][0] in said
-    )
+    message = refusal("v1.1.0")
+    assert message.startswith("the dataset fails validation: data/triplets.parquet breaks")
+    assert GOOD[0]["triplet_id"][0] in message
 
 
-def test_a_remote_that_cannot_be_written_releases_nothing(changeable):
-    Path(".dvc/config.local").write_text("['remote \"release\"']\n    url = /proc/nowchangeable\n")
+def test_nothing_is_released_if_the_remote_is_not_writable(changeable):
+    Path(".dvc/config.local").write_text("['remote \"release\"']\n    url = /proc/nowhere\n")
     try:
-        made(changeable, GOOD[0].with_columns(teacher=pl.lit("teacher-b")))
-        assert "nothing is released, the push failed" in refusal("v1.1.0")
+        commit_data(changeable, written_by("teacher-b"))
+        assert "the push failed and nothing is released" in refusal("v1.1.0")
     finally:
         Path(".dvc/config.local").unlink()
 
 
-def test_the_second_version_tells_its_rows(changeable):
-    """Two rows gone and one chosen text changed wherever it stands; then all of it back."""
-    first = GOOD[0].filter(split="train")
-    gone = {first.filter(expected=label)["triplet_id"][0] for label in ("refuse", "comply")}
-    edited = first.filter(~pl.col("triplet_id").is_in(gone), expected="comply", intent_kind="dual")[
-        "chosen_id"
-    ][0]
-    new = GOOD[0].filter(~pl.col("triplet_id").is_in(gone))
-    new = new.with_columns(
-        chosen=pl.when(chosen_id=edited).then(pl.lit("Another good answer.")).otherwise("chosen")
-    )
+def test_replies_are_archived_only_if_a_remote_takes_them(changeable, monkeypatch):
+    archived = []
+    monkeypatch.setattr("stages.tools.releasing.make._archive", archived.append)
+    commit_data(changeable, written_by("teacher-b"))
+    release("v1.1.0")
+    assert archived == []
+    storage = str(changeable.parent / "storage")
+    call(changeable, "dvc", "remote", "add", "--local", "-d", "storage", storage)
+    try:
+        commit_data(changeable, written_by("teacher-c"))
+        release("v1.2.0")
+    finally:
+        Path(".dvc/config.local").unlink()
+    assert archived == ["v1.2.0"]
+
+
+def test_a_later_version_lists_its_changes(changeable):
+    """Two rows removed and one chosen text changed wherever it occurs; then all of it undone."""
+    train = GOOD[0].filter(split="train")
+    gone = {train.filter(expected=label)["triplet_id"][0] for label in ("refuse", "comply")}
+    is_gone = pl.col("triplet_id").is_in(gone)
+    edited = train.filter(~is_gone, expected="comply", intent_kind="dual")["chosen_id"][0]
+    answer = pl.when(chosen_id=edited).then(pl.lit("Another good answer.")).otherwise("chosen")
+    new = GOOD[0].filter(~is_gone).with_columns(chosen=answer)
     count = new.filter(chosen_id=edited).height
-    made(changeable, new)
+    assert count > 0
+
+    commit_data(changeable, new)
     release("v1.1.0")
     text = Path("CHANGELOG.md").read_text()
     assert text.index("## v1.1.0") < text.index("## v1.0.0")
-    told = f"Rows against v1.0.0: 0 added, 2 removed, {count} changed, {382 - count} the same. Changed columns: chosen {count}."
-    assert count > 0 and told in text
-    rows = first.filter(expected="comply", intent_kind="dual")
-    lost = rows.filter(pl.col("triplet_id").is_in(gone)).height
     assert (
-        f"| train | comply | dual | {rows.height} | 0 | {lost} | {count} | {rows.height - lost} |"
-        in text
+        f"Rows compared with v1.0.0: 0 added, 2 removed, {count} changed, {382 - count} unchanged."
+        f" Changed columns: chosen {count}." in text
     )
-    made(changeable)
+    rows = train.filter(expected="comply", intent_kind="dual")
+    lost = rows.filter(is_gone).height
+    counts = f"{rows.height} | 0 | {lost} | {count} | {rows.height - lost}"
+    assert f"| train | comply | dual | {counts} |" in text
+
+    commit_data(changeable)
     release("v2.0.0")
     text = Path("CHANGELOG.md").read_text()
-    assert f"Rows against v1.1.0: 2 added, 0 removed, {count} changed" in text
-    assert versions() == ["v1.0.0", "v1.1.0", "v2.0.0"]
-    assert set(fetch("librachemqa@v1.1.0")) == set(fetch("librachemqa@v2.0.0")), "old versions stay"
+    assert f"Rows compared with v1.1.0: 2 added, 0 removed, {count} changed" in text
+    rows = read_versions()
+    assert list(rows) == ["v1.0.0", "v1.1.0", "v2.0.0"]
+    assert [row.rows for row in rows.values()] == [384, 382, 384]
+    files = [set(fetch(rows[version].md5, version)) for version in ("v1.1.0", "v2.0.0")]
+    assert files[0] == files[1], "earlier versions stay in the remote"
 
 
-def test_a_moved_row_is_removed_from_one_split_and_added_to_the_other(tmp_path):
-    for name, table in (
-        ("old", GOOD[0]),
-        ("new", changed(GOOD[0], GOOD[0]["split"].to_list().index("train"), split="test")),
-    ):
-        for split in ("train", "validation", "test"):
-            (tmp_path / name).mkdir(exist_ok=True)
-            table.filter(split=split).write_parquet(tmp_path / name / f"{split}.parquet")
-    found = changes(tmp_path / "old", tmp_path / "new").classes
-    assert (
-        found.filter(split="train")["removed"].sum()
-        == found.filter(split="test")["added"].sum()
-        == 1
+def test_a_shallow_clone_without_tags_can_make_the_next_version(changeable, tmp_path):
+    """It knows the previous version, and its rows, from the branch's files alone."""
+    clone = tmp_path / "libra"
+    url = f"file://{changeable}"
+    call(tmp_path, "git", "clone", "-q", "--depth", "1", "--no-tags", url, str(clone))
+    call(clone, "git", "config", "user.name", "test")
+    call(clone, "git", "config", "user.email", "test@localhost")
+    for path in ("data", "models"):
+        shutil.copytree(changeable / path, clone / path, dirs_exist_ok=True)
+    assert call(clone, "git", "tag") == "" and "exists" in call(
+        clone, *RELEASE, "make", "v1.0.0", fails=True
     )
-    assert found["changed"].sum() == 0 and found["before"].sum() == found["after"].sum() == 384
+    commit_data(clone, written_by("teacher-b"))
+    said = call(clone, *RELEASE, "make", "v1.1.0")
+    assert "git push origin HEAD librachemqa@v1.1.0" in said
+    text = (clone / "CHANGELOG.md").read_text()
+    assert "Rows compared with v1.0.0: 0 added, 0 removed, 384 changed" in text
+    assert call(clone, "git", "tag").split() == ["librachemqa@v1.1.0"]
+
+
+@pytest.mark.parametrize("step", ["_describe", "_tag"])
+def test_a_killed_release_is_run_again(changeable, monkeypatch, step):
+    """Killed after the push, or after the commit: the next run ends with one entry and the tag."""
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    commit_data(changeable, written_by("teacher-b"))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"stages.tools.releasing.make.{step}", kill)
+        with pytest.raises(KeyboardInterrupt):
+            release("v1.1.0")
+    release("v1.1.0")
+    assert Path("CHANGELOG.md").read_text().count("## v1.1.0 ") == 1
+    assert list(read_versions()) == ["v1.0.0", "v1.1.0"]
+    tagged = call(changeable, "git", "rev-list", "-1", "librachemqa@v1.1.0")
+    assert tagged == call(changeable, "git", "rev-parse", "HEAD")
+
+
+def test_a_version_is_released_without_its_tag_if_the_name_is_taken(changeable, capsys):
+    call(changeable, "git", "tag", f"{ARTIFACT}@v1.1.0")
+    commit_data(changeable, written_by("teacher-b"))
+    release("v1.1.0")
+    output = capsys.readouterr().out
+    assert "no tag was made" in output and "`git push origin HEAD`" in output
+    assert list(read_versions()) == ["v1.0.0", "v1.1.0"]
+
+
+def test_a_row_that_moves_is_removed_from_one_split_and_added_to_the_other(tmp_path):
+    moved = changed(GOOD[0], GOOD[0]["split"].to_list().index("train"), split="test")
+    write_splits(GOOD[0], tmp_path / "old")
+    write_splits(moved, tmp_path / "new")
+    classes = changes(tmp_path / "old", tmp_path / "new").classes
+    assert classes.filter(split="train")["removed"].sum() == 1
+    assert classes.filter(split="test")["added"].sum() == 1
+    assert classes["changed"].sum() == 0
+    assert classes["before"].sum() == classes["after"].sum() == 384
 
 
 def test_a_null_that_becomes_a_value_is_a_change(tmp_path):
-    for name, fact in (("old", None), ("new", "{}")):
-        (tmp_path / name).mkdir()
-        for split in ("train", "validation", "test"):
-            changed(GOOD[0], 0, fact=fact).filter(split=split).write_parquet(
-                tmp_path / name / f"{split}.parquet"
-            )
-    found = changes(tmp_path / "old", tmp_path / "new")
-    assert found.total("changed") == 1 and found.columns == {"fact": 1}
+    write_splits(changed(GOOD[0], 0, fact=None), tmp_path / "old")
+    write_splits(changed(GOOD[0], 0, fact="{}"), tmp_path / "new")
+    diff = changes(tmp_path / "old", tmp_path / "new")
+    assert diff.total("changed") == 1 and diff.columns == {"fact": 1}
 
 
-def test_a_killed_release_is_run_again(changeable, monkeypatch):
-    """Killed after the push, and after the commit: the next run ends with one entry and the tag."""
-    made(changeable, GOOD[0].with_columns(teacher=pl.lit("teacher-b")))
-    for step in ("_described", "_register"):
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                f"stages.tools.releasing.make.{step}",
-                lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
-            )
-            with pytest.raises(KeyboardInterrupt):
-                release("v1.1.0")
-    release("v1.1.0")
-    assert Path("CHANGELOG.md").read_text().count("## v1.1.0 ") == 1 and versions() == [
-        "v1.0.0",
-        "v1.1.0",
-    ]
+def write_splits(triplets: pl.DataFrame, folder: Path) -> None:
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        triplets.filter(split=split).write_parquet(folder / f"{split}.parquet")
 
 
-def test_numbers_are_ordered_as_numbers():
+def test_versions_are_ordered_by_number():
     assert sorted(["v1.10.0", "v1.9.0", "v2.0.0"], key=number) == ["v1.9.0", "v1.10.0", "v2.0.0"]
 
 
-def test_an_entry_is_replaced_by_itself_only():
+def test_an_entry_replaces_only_its_own_version():
     text = with_entry(with_entry("", "v1.0.0", "## v1.0.0 (a)\nold\n"), "v1.1.0", "## v1.1.0 (b)\n")
     assert with_entry(text, "v1.0.0", "## v1.0.0 (c)\nnew\n").count("## v1.0.0") == 1
     assert re.findall(r"## (\S+)", text) == ["v1.1.0", "v1.0.0"]
-
-
-def test_sums_name_what_is_wrong(tmp_path, capsys, monkeypatch):
-    for name in ("a.parquet", "b.parquet"):
-        (tmp_path / name).write_bytes(name.encode())
-    (tmp_path / "SHA256SUMS").write_text(sums(tmp_path))
-    assert check(tmp_path) == 2
-    assert call(tmp_path, "sha256sum", "-c", "SHA256SUMS").count("OK") == 2
-    (tmp_path / "a.parquet").write_bytes(b"A.parquet")
-    (tmp_path / "b.parquet").unlink()
-    (tmp_path / "c.txt").write_text("c")
-    with pytest.raises(
-        LibraError,
-        match=r"a.parquet is damaged; b.parquet is missing; c.txt isn't part of the release",
-    ):
-        check(tmp_path)
-    (tmp_path / "SHA256SUMS").write_text("nonsense\n")
-    monkeypatch.setattr("sys.argv", ["release", "verify", str(tmp_path)])
-    with pytest.raises(SystemExit, match="SHA256SUMS is damaged"):
-        command.main()
-
-
-def test_the_folder_loads_with_datasets_and_polars(here, tmp_path):
-    from datasets import load_dataset
-
-    loaded = load_dataset(str(here / "data/librachemqa"), cache_dir=str(tmp_path))
-    assert {split: rows.num_rows for split, rows in loaded.items()} == {
-        "train": 192,
-        "validation": 64,
-        "test": 128,
-    }
-    rows = pl.read_parquet(here / "data/librachemqa/train.parquet")
-    assert rows.rows() == [tuple(row.values()) for row in loaded["train"]]
-
-
-def test_trl_trains_on_the_folder_as_it_is(here, tmp_path):
-    from datasets import load_dataset
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
-
-    rows = load_dataset(str(here / "data/librachemqa"), cache_dir=str(tmp_path / "cache"))["train"]
-    common = {
-        "max_steps": 1,
-        "per_device_train_batch_size": 2,
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "max_length": 96,
-    }
-    common |= {
-        "activation_checkpointing": False,
-        "disable_tqdm": True,
-        "output_dir": str(tmp_path / "run"),
-        "save_strategy": "no",
-    }
-    tokenizer = train_tokenizer(texts(), SIZE.vocab_size)
-    policy = str(tmp_path / "policy")
-    new_model(SIZE, tokenizer).save_pretrained(policy)
-    tokenizer.save_pretrained(policy)
-    for trainer, config in ((DPOTrainer, DPOConfig), (RewardTrainer, RewardConfig)):
-        trained = trainer(
-            model=policy, args=config(**common), train_dataset=rows, processing_class=tokenizer
-        )
-        trained.train()
-        assert trained.state.global_step == 1
-
-
-@pytest.mark.parametrize(
-    "where", ["data/librachemqa/croissant.json", "data/released/croissant.json"]
-)
-def test_croissant_is_valid_and_loads(here, where):
-    """In the pulled folder, and from a clone of the repository alone (with version and date, so without any warning)."""
-    python = venv_python("mlcroissant", "mlcroissant==1.1.1", "pyarrow")
-    code = """
-import sys, json, mlcroissant
-dataset = mlcroissant.Dataset(sys.argv[1])
-issues = dataset.metadata.ctx.issues
-rows = {split: [row[f"{split}/triplet_id"].decode() for row in dataset.records(split)] for split in ("train", "validation", "test")}
-meta = dataset.metadata
-print(json.dumps({"warnings": sorted(issues.warnings), "errors": sorted(issues.errors), "rows": rows,
-    "conforms": meta.ctx.conforms_to.value, "biases": meta.data_biases, "limits": meta.data_limitations, "uses": meta.data_use_cases, "version": meta.version}))
-"""
-    done = subprocess.run(
-        [python, "-c", code, str(here / where)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout)
-    assert told["errors"] == [] and told["conforms"] == "http://mlcommons.org/croissant/1.1"
-    assert told["biases"] and told["limits"] and any("Out of scope" in use for use in told["uses"])
-    for split, ids in told["rows"].items():
-        assert sorted(ids) == GOOD[0].filter(split=split)["triplet_id"].sort().to_list()
-    if "released" in where:
-        assert told["warnings"] == [] and told["version"] == "1.0.0"
-    else:
-        assert told["version"] is None and len(told["warnings"]) == 2, (
-            "a folder doesn't know its version; the tag does"
-        )

@@ -1,12 +1,20 @@
-"""Released versions of the dataset: make one, list them, check one.
+"""Released versions of the dataset: make, list, get and verify them.
 
-    python -m stages.tools release make v1.0.0     # check, push, describe, commit, register (also: make release VERSION=v1.0.0)
-    python -m stages.tools release list            # versions with date, rows and hash
-    python -m stages.tools release verify v1.0.0   # every object of a version in its remote: present and undamaged
-    python -m stages.tools release verify FOLDER   # every file of a pulled folder (data/librachemqa unless named), by its SHA256SUMS
+    python -m stages.tools release make v1.0.0         # check, push, describe, commit, tag
+    python -m stages.tools release list                # version, date, rows, hash and commit
+    python -m stages.tools release get v1.0.0 FOLDER   # download a version (librachemqa-v1.0.0/)
+    python -m stages.tools release verify v1.0.0       # check every object of a version in its remote
+    python -m stages.tools release verify FOLDER       # check a folder against its SHA256SUMS
 
-Reads data/librachemqa, dvc.yaml, dvc.lock, Git's tags `librachemqa@v*` and the remote `release`. `make` writes CHANGELOG.md,
-data/released/, a commit and a tag, and needs a clean tree in which `dvc status` finds nothing to do.
+Versions are in data/released/versions.csv, so a clone of the branch is enough: no tags and no
+history are needed. `make` (also: make release VERSION=v1.0.0) needs a clean tree and a clean
+`dvc status`; it writes CHANGELOG.md, data/released/, a commit and the tag librachemqa@v1.0.0.
+
+With DVC alone, use the commit that `list` prints (the options are for a remote without an address
+of its own, like the one in Git):
+
+    dvc get URL data/librachemqa --rev COMMIT \\
+        --remote release --remote-config url=/path/of/a/clone/data/released
 """
 
 import argparse
@@ -15,7 +23,8 @@ from pathlib import Path
 from stages.core import cli
 from stages.core.errors import LibraError
 from stages.dataset.checksums import check
-from stages.tools.releasing.objects import DATASET, fetch, folder_hash, git
+from stages.tools.releasing.objects import DATASET, fetch
+from stages.tools.releasing.versions import VERSIONS, find_version, is_version, read_versions
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,43 +34,55 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("make", help="release data/librachemqa").add_argument(
-        "version", help="as in v1.0.0"
-    )
-    commands.add_parser("list", help="released versions")
-    commands.add_parser(
-        "verify", help="check a version in its remote, or a pulled folder"
-    ).add_argument("what", nargs="?", default=DATASET, help="a version, or a folder")
+
+    make = commands.add_parser("make", help=f"release {DATASET}")
+    make.add_argument("version", help="a new version, like v1.0.0")
+
+    commands.add_parser("list", help="list released versions")
+
+    get = commands.add_parser("get", help="download a version")
+    get.add_argument("version", help="a released version, like v1.0.0")
+    get.add_argument("folder", nargs="?", type=Path, help="default: librachemqa-VERSION")
+
+    verify = commands.add_parser("verify", help="check a version in its remote, or a folder")
+    verify.add_argument("target", nargs="?", default=DATASET, help=f"default: {DATASET}")
+
     options = parser.parse_args(arguments)
     cli.guarded("release", lambda: _command(options))
 
 
 def _command(options: argparse.Namespace) -> None:
-    from stages.tools.releasing.make import ARTIFACT, is_version, release, versions
-
     if options.command == "make":
+        from stages.tools.releasing.make import release
+
         release(options.version)
-    elif options.command == "verify":
-        if options.what in versions():
-            print(
-                f"{options.what}: all {len(fetch(f'{ARTIFACT}@{options.what}'))} files, SHA256SUMS with them, are in the remote, undamaged"
-            )
-        elif is_version(options.what):
-            there = ", ".join(versions()) or "none"
-            raise LibraError(
-                f"{options.what} is not released here (there are: {there}); `git fetch --tags` gets those of the origin"
-            )
-        else:
-            print(
-                f"{options.what}: all {check(Path(options.what))} files that SHA256SUMS lists are as it says"
-            )
+    elif options.command == "list":
+        _list()
+    elif options.command == "get":
+        _get(options.version, options.folder or Path(f"librachemqa-{options.version}"))
+    elif is_version(options.target):
+        files = fetch(find_version(options.target).md5, options.target)
+        print(f"{options.target}: all {len(files)} files are in the remote and undamaged")
     else:
-        found = versions()
-        if not found:
-            print(
-                "no version is released here; `git fetch --tags` gets those of the origin, `make release VERSION=v1.0.0` makes one"
-            )
-        for version in reversed(found):
-            tag = f"{ARTIFACT}@{version}"
-            told = git("tag", "--list", tag, "--format=%(creatordate:short)  %(contents:subject)")
-            print(f"{version:<10} {told}  {folder_hash(tag)}")
+        count = check(Path(options.target))
+        print(f"{options.target}: all {count} files match SHA256SUMS")
+
+
+def _list() -> None:
+    """Print a line for each version, newest first."""
+    versions = read_versions()
+    if not versions:
+        print(f"no released versions in {VERSIONS}; `make release VERSION=v1.0.0` makes the first")
+    for row in reversed(versions.values()):
+        print(f"{row.version:<8}  {row.date}  {row.rows:,} triplets  {row.md5}  {row.commit}")
+
+
+def _get(version: str, folder: Path) -> None:
+    """Download `version` to `folder`, which must not exist; nothing is left there on failure."""
+    from stages.dataset.publish import publish
+
+    row = find_version(version)
+    if folder.exists():
+        raise LibraError(f"{folder} already exists; name another folder or delete it first")
+    publish(lambda new: fetch(row.md5, version, new, nearby=True), folder)
+    print(f"{version}: {row.rows:,} triplets in {folder}, all {check(folder)} files undamaged")

@@ -1,98 +1,101 @@
-"""CHANGELOG.md: what a released version is, what it was made from, and how its rows differ from the version before."""
+"""CHANGELOG.md: what a version holds, what it was made from, and how its rows changed."""
 
 import re
+from textwrap import wrap
 
 from stages.tools.releasing.changes import CLASS, COUNTS, Changes
 from stages.tools.releasing.objects import DATASET
+from stages.tools.releasing.versions import Version
 
 TITLE = "# Versions of LibraChemQA\n\nWritten by `make release`, newest first.\n"
 
 
 def entry(
-    version: str,
-    date: str,
-    rows: dict[str, int],
-    md5: str,
-    before: str | None,
-    found: Changes,
-    lock: dict,
-    revision: str,
+    row: Version, splits: dict[str, int], previous: Version | None, diff: Changes, stages: dict
 ) -> str:
-    """The text of one version.
+    """The changelog entry of one version.
 
-    `rows` are those of every split, `md5` that of the folder, `before` the version compared with, `lock` the stages of dvc.lock,
-    `revision` the commit that was released.
+    `splits` has the rows of each split, `diff` the changes since `previous`, and `stages` the
+    entries of dvc.lock.
     """
-    parts = ", ".join(f"{split} {count:,}" for split, count in rows.items())
+    parts = ", ".join(f"{split} {count:,}" for split, count in splits.items())
     lines = [
-        f"## {version} ({date})",
+        f"## {row.version} ({row.date})",
         "",
-        f"{sum(rows.values()):,} triplets ({parts}), MD5 `{md5}`, from commit `{revision}`.",
+        f"{row.rows:,} triplets ({parts}).",
+        f"MD5 `{row.md5}`, commit `{row.commit}`.",
+        "",
+        _summary(previous, diff),
+        "",
+        _line((*CLASS, *COUNTS)),
+        _line(["---"] * len(CLASS) + ["---:"] * len(COUNTS)),
+        *(_line(cells) for cells in diff.classes.iter_rows()),
+        "",
+        "Made from, according to `dvc.lock`:",
+        "",
+        *_lineage(stages),
         "",
     ]
-    if before is None:
-        lines += ["The first version.", ""]
-    else:
-        same = found.total("before") - found.total("removed") - found.total("changed")
-        columns = ", ".join(f"{name} {count:,}" for name, count in found.columns.items())
-        told = ", ".join(f"{found.total(count):,} {count}" for count in COUNTS[1:4])
-        lines += [
-            f"Rows against {before}: {told}, {same:,} the same."
-            + (f" Changed columns: {columns}." if columns else ""),
-            "",
-        ]
-    lines += [_line((*CLASS, *COUNTS)), _line(["---"] * len(CLASS) + ["---:"] * len(COUNTS))]
-    lines += [_line(row) for row in found.classes.iter_rows()]
-    lines += ["", "Made from, as `dvc.lock` has it:", "", *_lineage(lock), ""]
     return "\n".join(lines)
 
 
+def _summary(previous: Version | None, diff: Changes) -> str:
+    if previous is None:
+        return "The first version."
+    same = diff.total("before") - diff.total("removed") - diff.total("changed")
+    counts = ", ".join(f"{diff.total(count):,} {count}" for count in COUNTS[1:4])
+    columns = ", ".join(f"{name} {count:,}" for name, count in diff.columns.items())
+    changed = f" Changed columns: {columns}." if columns else ""
+    return f"Rows compared with {previous.version}: {counts}, {same:,} unchanged.{changed}"
+
+
 def with_entry(text: str, version: str, new: str) -> str:
-    """CHANGELOG.md `text` with the entry `new` of `version` on top, in place of one it may have."""
-    kept = [
-        part
-        for part in re.split(r"(?m)^(?=## )", text or TITLE)
-        if not part.startswith(f"## {version} ")
-    ]
-    return "\n".join(
-        [
-            kept[0].rstrip("\n") + "\n",
-            new.rstrip("\n") + "\n",
-            *(part.rstrip("\n") + "\n" for part in kept[1:]),
-        ]
-    )
+    """CHANGELOG.md `text` with the entry `new` on top, replacing an entry of the same version."""
+    title, *entries = re.split(r"(?m)^(?=## )", text or TITLE)
+    others = [part for part in entries if not part.startswith(f"## {version} ")]
+    return "\n".join(part.rstrip("\n") + "\n" for part in (title, new, *others))
 
 
-def _lineage(lock: dict) -> list[str]:
-    """A line for every stage the dataset comes from: its params, and the MD5 of what it wrote and of the files no stage wrote."""
-    maker = {out["path"]: name for name, stage in lock.items() for out in stage["outs"]}
-    made, waiting = set(), [maker[DATASET]]
+def _lineage(stages: dict) -> list[str]:
+    """The stages behind the dataset, each with its params, code, other inputs and outputs."""
+    writer = {out["path"]: name for name, stage in stages.items() for out in stage["outs"]}
+    upstream, waiting = set(), [writer[DATASET]]
     while waiting:
-        made.add(name := waiting.pop())
-        waiting += [
-            maker[dep["path"]]
-            for dep in lock[name]["deps"]
-            if maker.get(dep["path"], name) not in made
-        ]
+        upstream.add(name := waiting.pop())
+        paths = [dep["path"] for dep in stages[name]["deps"]]
+        waiting += [writer[path] for path in paths if writer.get(path, name) not in upstream]
+
     lines = []
-    for name in (name for name in lock if name in made):
-        deps = [dep for dep in lock[name]["deps"] if dep["path"] not in maker]
+    for name in (name for name in stages if name in upstream):
+        stage = stages[name]
+        deps = [dep for dep in stage["deps"] if dep["path"] not in writer]
         code = [dep for dep in deps if dep["path"].startswith("stages/")]
-        told = [
-            f"`{key}: {value}`"
-            for key, value in sorted(lock[name].get("params", {}).get("params.yaml", {}).items())
+        params = _flat(stage.get("params", {}).get("params.yaml", {}))
+        parts = [
+            *(f"`{key}={value}`" for key, value in sorted(params.items())),
+            *(f"code `{dep['path']}` {dep['md5']}" for dep in code),
+            *(f"read `{dep['path']}` {dep['md5']}" for dep in deps if dep not in code),
+            *(f"wrote `{out['path']}` {out['md5']}" for out in stage["outs"]),
         ]
-        told += [f"read `{dep['path']}` {dep['md5']}" for dep in deps if dep not in code]
-        told += [f"{len(code)} files of code"] + [
-            f"wrote `{out['path']}` {out['md5']}" for out in lock[name]["outs"]
-        ]
-        lines.append(f"- {name}: {'; '.join(told)}")
+        lines += wrap(
+            f"- {name}: {'; '.join(parts)}",
+            width=100,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
     return lines
 
 
+def _flat(params: dict, prefix: str = "") -> dict:
+    """{"seed.train.seeds": 1264} of {"seed": {"train": {"seeds": 1264}}}."""
+    flat = {}
+    for key, value in params.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
 def _line(cells) -> str:
-    return (
-        "| "
-        + " | ".join(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells)
-        + " |"
-    )
+    texts = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells)
+    return f"| {' | '.join(texts)} |"

@@ -1,8 +1,9 @@
-"""Release the dataset in data/librachemqa as a version: check, push, describe, commit, register.
+"""Release data/librachemqa as a version: check, push, describe, commit, tag.
 
-Refuses on a dirty tree, outputs that `dvc repro` would make anew, rows that break the contract, and a version there is. What it
-writes to Git is one commit (CHANGELOG.md, data/released/, the list of the reply archive) and the tag librachemqa@VERSION.
-Killed half-way it can be run again: what is pushed stays pushed, and an entry that is there is written once more.
+A release is refused on a dirty tree, stale outputs, rows that break the contract, and a version
+that exists. It adds one commit (CHANGELOG.md, data/released/ with its versions.csv, the pointer to
+the reply archive) and the tag librachemqa@VERSION. If it is killed, run it again: pushed objects
+stay pushed, and an entry already written is replaced.
 """
 
 import datetime
@@ -16,73 +17,68 @@ from pathlib import Path
 from stages.core.errors import LibraError
 from stages.core.params import read_params
 from stages.core.tables import write_json, write_text
-from stages.tools.releasing.objects import BUNDLE, DATASET, REMOTE, fetch, folder_hash, git, locked
+from stages.tools.releasing.objects import (
+    BUNDLE,
+    DATASET,
+    REMOTE,
+    dataset_hash,
+    fetch,
+    git,
+    locked_stages,
+)
+from stages.tools.releasing.versions import VERSIONS, Version, add_version, number, read_versions
 
 ARTIFACT = "librachemqa"
 CHANGELOG = Path("CHANGELOG.md")
 REPLIES = Path("data/replies")
-_VERSION = re.compile(r"v(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)$")
-
-
-def number(version: str) -> tuple[int, ...]:
-    """(1, 0, 0) of `v1.0.0`. Raises LibraError for what isn't a version."""
-    found = _VERSION.match(version)
-    if not found:
-        raise LibraError(
-            f"`{version}` is no version; write it as v1.0.0: rows changed or gone, rows added, the rest"
-        )
-    return tuple(map(int, found.groups()))
-
-
-def is_version(name: str) -> bool:
-    return _VERSION.match(name) is not None
-
-
-def versions() -> list[str]:
-    """Released versions by Git's tags, oldest number first."""
-    tags = git("tag", "--list", f"{ARTIFACT}@v*").splitlines()
-    found = [tag.removeprefix(f"{ARTIFACT}@") for tag in tags]
-    return sorted(filter(is_version, found), key=number)
 
 
 def release(version: str) -> None:
-    """Release `version`. Raises LibraError, with nothing committed and no tag made, when it can't."""
+    """Release `version`. Raises LibraError, with nothing committed, if it can't be released."""
+    if _lacks_only_the_tag(version):
+        return _finish(read_versions()[version])
+
     _refuse(version)
-    before = _before(version)
+    previous = _previous(version)
     objects = _push(version)
+    listing = fetch(dataset_hash(), "dvc.lock")  # from the remote: what others will get
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    listing = fetch(None)  # from the remote: what others will get
-    rows, text = _described(version, today, before)
+    row, changelog = _describe(version, today, previous)
+
     write_json(_metadata(version, today, listing, objects), BUNDLE / "croissant.json")
-    write_text(text, CHANGELOG)
-    git(
-        "add",
-        "--",
-        str(BUNDLE),
-        str(CHANGELOG),
-        *([f"{REPLIES}.dvc"] if Path(f"{REPLIES}.dvc").exists() else []),
-    )
+    add_version(row)
+    write_text(changelog, CHANGELOG)
+    archive = [f"{REPLIES}.dvc"] if Path(f"{REPLIES}.dvc").exists() else []
+    git("add", "--", str(BUNDLE), str(CHANGELOG), *archive)
     git("commit", "--quiet", "-m", f"Release {ARTIFACT} {version}")
-    _register(version, f"{sum(rows.values()):,} triplets")
-    print(
-        f"{ARTIFACT}@{version} is released here. Publish it: git push origin HEAD {ARTIFACT}@{version}"
+    _finish(row)
+
+
+def _previous(version: str) -> Version | None:
+    """The released version with the next lower number, None for the first one."""
+    lower = [row for name, row in read_versions().items() if number(name) < number(version)]
+    return lower[-1] if lower else None
+
+
+def _lacks_only_the_tag(version: str) -> bool:
+    """Whether a killed run has committed `version` here, unpublished, and not tagged it."""
+    return (
+        version in read_versions()
+        and git("log", "-1", "--format=%s") == f"Release {ARTIFACT} {version}"
+        and not git("tag", "--list", f"{ARTIFACT}@{version}")
+        and not git("branch", "--remotes", "--contains", "HEAD")
     )
-
-
-def _before(version: str) -> str | None:
-    """The released version that comes before `version` by number; None for the first."""
-    earlier = [other for other in versions() if number(other) < number(version)]
-    return earlier[-1] if earlier else None
 
 
 def _refuse(version: str) -> None:
-    """Raises LibraError that says why `version` can't be released now."""
+    """Raise LibraError if `version` can't be released now."""
     number(version)
-    if version in versions():
+    if version in read_versions():
         raise LibraError(
-            f"{ARTIFACT} {version} exists (tag {ARTIFACT}@{version}); a version never changes: take the next number"
+            f"{ARTIFACT} {version} exists in {VERSIONS}; versions never change: use the next number"
         )
-    # Objects in the bundle are named by their hash; a release that was killed may have left some.
+
+    # Objects in the bundle are named by their hash; a killed release may have left some.
     dirty = [
         line[3:]
         for line in git("status", "--porcelain", "-uall").splitlines()
@@ -91,8 +87,20 @@ def _refuse(version: str) -> None:
     if dirty:
         more = f" and {len(dirty) - 3} more" if len(dirty) > 3 else ""
         raise LibraError(
-            f"the tree is dirty: {', '.join(dirty[:3])}{more}; commit or undo that first, a release is of a commit"
+            f"the tree is dirty: {', '.join(dirty[:3])}{more}; a release is made from a commit, "
+            "so commit or undo these changes first"
         )
+    _refuse_stale_outputs()
+    _refuse_invalid_dataset()
+
+    previous = _previous(version)
+    if previous and previous.md5 == dataset_hash():
+        raise LibraError(
+            f"{DATASET} is identical to {previous.version}; there is nothing to release"
+        )
+
+
+def _refuse_stale_outputs() -> None:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -103,126 +111,120 @@ def _refuse(version: str) -> None:
         raise LibraError(f"dvc status: {error}") from None
     if stale:
         raise LibraError(
-            f"`dvc status` isn't clean ({', '.join(stale)}); run `dvc repro`, which also validates, and commit dvc.lock"
+            f"`dvc status` isn't clean ({', '.join(stale)}); "
+            "run `dvc repro`, which also validates, and commit dvc.lock"
         )
+
+
+def _refuse_invalid_dataset() -> None:
     from stages.dataset.checksums import check
     from stages.validate import RELEASE, ValidateParams, checked, inputs
 
+    params = read_params("validate").section("validate", ValidateParams)
     try:
-        checked(*inputs(), read_params("validate").section("validate", ValidateParams).probe_limit)
+        checked(*inputs(), params.probe_limit)
         check(RELEASE)
     except LibraError as error:
         raise LibraError(f"the dataset fails validation: {error}") from None
-    if (before := _before(version)) and folder_hash(f"{ARTIFACT}@{before}") == folder_hash(None):
-        raise LibraError(
-            f"{DATASET} is what {before} released, to the byte; there is nothing to release"
-        )
 
 
 def _push(version: str) -> str:
-    """Push the dataset to its remote, and policies, tables and replies to the default one (or to the dataset's, unless it is in Git).
+    """Push the dataset to its remote; models, tables and replies go to the default remote.
 
-    Returns where the dataset's objects lie now: a path within BUNDLE, or an address.
+    Without a default remote they go where the dataset goes, unless that is Git. Returns where the
+    dataset's objects are: a path inside BUNDLE, or an address.
     """
     from dvc.repo import Repo
 
     try:
         with Repo(".") as repo:
-            print(f"{repo.push([DATASET])} objects of {DATASET} pushed to remote `{REMOTE}`")
+            print(f"pushed {repo.push([DATASET])} objects of {DATASET} to remote `{REMOTE}`")
             url = repo.config["remote"][REMOTE]["url"]
             bundled = Path(url).resolve() == BUNDLE.resolve()
-            elsewhere = repo.config["core"].get("remote") or (None if bundled else REMOTE)
-            if elsewhere:
+            storage = repo.config["core"].get("remote") or (None if bundled else REMOTE)
+            if storage:
                 if _archive(version):
                     repo.add([str(REPLIES)])
-                print(
-                    f"{repo.push(remote=elsewhere)} objects of models, tables and replies pushed to remote `{elsewhere}`"
-                )
+                count = repo.push(remote=storage)
+                print(f"pushed {count} objects of models, tables and replies to `{storage}`")
             else:
                 print(
-                    f"models, tables and replies stay here: {BUNDLE} is for the dataset; `dvc remote add -d NAME s3://...` adds a remote"
+                    f"models, tables and replies are not pushed: {BUNDLE} is for the dataset only; "
+                    "`dvc remote add -d NAME s3://...` adds a remote for them"
                 )
-    except Exception as error:  # DVC's own, and those of each kind of remote (botocore, aiohttp)
-        told = " ".join(str(error).split())
+    except Exception as error:  # DVC's own, or the backend's (botocore, aiohttp)
+        message = " ".join(str(error).split())
         raise LibraError(
-            f"nothing is released, the push failed: {told}; mend the remote and run it again"
+            f"the push failed and nothing is released: {message}; fix the remote and run it again"
         ) from None
     return "files/md5" if bundled else f"{url.rstrip('/')}/files/md5"
 
 
 def _archive(version: str) -> bool:
-    """Export the replies that the dataset and results rest on, where there are some that no archive has; whether there is an archive."""
+    """Export the replies in use that no archive holds yet. Returns whether there is an archive."""
     import polars as pl
 
     from stages.chat.store import Store, store_path
 
     if store_path().exists():
-        held: set[str] = set()
+        archived: set[str] = set()
         for archive in REPLIES.glob("*.parquet"):
-            held |= set(pl.read_parquet(archive, columns=["key"])["key"])
+            archived |= set(pl.read_parquet(archive, columns=["key"])["key"])
         with Store(store_path()) as store:
             used = {row[0] for row in store.rows(used=True)}
-        if used - held:
-            export = [
-                sys.executable,
-                "-m",
-                "stages.chat.store",
-                "export",
-                "--used",
-                str(REPLIES / f"{version}.parquet"),
-            ]
+        if used - archived:
+            file = str(REPLIES / f"{version}.parquet")
+            export = [sys.executable, "-m", "stages.tools", "store", "export", "--used", file]
             subprocess.run(export, check=True)
     return REPLIES.is_dir()
 
 
-def _described(version: str, today: str, before: str | None) -> tuple[dict[str, int], str]:
-    """({split: rows}, CHANGELOG.md with the entry of `version`)."""
+def _describe(version: str, today: str, previous: Version | None) -> tuple[Version, str]:
+    """The row of `version`, and CHANGELOG.md with its entry."""
     import polars as pl
 
     from stages.tools.releasing.changelog import entry, with_entry
     from stages.tools.releasing.changes import changes
 
     with tempfile.TemporaryDirectory() as folder:
-        if before:
-            fetch(f"{ARTIFACT}@{before}", Path(folder), nearby=True)
-        found = changes(Path(folder) if before else None, Path(DATASET))
-    rows = dict(
-        found.classes.group_by("split", maintain_order=True).agg(pl.col("after").sum()).iter_rows()
-    )
-    new = entry(
-        version,
-        today,
-        rows,
-        folder_hash(None),
-        before,
-        found,
-        locked(None),
-        git("rev-parse", "HEAD"),
-    )
-    return rows, with_entry(
-        CHANGELOG.read_text(encoding="utf-8") if CHANGELOG.exists() else "", version, new
-    )
+        if previous:
+            fetch(previous.md5, previous.version, Path(folder), nearby=True)
+        diff = changes(Path(folder) if previous else None, Path(DATASET))
+
+    splits = diff.classes.group_by("split", maintain_order=True).agg(pl.col("after").sum())
+    row = Version(version, git("rev-parse", "HEAD"), dataset_hash(), diff.total("after"), today)
+    text = entry(row, dict(splits.iter_rows()), previous, diff, locked_stages())
+    changelog = CHANGELOG.read_text(encoding="utf-8") if CHANGELOG.exists() else ""
+    return row, with_entry(changelog, version, text)
 
 
 def _metadata(version: str, today: str, listing: dict[str, str], objects: str) -> dict:
-    """croissant.json of the folder with what a release adds: version, date, the repository's page, where the objects lie."""
-    found = json.loads((Path(DATASET) / "croissant.json").read_text(encoding="utf-8"))
+    """The dataset's croissant.json with version, date, repository and the objects' addresses."""
+    metadata = json.loads((Path(DATASET) / "croissant.json").read_text(encoding="utf-8"))
     origin = git("config", "--default", "", "--get", "remote.origin.url").removesuffix(".git")
     if origin.startswith("http"):
-        found["url"] = re.sub(r"//[^/@]*@", "//", origin)
-    for file in found["distribution"]:
+        metadata["url"] = re.sub(r"//[^/@]*@", "//", origin)  # without user and password
+    for file in metadata["distribution"]:
         md5 = listing[file["name"]]
         file["contentUrl"] = f"{objects}/{md5[:2]}/{md5[2:]}"
-    return found | {"version": version.removeprefix("v"), "datePublished": today}
+    return metadata | {"version": version.removeprefix("v"), "datePublished": today}
 
 
-def _register(version: str, message: str) -> None:
+def _finish(row: Version) -> None:
+    """Tag the release commit, if that works, and print how to publish it."""
+    refs = f"HEAD {ARTIFACT}@{row.version}" if _tag(row) else "HEAD"
+    print(f"{ARTIFACT} {row.version} is released here; publish it with `git push origin {refs}`")
+
+
+def _tag(row: Version) -> bool:
+    """Register the version with GTO, as a tag. A release is complete without one."""
     import gto.api
     from gto.exceptions import GTOException
 
+    message = f"{row.rows:,} triplets"
     try:
-        gto.api.register(".", name=ARTIFACT, ref="HEAD", version=version, message=message)
+        gto.api.register(".", ARTIFACT, ref="HEAD", version=row.version, message=message)
     except GTOException as error:
-        raise LibraError(
-            f"the commit is made, the tag isn't ({error}); `gto register {ARTIFACT} --version {version}` makes it"
-        ) from None
+        print(f"no tag was made ({error}); the version is released without it")
+        return False
+    return True

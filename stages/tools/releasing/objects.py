@@ -1,9 +1,10 @@
-"""The objects of a released version in its remote: which there are, whether they are whole, and fetching them.
+"""The objects of the dataset in its remote: read, check and fetch them.
 
-    listing("librachemqa@v1.0.0")       # {"train.parquet": "d682fe0a...", ...}: name in the folder, MD5 of its object
-    fetch("librachemqa@v1.0.0", folder) # writes them; raises LibraError that names each damaged or missing file
+    fetch("6c0ba6be97950e467534a8f07528b2b2.dir", "v1.0.0", folder)
+    # {"train.parquet": "d682fe0a63d82de9016f68919797e78b", ...}: file name, MD5 of its object
 
-Reads dvc.lock of a Git revision and the remote that data/librachemqa has in dvc.yaml, as this checkout's .dvc/config names it.
+The remote is the one that .dvc/config of this checkout calls `release`. DVC names each object by
+its MD5; the name of a folder's file list ends in `.dir`. Neither tags nor history are needed.
 """
 
 import hashlib
@@ -23,47 +24,36 @@ BUNDLE = Path("data/released")  # the remote in Git
 
 
 def git(*words: str) -> str:
-    """What `git ...` prints, without the final line end. Raises LibraError with its own words."""
+    """Output of `git WORDS` without the final newline. Raises LibraError with Git's message."""
     done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise LibraError(f"git {words[0]}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.rstrip("\n")
 
 
-def locked(revision: str | None) -> dict:
-    """dvc.lock of a Git `revision`, of the working tree where it is None."""
+def locked_stages() -> dict:
+    """{stage: its entry} of dvc.lock. Raises LibraError if the file is missing or has no stages."""
     try:
-        text = (
-            git("show", f"{revision}:dvc.lock")
-            if revision
-            else Path("dvc.lock").read_text(encoding="utf-8")
-        )
-        return yaml.safe_load(text)["stages"]
-    except (LibraError, FileNotFoundError, KeyError, TypeError):
-        raise LibraError(
-            f"{revision or 'this folder'} has no dvc.lock with stages; run `dvc repro` and commit dvc.lock"
-        ) from None
+        return yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
+    except (FileNotFoundError, KeyError, TypeError):
+        raise LibraError("no dvc.lock with stages here; run `dvc repro` and commit it") from None
 
 
-def folder_hash(revision: str | None) -> str:
-    """The MD5 by which DVC knows data/librachemqa at `revision` (it ends in `.dir`)."""
-    outs = {
-        out["path"]: out["md5"]
-        for stage in locked(revision).values()
-        for out in stage.get("outs", [])
-    }
-    if DATASET not in outs:
-        raise LibraError(
-            f"dvc.lock of {revision or 'this folder'} has no {DATASET}; run `dvc repro validate` and commit dvc.lock"
-        )
-    return outs[DATASET]
+def dataset_hash() -> str:
+    """The MD5 of data/librachemqa in dvc.lock, which ends in `.dir`."""
+    outs = [out for stage in locked_stages().values() for out in stage.get("outs", [])]
+    hashes = {out["path"]: out["md5"] for out in outs}
+    if DATASET not in hashes:
+        raise LibraError(f"dvc.lock has no {DATASET}; run `dvc repro validate` and commit dvc.lock")
+    return hashes[DATASET]
 
 
 @contextmanager
-def _remote(nearby: bool) -> Iterator[Callable[[str], bytes | None]]:
-    """A function that reads the object of an MD5: None where it is missing. Raises LibraError when the remote can't be reached.
+def _reader(nearby: bool) -> Iterator[Callable[[str], bytes | None]]:
+    """A function that returns the object with a given MD5, or None if it is missing.
 
-    `nearby`: what lies undamaged in this checkout's cache or bundle isn't asked for.
+    `nearby`: undamaged copies in this checkout's cache or bundle are used first. The function
+    raises LibraError if the remote can't be reached.
     """
     from dvc.repo import Repo
 
@@ -75,18 +65,16 @@ def _remote(nearby: bool) -> Iterator[Callable[[str], bytes | None]]:
                 path = folder / md5[:2] / md5[2:]
                 if path.exists() and _fault(content := path.read_bytes(), md5) is None:
                     return content
+
             try:
                 store = repo.cloud.get_remote_odb(name=REMOTE)
                 with store.fs.open(store.oid_to_path(md5), "rb") as file:
                     return file.read()
             except FileNotFoundError:
                 return None
-            except (
-                Exception
-            ) as error:  # DVC's own, and those of each kind of remote (botocore, aiohttp)
-                raise LibraError(
-                    f"remote `{REMOTE}` can't be read: {' '.join(str(error).split())}"
-                ) from None
+            except Exception as error:  # DVC's own, or the backend's (botocore, aiohttp)
+                message = " ".join(str(error).split())
+                raise LibraError(f"remote `{REMOTE}` can't be read: {message}") from None
 
         yield read
 
@@ -94,40 +82,39 @@ def _remote(nearby: bool) -> Iterator[Callable[[str], bytes | None]]:
 def _fault(content: bytes | None, md5: str) -> str | None:
     if content is None:
         return "missing"
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    return (
-        None
-        if found == md5.removesuffix(".dir")
-        else f"damaged ({len(content):,} bytes, MD5 {found})"
-    )
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if digest == md5.removesuffix(".dir"):
+        return None
+    return f"damaged ({len(content):,} bytes, MD5 {digest})"
 
 
-def fetch(revision: str | None, folder: Path | None = None, nearby: bool = False) -> dict[str, str]:
-    """Read every object of `revision` from the remote, check it, and write it to `folder` (None: check only).
+def fetch(md5: str, label: str, folder: Path | None = None, nearby: bool = False) -> dict[str, str]:
+    """Read and check every object of the dataset whose file list is `md5`; write them to `folder`.
 
-    `nearby`: take what this checkout has, the rest from the remote. Returns {name: MD5}. Raises LibraError that names every damaged
-    or missing file and its object.
+    `label` is the dataset's name in error messages. With `nearby`, objects of this checkout are
+    used where they are undamaged, and the remote only for the rest. Returns {file name: MD5}.
+    Raises LibraError that names every damaged or missing file and its object.
     """
-    called = f"{DATASET} of {revision or 'dvc.lock'}"
-    mend = f"`dvc push {DATASET}` from a machine that has the version sends it again"
+    title = f"{DATASET} of {label}"
+    fix = f"Run `dvc push {DATASET}` on a machine that has this version"
 
-    def place(md5: str) -> str:
+    def address(md5: str) -> str:
         return f"object {md5[:2]}/{md5[2:]} of remote `{REMOTE}`"
 
-    with _remote(nearby) as read:
-        whole = folder_hash(revision)
-        content = read(whole)
-        if fault := _fault(content, whole):
-            raise LibraError(f"{called}: its list of files, {place(whole)}, is {fault}. {mend}")
+    with _reader(nearby) as read:
+        content = read(md5)
+        if fault := _fault(content, md5):
+            raise LibraError(f"{title}: its file list, {address(md5)}, is {fault}. {fix}")
+
         listing = {entry["relpath"]: entry["md5"] for entry in json.loads(content)}
         faults = []
-        for name, md5 in listing.items():
-            content = read(md5)
-            if fault := _fault(content, md5):
-                faults.append(f"{name}: {place(md5)} is {fault}")
+        for name, file_md5 in listing.items():
+            content = read(file_md5)
+            if fault := _fault(content, file_md5):
+                faults.append(f"{name}: {address(file_md5)} is {fault}")
             elif folder is not None:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
     if faults:
-        raise LibraError(f"{called}: {'; '.join(faults)}. {mend}")
+        raise LibraError(f"{title}: {'; '.join(faults)}. {fix}")
     return listing
