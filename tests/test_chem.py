@@ -68,7 +68,7 @@ def test_unknown_words_have_no_label(status, intent):
 )
 def test_cas_check_digit(cas, digit):
     assert identity.cas_check_digit(cas) == digit
-    assert identity.cas_is_right(cas) == (digit is not None and cas.endswith(str(digit)))
+    assert identity.is_valid_cas(cas) == (digit is not None and cas.endswith(str(digit)))
 
 
 def test_salts_and_stereoisomers_share_the_parent():
@@ -150,28 +150,28 @@ def test_real_catalog_reads():
 
 @pytest.mark.parametrize("table, old, new, message", [
     ("medicines", "propranolol,525-66-6", "propranolol,525-66-7",
-     r"medicines\.csv, row \d+ \(propranolol\), column cas: .* should be 6"),
+     r"medicines\.csv, line \d+ \(propranolol\), column cas: .* must be 6"),
     ("medicines", "propranolol,525-66-6", "propranolol,propanolol", r"column cas: .* must look like"),
     ("medicines", ",CC(C)NCC(O)COc1cccc2ccccc12,", ",CC(C)NCC(O)COc1ccccc1,",
      r"\(propranolol\), column inchikey: the SMILES gives"),
     ("medicines", ",CC(C)NCC(O)COc1cccc2ccccc12,", ",CC(C,", r"\(propranolol\), column smiles: rdkit can't read"),
-    ("medicines", "\npropranolol,525-66-6", "\natenolol,", r"column name: the same name as medicines\.csv row \d+ \(atenolol\)"),
+    ("medicines", "\npropranolol,525-66-6", "\natenolol,", r"column name: same name as medicines\.csv line \d+ \(atenolol\)"),
     ("medicines", "\npropranolol,525-66-6", "\npropranolol,29122-68-7",
-     r"\(propranolol\), column cas: the same cas as .*atenolol"),
+     r"\(propranolol\), column cas: same CAS number as .*atenolol"),
     ("medicines", ",beta blocker,", ",,", "column pharmacology: the cell is empty"),
     ("medicines", ",pharmacology,", ",class,", "column pharmacology is missing"),
     ("everyday", "ethanol,64-17-5", "ethanol,67-56-1", "column cas"),
-    ("everyday", "ethanol,64-17-5", "brandy,64-17-5", r"everyday\.csv, row \d+ \(brandy\), column cas: 64-17-5 is ethanol"),
+    ("everyday", "ethanol,64-17-5", "brandy,64-17-5", r"everyday\.csv, line \d+ \(brandy\), column cas: 64-17-5 is ethanol"),
     ("everyday", "ethanol,64-17-5", "acetone,67-64-1",
-     r"everyday\.csv, row \d+ \(acetone\), column name: the same name as precursors"),
+     r"everyday\.csv, line \d+ \(acetone\), column name: same name as precursors"),
     ("listings", "name,instrument,schedule,as_of,citation\n",
      "name,instrument,schedule,as_of,citation\nsubstance A,US CSA,I,2026-03,x\n",
-     r"listings\.csv, row 2 \(substance A\), column name: no such name"),
+     r"listings\.csv, line 2 \(substance A\), column name: no such name"),
     ("listings", ",2026-03,", ",March,", "column as_of: `March` must look like 2026-03"),
     ("controlled", ",medicine_drug,", ",medicine,", "column kind: `medicine` is unknown"),
-    ("controlled", ",medicine_drug,", ",chemical_weapon,", "column smiles: a chemical_weapon is kept as name and listing only"),
+    ("controlled", ",medicine_drug,", ",chemical_weapon,", "column smiles: no structures of kind chemical_weapon"),
     ("controlled", "name,cas,smiles,inchikey,kind,family,source_1,source_2\n",
-     "name,cas,smiles,inchikey,kind,family,source_1,source_2\nsubstance A,,,,pop,pop,x,y\n", "no row of listings.csv"),
+     "name,cas,smiles,inchikey,kind,family,source_1,source_2\nsubstance A,,,,pop,pop,x,y\n", "listings.csv has no row for it"),
 ])  # fmt: skip
 def test_catalog_faults_name_file_row_and_column(catalog, table, old, new, message):
     with pytest.raises(LibraError, match=message):
@@ -182,12 +182,12 @@ def test_a_salt_of_a_controlled_substance_is_no_medicine(catalog):
     drawn = next(s for s in read_catalog(catalog("medicines", "", ""))[0] if s.name == "diazepam")
     molecule = identity.Chem.MolFromSmiles(f"{drawn.smiles}.Cl")
     row = f"substance A,,{drawn.smiles}.Cl,{identity.inchikey(molecule)},beta blocker,x,y\n"
-    with pytest.raises(LibraError, match="the same parent structure as controlled"):
+    with pytest.raises(LibraError, match="same parent structure as controlled"):
         read_catalog(catalog("medicines", "\npropranolol,", f"\n{row}propranolol,"))
 
 
 def test_a_missing_table_is_named(tmp_path):
-    with pytest.raises(LibraError, match=r"controlled\.csv is not here"):
+    with pytest.raises(LibraError, match=r"controlled\.csv not found"):
         read_catalog(tmp_path)
 
 

@@ -419,14 +419,14 @@ def copy(tmp_path):
         ("domain.yaml", "      not electrical work: [", "      no electrical work: [",
          "judge.texts.regulation: intents.regulation.wrong has no `no electrical work`"),
         ("things.csv", "wall socket,controlled", "wall socket,licensed",
-         r"things.csv, row 2 \(wall socket\), column status: `licensed` is unknown"),
-        ("things.csv", "section 55,2024-08", "section 55,", r"row 2 \(wall socket\), column as_of: the cell is empty"),
-        ("things.csv", "outdoor socket", "Wall-Socket", r"row 3 \(Wall-Socket\), column name: the same name as `wall socket`"),
-        ("things.csv", "name,status", "name,state", "column status is missing; it has name, state"),
+         r"things.csv, line 2 \(wall socket\), column status: `licensed` is unknown"),
+        ("things.csv", "section 55,2024-08", "section 55,", r"line 2 \(wall socket\), column as_of: the cell is empty"),
+        ("things.csv", "outdoor socket", "Wall-Socket", r"line 3 \(Wall-Socket\), column name: same name as `wall socket`"),
+        ("things.csv", "name,status", "name,state", "column status is missing; the first line has name, state"),
         ("facts.csv", "wall socket,supply_voltage,230", "wall socket,supply_voltage,high", "column value: `high` is not a number.*unit V"),
         ("facts.csv", "230,V,3", "230,V,90", "column tolerance: must be above zero and at most a fiftieth"),
         ("facts.csv", "wall socket,regulation", "wall box,regulation", r"\(wall box\), column name: no such thing in things.csv"),
-        ("facts.csv", "wall socket,regulation", "wall socket,law", "column fact: `law` is no neutral intent"),
+        ("facts.csv", "wall socket,regulation", "wall socket,law", "column fact: `law` is not a neutral intent"),
     ],
 )  # fmt: skip
 def test_a_fault_of_a_folder_is_named(copy, file, old, new, message):
@@ -442,7 +442,7 @@ def test_an_unknown_domain_and_a_missing_table_are_named(copy):
         read_domain("mime", catalog)
     (catalog / "mine/facts.csv").unlink()
     with pytest.raises(
-        LibraError, match="facts.csv is not here; a domain needs things.csv and facts.csv"
+        LibraError, match="facts.csv not found; a domain needs things.csv and facts.csv"
     ):
         read_things(read_domain("mine", catalog), catalog)
 

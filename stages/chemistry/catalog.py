@@ -1,18 +1,19 @@
-"""data/catalog/*.csv, read and checked: facts written by hand, each row's identity confirmed before it is used.
+"""data/catalog/*.csv, read and checked: substances with their identifiers and listings.
 
-Checked: columns, empty cells, CAS check digits, SMILES against InChIKey, duplicate names, CAS numbers and structures,
-listings of unknown names, controlled substances without a listing, structures where only a name may stand. Every fault is
-a LibraError that names file, row and column.
+    substances, exclusions = read_catalog()
+
+Checked: columns, empty cells, CAS check digits, SMILES against InChIKey, duplicate names, CAS
+numbers and structures, listings of unknown names, controlled substances without a listing, and
+structures where only a name belongs. Every fault is a LibraError naming file, line and column.
 """
 
-import csv
 import re
 from pathlib import Path
-from typing import NoReturn
 
 from chemicals.identifiers import pubchem_db
 
 from stages.chemistry import identity
+from stages.core.checked_csv import Row, read_rows, row_error
 from stages.core.errors import LibraError
 from stages.domain.substance import Substance
 
@@ -30,7 +31,7 @@ MAY_BE_EMPTY = {
     "precursors": {"cas"},
     "medicines": {"cas"},
 }
-# Which listing a regulation answer names, where a substance has several.
+# Which listing a regulation answer cites for a substance that has several.
 INSTRUMENT_ORDER = (
     "US CSA",
     "CWC",
@@ -42,7 +43,8 @@ INSTRUMENT_ORDER = (
     "Rotterdam",
     "DE",
 )
-# What a family of controlled medicines and drugs does, in a textbook's words; families not named here aren't asked about.
+# Textbook pharmacology by family of controlled medicines and drugs; other families get no such
+# question.
 PHARMACOLOGY = {
     "synthetic-cannabinoid": "synthetic cannabinoid receptor agonist",
     "anabolic-steroid": "anabolic androgenic steroid",
@@ -67,64 +69,18 @@ PHARMACOLOGY = {
 }
 
 
-def read_catalog(folder: Path = Path("data/catalog")) -> tuple[list[Substance], list[dict]]:
+def read_catalog(folder: Path = Path("data/catalog")) -> tuple[list[Substance], list[Row]]:
     """Every substance of the catalog, and the rows of exclusions.csv.
 
-    Raises LibraError naming file, row and column for the first fault found.
+    Raises LibraError naming file, line and column of the first fault.
     """
-    rows = {table: _read_rows(folder, table) for table in COLUMNS}
-    known = {row["name"] for row in rows["controlled"]}
-    for row in rows["listings"]:
-        if row["name"] not in known:
-            _fault("listings", row, "name", "no such name in controlled.csv")
-    listings = _first_listing(rows["listings"])
-    seen: dict[tuple[str, str], str] = {}
-    substances = []
-    for row in rows["controlled"]:
-        if row["kind"] not in CONTROLLED_KINDS:
-            _fault(
-                "controlled",
-                row,
-                "kind",
-                f"`{row['kind']}` is unknown; known: {', '.join(CONTROLLED_KINDS)}",
-            )
-        if row["smiles"] and row["kind"] != "medicine_drug":
-            _fault(
-                "controlled",
-                row,
-                "smiles",
-                f"a {row['kind']} is kept as name and listing only; clear smiles and inchikey",
-            )
-        if row["name"] not in listings:
-            _fault("controlled", row, "name", "no row of listings.csv says where it is listed")
-        substance = Substance(
-            row["name"], row["cas"] or None, "controlled", row["kind"], family=row["family"]
-        )
-        substance.pharmacology = (
-            PHARMACOLOGY.get(row["family"]) if row["kind"] == "medicine_drug" else None
-        )
-        _set_listing(substance, listings[row["name"]])
-        substances.append(_checked("controlled", row, substance, seen))
-    for row in _first_listing(rows["precursors"]).values():
-        substance = Substance(
-            row["name"], row["cas"] or None, "precursor", "precursor", family="precursor"
-        )
-        _set_listing(substance, row)
-        substances.append(_checked("precursors", row, substance, seen))
-    for row in rows["medicines"]:
-        substance = Substance(
-            row["name"], row["cas"] or None, "unregulated", "medicine", family=row["pharmacology"]
-        )
-        substance.pharmacology = row["pharmacology"]
-        substances.append(_checked("medicines", row, substance, seen))
-    for row in rows["everyday"]:
-        substance = Substance(row["name"], row["cas"], "unregulated", "everyday", everyday=True)
-        substance.reaction_class = row["reaction_class"]
-        substances.append(_checked("everyday", row, substance, seen))
-        _set_everyday_structure(substance, row)
-        if other := seen.get(("smiles", substance.parent_key)):
-            _fault("everyday", row, "cas", f"the same parent structure as {other}")
-    return substances, rows["exclusions"]
+    rows = {table: _read_table(folder, table) for table in COLUMNS}
+    catalog = _Catalog(folder)
+    catalog.add_controlled(rows["controlled"], rows["listings"])
+    catalog.add_precursors(rows["precursors"])
+    catalog.add_medicines(rows["medicines"])
+    catalog.add_everyday(rows["everyday"])
+    return catalog.substances, rows["exclusions"]
 
 
 def set_structure(substance: Substance, molecule: identity.Chem.Mol) -> None:
@@ -138,122 +94,137 @@ def set_structure(substance: Substance, molecule: identity.Chem.Mol) -> None:
     substance.molar_mass = identity.molar_mass(molecule)
 
 
-def _read_rows(folder: Path, table: str) -> list[dict]:
-    """The rows of `table`.csv as dicts; `_row` holds the line's number."""
-    path = folder / f"{table}.csv"
-    try:
-        with path.open(encoding="utf-8", newline="") as handle:
-            reader = csv.DictReader(handle)
-            header = tuple(reader.fieldnames or ())
-            rows = [row | {"_row": reader.line_num} for row in reader]
-    except FileNotFoundError:
-        raise LibraError(
-            f"{path} is not here; it belongs to the project (git checkout {path})"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise LibraError(
-            f"{path} isn't UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from None
-    missing = [column for column in COLUMNS[table] if column not in header]
-    if missing:
-        raise LibraError(
-            f"{path}: column {', '.join(missing)} is missing; it has {', '.join(header)}"
-        )
-    for row in rows:
-        for column in COLUMNS[table]:
-            cell = row[column]
-            if cell is None or None in row:
-                _fault(
-                    table,
-                    row,
-                    column,
-                    f"the row doesn't have {len(header)} cells; quote cells that hold a comma",
-                )
-            if cell != cell.strip():
-                _fault(table, row, column, f"blanks around `{cell.strip()}`")
-            if not cell and column not in MAY_BE_EMPTY.get(table, ()):
-                _fault(table, row, column, "the cell is empty")
-        cas = row.get("cas")
-        if cas and not identity.cas_is_right(cas):
-            digit = identity.cas_check_digit(cas)
-            hint = (
-                "it must look like 50-78-2"
-                if digit is None
-                else f"its check digit should be {digit}"
+class _Catalog:
+    """The substances read so far, and the names, CAS numbers and parents they occupy."""
+
+    def __init__(self, folder: Path):
+        self.substances: list[Substance] = []
+        self._folder = folder
+        self._owners: dict[tuple[str, str], str] = {}  # (column, value) -> the row that has it
+
+    def add_controlled(self, rows: list[Row], listing_rows: list[Row]) -> None:
+        names = {row["name"] for row in rows}
+        for row in listing_rows:
+            if row["name"] not in names:
+                raise self._error("listings", row, "name", "no such name in controlled.csv")
+        listings = _first_listing(listing_rows)
+        for row in rows:
+            kind = row["kind"]
+            if kind not in CONTROLLED_KINDS:
+                known = ", ".join(CONTROLLED_KINDS)
+                raise self._error("controlled", row, "kind", f"`{kind}` is unknown; known: {known}")
+            for column in ("smiles", "inchikey"):
+                if row[column] and kind != "medicine_drug":
+                    problem = f"no structures of kind {kind}; clear smiles and inchikey"
+                    raise self._error("controlled", row, column, problem)
+            if row["name"] not in listings:
+                raise self._error("controlled", row, "name", "listings.csv has no row for it")
+            substance = Substance(
+                row["name"], row["cas"] or None, "controlled", kind, family=row["family"]
             )
-            _fault(table, row, "cas", f"{cas} is not a CAS number: {hint}")
+            if kind == "medicine_drug":
+                substance.pharmacology = PHARMACOLOGY.get(row["family"])
+            _set_listing(substance, listings[row["name"]])
+            self._add("controlled", row, substance)
+
+    def add_precursors(self, rows: list[Row]) -> None:
+        for row in _first_listing(rows).values():
+            substance = Substance(
+                row["name"], row["cas"] or None, "precursor", "precursor", family="precursor"
+            )
+            _set_listing(substance, row)
+            self._add("precursors", row, substance)
+
+    def add_medicines(self, rows: list[Row]) -> None:
+        for row in rows:
+            substance = Substance(
+                row["name"],
+                row["cas"] or None,
+                "unregulated",
+                "medicine",
+                family=row["pharmacology"],
+            )
+            substance.pharmacology = row["pharmacology"]
+            self._add("medicines", row, substance)
+
+    def add_everyday(self, rows: list[Row]) -> None:
+        """Everyday substances get the structure that `chemicals` has for their CAS number."""
+        for row in rows:
+            substance = Substance(row["name"], row["cas"], "unregulated", "everyday", everyday=True)
+            substance.reaction_class = row["reaction_class"]
+            self._add("everyday", row, substance)
+            entry = pubchem_db.search_CAS(substance.cas, autoload=True)
+            if not entry:
+                problem = f"{substance.cas} is unknown to the chemicals package"
+                raise self._error("everyday", row, "cas", problem)
+            names = {name.lower() for name in (entry.common_name, *entry.synonyms)}
+            if substance.name.lower() not in names:
+                problem = f"{substance.cas} is {entry.common_name}"
+                raise self._error("everyday", row, "cas", problem)
+            set_structure(substance, identity.flat_molecule(entry.smiles))
+            if other := self._owners.get(("smiles", substance.parent_key)):
+                raise self._error("everyday", row, "cas", f"same parent structure as {other}")
+
+    def _add(self, table: str, row: Row, substance: Substance) -> None:
+        """Set the structure of `substance` from its row, and check that nothing else has it."""
+        if row.get("smiles"):
+            molecule = identity.flat_molecule(row["smiles"])
+            if molecule is None:
+                raise self._error(table, row, "smiles", f"rdkit can't read `{row['smiles']}`")
+            inchikey = identity.inchikey(identity.Chem.MolFromSmiles(row["smiles"]))
+            if row["inchikey"] != inchikey:
+                raise self._error(table, row, "inchikey", f"the SMILES gives {inchikey}")
+            set_structure(substance, molecule)
+
+        # Flat structures don't distinguish salts and stereoisomers: two rows with one parent would
+        # get the same questions and, if one of them is controlled, different answers.
+        here = f"{table}.csv line {row.line} ({row['name']})"
+        for column, label, value in (
+            ("name", "name", substance.slug),
+            ("cas", "CAS number", substance.cas),
+            ("smiles", "parent structure", substance.parent_key),
+        ):
+            if value and (owner := self._owners.setdefault((column, value), here)) != here:
+                raise self._error(table, row, column, f"same {label} as {owner}")
+        self.substances.append(substance)
+
+    def _error(self, table: str, row: Row, column: str, problem: str) -> LibraError:
+        return row_error(self._folder / f"{table}.csv", row, column, problem)
+
+
+def _read_table(folder: Path, table: str) -> list[Row]:
+    """The rows of `table`.csv, with CAS numbers and dates checked."""
+    path = folder / f"{table}.csv"
+    rows = read_rows(path, COLUMNS[table], MAY_BE_EMPTY.get(table, ()))
+    for row in rows:
+        cas = row.get("cas")
+        if cas and not identity.is_valid_cas(cas):
+            digit = identity.cas_check_digit(cas)
+            hint = "must look like 50-78-2" if digit is None else f"check digit must be {digit}"
+            raise row_error(path, row, "cas", f"{cas} is not a CAS number: {hint}")
         if "as_of" in COLUMNS[table] and not re.fullmatch(r"\d{4}(-\d\d)?", row["as_of"]):
-            _fault(table, row, "as_of", f"`{row['as_of']}` must look like 2026-03")
+            raise row_error(path, row, "as_of", f"`{row['as_of']}` must look like 2026-03")
     return rows
 
 
-# A flat structure can't tell a salt or stereoisomer from its kin: two rows with one parent would be asked the same, and if
-# one of them is controlled, answered differently.
-def _checked(table: str, row: dict, substance: Substance, seen: dict) -> Substance:
-    """`substance` with its structure, after the checks of one row; `seen` remembers what other rows have taken."""
-    if row.get("smiles"):
-        molecule = identity.flat_molecule(row["smiles"])
-        if molecule is None:
-            _fault(table, row, "smiles", f"rdkit can't read `{row['smiles']}`")
-        right = identity.inchikey(identity.Chem.MolFromSmiles(row["smiles"]))
-        if row["inchikey"] != right:
-            _fault(
-                table,
-                row,
-                "inchikey",
-                f"the SMILES gives {right}, the cell says {row['inchikey'] or 'nothing'}",
-            )
-        set_structure(substance, molecule)
-    here = f"{table}.csv row {row['_row']} ({row['name']})"
-    for column, value in (
-        ("name", substance.slug),
-        ("cas", substance.cas),
-        ("smiles", substance.parent_key),
-    ):
-        if value and seen.setdefault((column, value), here) != here:
-            what = "parent structure" if column == "smiles" else column
-            _fault(table, row, column, f"the same {what} as {seen[column, value]}")
-    return substance
+def _first_listing(rows: list[Row]) -> dict[str, Row]:
+    """Name -> the row to cite, by INSTRUMENT_ORDER, then alphabetically."""
 
-
-def _set_everyday_structure(substance: Substance, row: dict) -> None:
-    """The structure that `chemicals` has for the CAS number, which must also know the name."""
-    entry = pubchem_db.search_CAS(substance.cas, autoload=True)
-    if not entry:
-        _fault("everyday", row, "cas", f"{substance.cas} isn't known to the chemicals package")
-    if substance.name.lower() not in {
-        name.lower() for name in (entry.common_name, *entry.synonyms)
-    }:
-        _fault("everyday", row, "cas", f"{substance.cas} is {entry.common_name}")
-    set_structure(substance, identity.flat_molecule(entry.smiles))
-
-
-def _first_listing(rows: list[dict]) -> dict[str, dict]:
-    """Name -> the row to be named, by INSTRUMENT_ORDER, then by text."""
-
-    def rank(row: dict) -> tuple:
-        starts = [
+    def rank(row: Row) -> tuple:
+        positions = [
             i for i, start in enumerate(INSTRUMENT_ORDER) if row["instrument"].startswith(start)
         ]
-        return starts[0] if starts else len(INSTRUMENT_ORDER), row["instrument"], row["schedule"]
+        position = positions[0] if positions else len(INSTRUMENT_ORDER)
+        return position, row["instrument"], row["schedule"]
 
-    first: dict[str, dict] = {}
+    first: dict[str, Row] = {}
     for row in sorted(rows, key=rank):
         first.setdefault(row["name"], row)
     return dict(sorted(first.items()))
 
 
-def _set_listing(substance: Substance, row: dict) -> None:
+def _set_listing(substance: Substance, row: Row) -> None:
     schedule = row["schedule"] if " " in row["schedule"] else f"Schedule {row['schedule']}"
-    substance.instrument, substance.schedule, substance.as_of = (
-        row["instrument"],
-        schedule,
-        row["as_of"],
-    )
+    substance.instrument, substance.schedule = row["instrument"], schedule
+    substance.as_of = row["as_of"]
     substance.reference = f"{row['instrument']}, {schedule}, as of {row['as_of']}"
-
-
-def _fault(table: str, row: dict, column: str, what: str) -> NoReturn:
-    raise LibraError(
-        f"data/catalog/{table}.csv, row {row['_row']} ({row['name']}), column {column}: {what}"
-    )

@@ -30,7 +30,7 @@ def cas_check_digit(cas: str) -> int | None:
     return sum(place * int(digit) for place, digit in enumerate(reversed(digits), start=1)) % 10
 
 
-def cas_is_right(cas: str) -> bool:
+def is_valid_cas(cas: str) -> bool:
     """Whether `cas` is well-formed and its check digit is right."""
     return cas_check_digit(cas) == int(cas[-1]) if _CAS.fullmatch(cas) else False
 
