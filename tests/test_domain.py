@@ -424,7 +424,7 @@ def copy(tmp_path):
         ("things.csv", "outdoor socket", "Wall-Socket", r"line 3 \(Wall-Socket\), column name: same name as `wall socket`"),
         ("things.csv", "name,status", "name,state", "column status is missing; the first line has name, state"),
         ("facts.csv", "wall socket,supply_voltage,230", "wall socket,supply_voltage,high", "column value: `high` is not a number.*unit V"),
-        ("facts.csv", "230,V,3", "230,V,90", "column tolerance: must be above zero and at most a fiftieth"),
+        ("facts.csv", "230,V,3", "230,V,90", "column tolerance: must be above 0 and at most a fiftieth"),
         ("facts.csv", "wall socket,regulation", "wall box,regulation", r"\(wall box\), column name: no such thing in things.csv"),
         ("facts.csv", "wall socket,regulation", "wall socket,law", "column fact: `law` is not a neutral intent"),
     ],
