@@ -88,7 +88,7 @@ def test_a_release_is_found_from_the_branch_alone(origin, tmp_path, options):
 
     for version in ("v1.0.0", "v1.1.0"):
         output = call(clone, *RELEASE, "verify", version)
-        assert output == f"{version}: all 7 files are in the remote and undamaged\n"
+        assert f"{version}: all 7 files are in the remote and undamaged\n" in output
         output = call(clone, *RELEASE, "get", version)
         assert "384 triplets" in output and "all 6 files undamaged" in output
         assert version_in(clone / f"librachemqa-{version}") == version
