@@ -1,12 +1,15 @@
 """A real S3 server for tests: OpenStack Swift with its s3api, on one machine and in one folder.
 
-    PYTHON_WITH_SWIFT tests/helpers/swift_server.py FOLDER PORT    # until it is terminated; prints `ready` once it serves
+    PYTHON_WITH_SWIFT tests/helpers/swift_server.py FOLDER PORT
 
-One replica, no memcached; the user `test:tester` with key `testing` may use buckets, and a wrong key is refused.
+Prints `ready` once it serves, and serves until it is terminated; it takes four ports from PORT on.
+One replica, no memcached. The user `test:tester` with the key `testing` has access to buckets; any
+other key is refused.
 """
 
 import os
 import signal
+import socket
 import sys
 import time
 import urllib.request
@@ -14,7 +17,19 @@ from pathlib import Path
 
 REGION = "eu-test-1"
 USER, KEY = "test:tester", "testing"
-SWIFT = "[swift-hash]\nswift_hash_path_prefix = a\nswift_hash_path_suffix = b\n[storage-policy:0]\nname = default\ndefault = yes\n"
+KEYS = {  # environment variables of a client
+    "AWS_ACCESS_KEY_ID": USER,
+    "AWS_SECRET_ACCESS_KEY": KEY,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+SWIFT = """
+[swift-hash]
+swift_hash_path_prefix = a
+swift_hash_path_suffix = b
+[storage-policy:0]
+name = default
+default = yes
+"""
 STORE = """
 [DEFAULT]
 bind_ip = 127.0.0.1
@@ -62,6 +77,24 @@ use = egg:swift#slo
 """
 
 
+def free_ports(count: int) -> int:
+    """The first of `count` consecutive free ports."""
+    for _ in range(100):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            first = probe.getsockname()[1]
+        servers = []
+        try:
+            for i in range(count):
+                servers.append(socket.create_server(("127.0.0.1", first + i)))
+            return first
+        except OSError:
+            continue
+        finally:
+            for server in servers:
+                server.close()
+    raise AssertionError("no free ports")
+
+
 def main(folder: Path, port: int) -> None:
     import pwd
 
@@ -71,35 +104,21 @@ def main(folder: Path, port: int) -> None:
 
     (folder / "devices/d1").mkdir(parents=True)
     (folder / "swift.conf").write_text(SWIFT)
-    user = pwd.getpwuid(os.getuid()).pw_name
     account, name = USER.split(":")
-    words = {
-        "folder": folder,
-        "user": user,
-        "region": REGION,
-        "account": account,
-        "name": name,
-        "key": KEY,
+    settings = {"folder": folder, "user": pwd.getpwuid(os.getuid()).pw_name}
+    proxy = {"region": REGION, "account": account, "name": name, "key": KEY}
+    servers = {
+        "proxy-server": (folder / "proxy.conf", PROXY.format(port=port, **settings, **proxy))
     }
-    servers = {"proxy-server": (folder / "proxy.conf", PROXY.format(port=port, **words))}
-    for place, kind in enumerate(("account", "container", "object"), start=1):
+    for offset, kind in enumerate(("account", "container", "object"), start=1):
+        device = {"region": 1, "zone": 1, "ip": "127.0.0.1", "port": port + offset}
         builder = RingBuilder(4, 1, 0)
-        builder.add_dev(
-            {
-                "region": 1,
-                "zone": 1,
-                "ip": "127.0.0.1",
-                "port": port + place,
-                "device": "d1",
-                "weight": 1.0,
-            }
-        )
+        builder.add_dev(device | {"device": "d1", "weight": 1.0})
         builder.rebalance()
         builder.get_ring().save(str(folder / f"{kind}.ring.gz"))
-        servers[f"{kind}-server"] = (
-            folder / f"{kind}.conf",
-            STORE.format(port=port + place, kind=kind, **words),
-        )
+        text = STORE.format(port=port + offset, kind=kind, **settings)
+        servers[f"{kind}-server"] = (folder / f"{kind}.conf", text)
+
     children = []
     for section, (conf, text) in servers.items():
         conf.write_text(text)
