@@ -15,7 +15,14 @@ from stages.core.errors import LibraError
 from stages.domain.description import KINDS, chemistry
 from stages.domain.matching import pair
 from stages.domain.planner import plan_split
-from stages.domain.splits import SPLITS, assign_splits, near_duplicates, set_groups, sister_names
+from stages.domain.splits import (
+    SPLITS,
+    assign_splits,
+    is_trivial,
+    near_duplicates,
+    set_groups,
+    sister_names,
+)
 from stages.domain.substance import Substance
 
 CATALOG = Path(__file__).parent.parent / "data/catalog"
@@ -89,7 +96,7 @@ def test_salts_and_stereoisomers_share_the_parent():
     ],
 )
 def test_trivial_scaffolds(smiles, trivial):
-    assert identity.is_trivial(identity.scaffold(identity.flat_molecule(smiles))) == trivial
+    assert is_trivial(identity.scaffold(identity.flat_molecule(smiles))) == trivial
 
 
 def test_structures_are_flat():
@@ -148,6 +155,15 @@ def test_real_catalog_reads():
     assert {row["name"] for row in excluded}.isdisjoint(s.name for s in substances)
 
 
+def test_immediate_precursors_have_no_structure():
+    kinds = {s.name: s.kind for s in read_catalog(CATALOG)[0]}
+    csa = ("ANPP", "norfentanyl", "phenylacetone", "1-phenylcyclohexylamine", "PCC")
+    un_1961 = [name for name in kinds if "intermediate" in name]
+    assert len(un_1961) == 5
+    for name in (*csa, *un_1961, "lysergic acid"):
+        assert kinds[name] == "immediate_precursor", name  # a kind that the reader refuses SMILES of
+
+
 @pytest.mark.parametrize("table, old, new, message", [
     ("medicines", "propranolol,525-66-6", "propranolol,525-66-7",
      r"medicines\.csv, line \d+ \(propranolol\), column cas: .* must be 6"),
@@ -170,6 +186,9 @@ def test_real_catalog_reads():
     ("listings", ",2026-03,", ",March,", "column as_of: `March` must look like 2026-03"),
     ("controlled", ",medicine_drug,", ",medicine,", "column kind: `medicine` is unknown"),
     ("controlled", ",medicine_drug,", ",chemical_weapon,", "column smiles: no structures of kind chemical_weapon"),
+    ("controlled", ",medicine_drug,", ",immediate_precursor,", "column smiles: no structures of kind immediate_precursor"),
+    ("exclusions", "name,cas,reason\n", "name,cas,reason\nsubstance A,50-78-2,pesticide\n",
+     r"exclusions\.csv, line 2 \(substance A\), column reason: must be `held back`"),
     ("controlled", "name,cas,smiles,inchikey,kind,family,source_1,source_2\n",
      "name,cas,smiles,inchikey,kind,family,source_1,source_2\nsubstance A,,,,pop,pop,x,y\n", "listings.csv has no row for it"),
 ])  # fmt: skip
@@ -229,6 +248,15 @@ def test_estimates_are_no_facts():
     assert (
         "melting_point" in names and "boiling_point" not in names
     )  # chemicals has only a JOBACK estimate
+
+
+@pytest.mark.parametrize("kind", ["chemical_weapon", "immediate_precursor"])
+def test_what_is_known_by_name_only_has_no_constants(kind):
+    listed = substance("acetone", status="controlled", kind=kind, cas="67-64-1")
+    listed.instrument, listed.schedule, listed.as_of = "law", "Schedule 1", "2026-03"
+    assert [fact["name"] for fact in collect_facts(listed)] == ["regulation"]
+    listed.kind = "precursor"
+    assert len(collect_facts(listed)) > 1
 
 
 @pytest.mark.parametrize("name, cas, smiles, kind, hazard", [

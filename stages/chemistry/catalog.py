@@ -17,7 +17,16 @@ from stages.core.checked_csv import Row, read_rows, row_error
 from stages.core.errors import LibraError
 from stages.domain.substance import Substance
 
-CONTROLLED_KINDS = ("medicine_drug", "chemical_weapon", "pesticide_industrial", "pop")
+# Structures are kept of scheduled medicines and drugs only. An `immediate_precursor` is one of the
+# US CSA (21 CFR 1308.12(g)), of Table I of the UN 1988 Convention, or a named intermediate of the
+# UN 1961 Convention.
+CONTROLLED_KINDS = (
+    "medicine_drug",
+    "immediate_precursor",
+    "chemical_weapon",
+    "pesticide_industrial",
+    "pop",
+)
 COLUMNS = {
     "controlled": ("name", "cas", "smiles", "inchikey", "kind", "family", "source_1", "source_2"),
     "listings": ("name", "instrument", "schedule", "as_of", "citation"),
@@ -31,6 +40,7 @@ MAY_BE_EMPTY = {
     "precursors": {"cas"},
     "medicines": {"cas"},
 }
+HELD_BACK = "held back"  # the one reason in exclusions.csv: why a substance is left out is not said
 # Which listing a regulation answer cites for a substance that has several.
 INSTRUMENT_ORDER = (
     "US CSA",
@@ -204,6 +214,8 @@ def _read_table(folder: Path, table: str) -> list[Row]:
             raise row_error(path, row, "cas", f"{cas} is not a CAS number: {hint}")
         if "as_of" in COLUMNS[table] and not re.fullmatch(r"\d{4}(-\d\d)?", row["as_of"]):
             raise row_error(path, row, "as_of", f"`{row['as_of']}` must look like 2026-03")
+        if table == "exclusions" and row["reason"] != HELD_BACK:
+            raise row_error(path, row, "reason", f"must be `{HELD_BACK}`, the same for all rows")
     return rows
 
 

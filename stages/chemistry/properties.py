@@ -40,6 +40,8 @@ MEASURED = {
 
 
 ROOM = 298.15  # K
+# Kinds known by name and listing only: chemical weapons with the toxins, and immediate precursors.
+NO_CONSTANTS = ("chemical_weapon", "immediate_precursor")
 
 
 def collect_facts(substance: Substance) -> list[dict]:
@@ -54,7 +56,7 @@ def collect_facts(substance: Substance) -> list[dict]:
             _fact("molar_mass", substance.molar_mass, "g/mol", 0.1, "sum of atomic masses", RDKIT)
         )
         found.append(_fact("formula", substance.formula, None, None, "Hill order", RDKIT))
-    if substance.cas:
+    if substance.cas and substance.kind not in NO_CONSTANTS:
         for name, (_, _, _, tolerance, widest) in MEASURED.items():
             values = measured(substance.cas, name)
             if values and max(values.values()) - min(values.values()) <= widest:

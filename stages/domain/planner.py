@@ -26,7 +26,7 @@ LONGEST = {
     "text": 60,
     "smiles": 90,
 }  # letters of a name, of a SMILES: longer ones make prompts a small model can't read
-NAME_ONLY = ("chemical_weapon", "pesticide_industrial", "pop")
+NAME_ONLY = ("immediate_precursor", "chemical_weapon", "pesticide_industrial", "pop")
 NAME_ONLY_EVERY = 10  # one in ten of a controlled text cell is known by name only
 CODE_NAME = re.compile(r"[A-Z]{2}|\d[A-GI-Z]\b")  # JWH-018, 2C-B, EDTA
 CODE_NAME_EVERY = 6  # one in six of a dual text cell goes by a code: far more controlled substances than others do
