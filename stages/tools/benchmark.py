@@ -21,6 +21,7 @@ from pathlib import Path
 
 from stages.chat.budget import BudgetParams
 from stages.chat.client import Session
+from stages.chat.connections import Connections
 from stages.chat.protocol import Endpoint
 from stages.core import cli
 from stages.core.errors import LibraError
@@ -113,7 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(options: argparse.Namespace) -> None:
     """Ask, judge, score and print. Raises LibraError as the stages do; behind the row where more abstain than judge.max_abstained allows."""
     from stages.core.tables import read_table, write_json, write_table
-    from stages.scoring.rates import TEST, judged_rows, score
+    from stages.scoring.rates import score
+    from stages.scoring.rows import TEST, judged_rows
     from stages.teacher.offline_teacher import app
     from stages.tools.measuring.sample import folder_of, whole_substances
 
@@ -122,8 +124,9 @@ def measure(options: argparse.Namespace) -> None:
     # keeps these replies out of a release (Store.rows).
     os.environ["DVC_EXP_NAME"] = f"benchmark {name}"
     respond, judging, scoring = (read_params(stage) for stage in ("respond", "judge", "score"))
-    random_seed, caps = respond.random_seed, respond.section("budget", BudgetParams)
+    random_seed, caps = respond.random_seed, respond.settings("budget", BudgetParams)
     judges, drawn = judging.section("judge", JudgeParams), scoring.section("score", ScoreParams)
+    panel = judging.settings("connections", Connections).for_judges(judges.panel)
 
     if not SEEDS.exists():
         raise LibraError(f"{SEEDS} is not here; `dvc repro seed` makes it in seconds")
@@ -153,9 +156,9 @@ def measure(options: argparse.Namespace) -> None:
         else told(Rehearsal("respond", random_seed))
     )
     if are_asked(
-        judges
+        panel
     ):  # their part rests on what the model said, or on what the rehearsal says in its place
-        judged(Rehearsal("judge", random_seed), as_responses(asked, name, rows), test, judges)
+        judged(Rehearsal("judge", random_seed), as_responses(asked, name, rows), test, panel)
     if Rehearsal.estimates:
         show(Rehearsal.estimates, caps)
     else:
@@ -168,7 +171,7 @@ def measure(options: argparse.Namespace) -> None:
     folder = options.out or folder_of(options.limit, Path(".cache/benchmark") / name)
     write_table(responses, folder / "responses.parquet", "prompt_id")
     with Measured("judge", random_seed, caps) as session:
-        verdicts = judged(session, responses, test, judges)
+        verdicts = judged(session, responses, test, panel)
         tallies |= session.tallies
     write_table(verdicts, folder / "verdicts.parquet", ["prompt_id", "channel"])
 
@@ -245,7 +248,7 @@ def in_this_process(
     local: LocalModel, name: str, prompts: list[str], random_seed: int
 ) -> list[tuple]:
     """(answer, reasoning, finish_reason, error) of each prompt, greedy."""
-    from stages.training.models import deterministic
+    from stages.training.determinism import deterministic
 
     deterministic(random_seed, offline=Path(local.model).is_dir())
     written = local_answers(local, prompts, f"respond: {name}", option)
