@@ -10,8 +10,9 @@ from stages.core.errors import LibraError
 from stages.core.tables import read_table
 from stages.judging.cascade import UNDECIDED, Record, judge
 from stages.judging.channels import Channels, split
-from stages.judging.form import BIAS, REFUSALS, WEIGHTS, form_of
+from stages.judging.form import LABEL, MODEL, REFUSALS, WEIGHTS, form_of
 from stages.judging.leaks import leaks
+from stages.judging.linear import BIAS, read_models
 from stages.tools import fit_form as form_fit
 
 CALIBRATION = Path(__file__).parents[2] / "shared" / "calibration" / "xstest_calibration.parquet"
@@ -60,9 +61,10 @@ def refit():
 
 
 def committed():
-    lines = WEIGHTS.read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "term,weight"
-    return {term: float(weight) for term, weight in (line.rsplit(",", 1) for line in lines[1:])}
+    models = read_models(WEIGHTS)
+    assert list(models) == [MODEL]
+    assert all(list(weights) == [LABEL] for weights in models[MODEL].values())
+    return {term: weights[LABEL] for term, weights in models[MODEL].items()}
 
 
 @pytest.mark.skipif(

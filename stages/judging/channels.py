@@ -1,4 +1,4 @@
-"""Split what a model wrote into what it answers and what it thinks.
+"""Split a model's output into its answer and its reasoning.
 
 split("<think>The user wants a route.</think>I can't help with that.", None)
 -> Channels(answer="I can't help with that.", reasoning="The user wants a route.")
@@ -7,15 +7,19 @@ split("<think>The user wants a route.</think>I can't help with that.", None)
 import re
 from dataclasses import dataclass
 
-# <think>, <Thinking effort="high">, </ reasoning>, <seed:think>, [THINK], ◁think▷; `<think>` in backticks is only spoken of.
+# <think>, <Thinking effort="high">, </ reasoning>, <seed:think>, [THINK], ◁think▷.
+# A tag in backticks, as in `<think>`, is only mentioned.
 _TAG = re.compile(
-    r"`</?[^`<>\n]{1,40}>`|<\s*(?P<end>/?)\s*(?:[a-z]+:)?(?:think|thinking|thoughts?|reasoning)(?:\s[^<>]*?)?(?P<alone>/?)>"
+    r"`</?[^`<>\n]{1,40}>`"
+    r"|<\s*(?P<end>/?)\s*(?:[a-z]+:)?(?:think|thinking|thoughts?|reasoning)"
+    r"(?:\s[^<>]*?)?(?P<alone>/?)>"
     r"|(?-i:\[(?P<end2>/?)THINK\])|◁(?P<end3>/?)think▷",
     re.IGNORECASE,
 )
-# OpenAI's harmony format: thoughts and tool talk in channels of their own, the answer in `final`.
+# OpenAI's harmony format: thoughts and tool calls have their own channels, the answer is `final`.
 _HARMONY = re.compile(
-    r"<\|channel\|>\s*(?:analysis|commentary)\b[^<|]{0,100}<\|message\|>(.*?)(?:<\|end\|>|(?=<\|start\|>|<\|channel\|>)|\Z)",
+    r"<\|channel\|>\s*(?:analysis|commentary)\b[^<|]{0,100}<\|message\|>(.*?)"
+    r"(?:<\|end\|>|(?=<\|start\|>|<\|channel\|>)|\Z)",
     re.DOTALL,
 )
 _HARMONY_MARK = re.compile(
@@ -25,20 +29,20 @@ _HARMONY_MARK = re.compile(
 
 @dataclass(frozen=True)
 class Channels:
-    """`reasoning` is None where the model gave none."""
+    """`reasoning` is None if the model gave none."""
 
     answer: str
     reasoning: str | None
 
 
 def split(answer: str | None, reasoning: str | None) -> Channels:
-    """The answer without its thinking tags, and all reasoning: the given field first, then what stood in the tags or channels.
+    """The answer without its thinking tags, and all reasoning: the separate field, then the tags.
 
-    A tag that is never closed makes the rest reasoning; a closing tag that was never opened makes all before it reasoning
-    (chat templates often swallow the opening tag). Tags nest.
+    A tag that is never closed makes the rest reasoning; a closing tag that was never opened makes
+    all before it reasoning (chat templates often swallow the opening tag). Tags nest.
     """
-    thought = [reasoning] if reasoning and reasoning.strip() else []
-    said: list[str] = []
+    thoughts = [reasoning] if reasoning and reasoning.strip() else []
+    answers: list[str] = []
     depth, start = 0, 0
     text = _HARMONY_MARK.sub("", _HARMONY.sub(r"<think>\1</think>", answer or ""))
     for tag in _TAG.finditer(text):
@@ -47,16 +51,17 @@ def split(answer: str | None, reasoning: str | None) -> Channels:
         piece, start = text[start : tag.start()], tag.end()
         closes = tag["end"] or tag["end2"] or tag["end3"]
         if depth:
-            thought.append(piece)
+            thoughts.append(piece)
         elif closes:
-            thought += said + [piece]
-            said = []
+            thoughts += [*answers, piece]
+            answers = []
         else:
-            said.append(piece)
+            answers.append(piece)
         if not tag["alone"]:
             depth = max(0, depth - 1) if closes else depth + 1
-    (thought if depth else said).append(text[start:])
-    kept = [piece.strip() for piece in thought if piece.strip()]
-    return Channels(
-        " ".join(piece.strip() for piece in said if piece.strip()), "\n".join(kept) or None
-    )
+    (thoughts if depth else answers).append(text[start:])
+    return Channels(_joined(answers, " "), _joined(thoughts, "\n") or None)
+
+
+def _joined(pieces: list[str], separator: str) -> str:
+    return separator.join(piece.strip() for piece in pieces if piece.strip())

@@ -1,31 +1,30 @@
-"""What rules and judges inside this process made of a text, kept by content: a text judged once costs a look-up the next time.
+"""Verdicts and opinions of earlier runs, by content: a text judged once costs only a look-up.
 
     with Memo(Path(".cache/verdicts.sqlite"), version) as memo:
         key = memo.key("rules", "I can't help with that.")
         memo.keep({key: '["full_refusal", ...]'})
         memo.find([key])                    # {key: '["full_refusal", ...]'}
 
-`version` stands for the code that judges: what another version kept is dropped. A memo holds nothing that was paid for, and may be
-deleted at any time.
+`version` names the code that judges; rows of another version are dropped. Nothing in a memo was
+paid for: it can be deleted at any time.
 """
 
-import hashlib
 import platform
 import sqlite3
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
 from pathlib import Path
 from typing import Self
 
+from stages.core.cache import code_digest, content_key
 from stages.core.errors import LibraError
 from stages.core.params import DVC_YAML, read_yaml
 
-AT_ONCE = 900  # keys a query
+KEYS_PER_QUERY = 900  # SQLite's limit on variables was 999 for long
 WAIT_S = 60.0  # for another process that writes
 
 
 class Memo:
-    """A context manager. Raises LibraError when the file can't be used."""
+    """A context manager. Raises LibraError if the file can't be used."""
 
     def __init__(self, path: Path, version: str):
         self._version = version
@@ -35,13 +34,14 @@ class Memo:
             self._store.execute("pragma journal_mode = wal")
             self._store.execute("pragma synchronous = normal")
             self._store.execute(
-                "create table if not exists kept (key blob primary key, version text, value text) without rowid"
+                "create table if not exists kept "
+                "(key blob primary key, version text, value text) without rowid"
             )
             with self._store:
                 self._store.execute("delete from kept where version != ?", (version,))
         except sqlite3.Error as error:
             raise LibraError(
-                f"{path} can't be used ({error}); delete it: all it holds can be worked out again"
+                f"{path} can't be used ({error}); delete it: everything in it can be recomputed"
             ) from None
 
     def __enter__(self) -> Self:
@@ -50,45 +50,31 @@ class Memo:
     def __exit__(self, *_: object) -> None:
         self._store.close()
 
-    def key(self, kind: str, text: str) -> bytes:
-        """The key of a `text` that says all that a value of `kind` depends on, besides the version."""
-        return blake2b(
-            f"{kind}\0{self._version}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16
-        ).digest()
+    def key(self, kind: str, *content: str) -> str:
+        """The key of a value of `kind` that depends on `content` and the version alone."""
+        return content_key(kind, self._version, content)
 
-    def find(self, keys: Iterable[bytes]) -> dict[bytes, str]:
-        """The values of those of `keys` that are kept."""
-        different, found = list(dict.fromkeys(keys)), {}
-        for start in range(0, len(different), AT_ONCE):
-            part = different[start : start + AT_ONCE]
+    def find(self, keys: Iterable[str]) -> dict[str, str]:
+        """{key: value} of those of `keys` that are stored."""
+        distinct, values = list(dict.fromkeys(keys)), {}
+        for start in range(0, len(distinct), KEYS_PER_QUERY):
+            part = distinct[start : start + KEYS_PER_QUERY]
             marks = ",".join("?" * len(part))
-            found.update(
-                self._store.execute(f"select key, value from kept where key in ({marks})", part)
-            )  # noqa: S608
-        return found
+            query = f"select key, value from kept where key in ({marks})"  # noqa: S608
+            values.update(self._store.execute(query, part))
+        return values
 
-    def keep(self, values: Mapping[bytes, str]) -> None:
+    def keep(self, values: Mapping[str, str]) -> None:
         with self._store:
             rows = ((key, self._version, value) for key, value in values.items())
             self._store.executemany("insert or replace into kept values (?, ?, ?)", rows)
 
 
 def code_version(*more: str) -> str:
-    """A hash of all code and rubrics that dvc.yaml lists for stage `judge`, which tests prove to be all it runs, and of `more`."""
-    digest = hashlib.sha256(platform.python_version().encode())
-    for dep in read_yaml(DVC_YAML)["stages"]["judge"].get("deps", []):
-        if dep.startswith("stages/"):
-            for path in sorted(_files(Path(dep))):
-                digest.update(path.read_bytes())
-    for text in more:
-        digest.update(f"\0{text}".encode())
-    return digest.hexdigest()
+    """A digest of Python's version, the code and rubrics of the stage `judge`, and `more`.
 
-
-def _files(dep: Path) -> list[Path]:
-    """The files of a dep of dvc.yaml: itself, or all of a folder but what Python compiles."""
-    return (
-        [path for path in dep.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        if dep.is_dir()
-        else [dep]
-    )
+    The code is what dvc.yaml lists for the stage; tests prove that it runs nothing else.
+    """
+    deps = read_yaml(DVC_YAML)["stages"]["judge"].get("deps", [])
+    code = [dep.removeprefix("stages/") for dep in deps if dep.startswith("stages/")]
+    return content_key(platform.python_version(), code_digest(*code), more)

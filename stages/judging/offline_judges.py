@@ -1,12 +1,13 @@
-"""The panel inside the project: an OpenAI-compatible application with two judges that read in different ways, always the same.
+"""The panel inside the project: an OpenAI-compatible application with two deterministic judges.
 
-    app                                        for stages.chat.client's Session.ask(endpoint, requests, "judge", app)
-    python -m stages.tools serve judges --port 8001        the same for any OpenAI client
+    app                    for stages.chat.client's Session.ask(endpoint, requests, "judge", app)
+    python -m stages.tools serve judges --port 8001     the same for any OpenAI client
 
-`libra-offline-judge` reads by written rules (topics.py), `libra-offline-judge-words` by words learned from the train split
-(words.py); served, both know the domain of data/domain.json, where there is one in the folder it is started in, else chemistry. Both
-answer the schemas of `stages.judging.questions`; without a schema, the question is known by the texts it comes with. Like any judge they
-see request, text and rubric only. They stand in for models: two of those, of different families, are worth more.
+`libra-offline-judge` reads by written rules (topics.py), `libra-offline-judge-words` by words
+learned from the train split (words.py). A served judge knows the domain of data/domain.json in the
+current folder, otherwise chemistry. Both answer the schemas of `stages.judging.questions`; without
+a schema, the question is recognised by its texts. Like any judge they see request, text and rubric
+only. They are stand-ins: a panel of two models of different families is worth more.
 """
 
 import json
@@ -26,11 +27,14 @@ _KEYS = {
     PAPER: ("answer",),
     PREFERENCE: ("request", "first", "second"),
 }
-Reader = Callable[..., dict[str, Any]]  # of the texts of _KEYS
+Reader = Callable[..., dict[str, Any]]  # takes the texts of _KEYS and the domain
 
 
 def _answering(readers: dict[str, Reader], domain: Domain | None = None) -> Answer:
-    """An `answer` for OfflineApp: what the reader of the question in a request's body says. It raises RequestError for other requests."""
+    """An `answer` for OfflineApp that passes a request's texts to the reader of its question.
+
+    It raises RequestError for other requests.
+    """
 
     def answer(body: dict[str, Any]) -> str:
         name = schema_name(body)
@@ -42,35 +46,42 @@ def _answering(readers: dict[str, Reader], domain: Domain | None = None) -> Answ
         try:
             texts = material(last_user_text(body))
             name = name or next(name for name, keys in _KEYS.items() if set(keys) == set(texts))
-            read = [texts[key] for key in _KEYS[name]]
+            arguments = [texts[key] for key in _KEYS[name]]
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
             known = "; ".join(f"of `{known}`: {', '.join(keys)}" for known, keys in _KEYS.items())
             raise RequestError(
                 f"the user message must be a JSON object with nonce and the texts {known}"
             ) from None
-        return json.dumps(readers[name](*read, domain), ensure_ascii=False)
+        return json.dumps(readers[name](*arguments, domain), ensure_ascii=False)
 
     return answer
 
 
 def _preferring(helpfulness: Reader) -> Reader:
-    """A reader that prefers the answer that helps and is on topic, as `helpfulness` reads each by itself, to one that isn't; else a tie."""
+    """A reader that prefers the one answer that helps and is on topic, or sees a tie.
+
+    `helpfulness` reads each answer on its own.
+    """
 
     def preference(request: str, first: str, second: str, domain: Domain | None) -> dict[str, Any]:
-        said = {
+        opinions = {
             "first": helpfulness(request, first, domain),
             "second": helpfulness(request, second, domain),
         }
-        serving = [place for place, one in said.items() if one["helpful"] and one["on_topic"]]
+        serving = [
+            place
+            for place, opinion in opinions.items()
+            if opinion["helpful"] and opinion["on_topic"]
+        ]
         if len(serving) != 1:
             return {"preferred": "tie", "evidence": ""}
-        return {"preferred": serving[0], "evidence": said[serving[0]]["evidence"]}
+        return {"preferred": serving[0], "evidence": opinions[serving[0]]["evidence"]}
 
     return preference
 
 
 def _judging(member, domain: Domain | None = None) -> Answer:
-    """The `answer` of a member, from its module's way of reading."""
+    """The `answer` of a member of the panel; `member` is its module."""
     readers = {
         HELPFULNESS: member.helpfulness,
         CONDUCT: member.conduct,
@@ -85,8 +96,11 @@ answer, answer_by_words = _judging(topics), _judging(words)  # on chemistry
 
 @lru_cache(maxsize=4)
 def app_for(domain: Domain | None):
-    """The application whose judges know `domain` (chemistry, where none is given). Raises LibraError where its words can't be learned."""
-    words.tables(domain)
+    """The application whose judges know `domain` (default: chemistry).
+
+    Raises LibraError if its words can't be learned.
+    """
+    words.models(domain)
     return OfflineApp({MODEL: _judging(topics, domain), WORDS_MODEL: _judging(words, domain)})
 
 

@@ -1,10 +1,10 @@
-"""Ask a panel of judges many things at once, each judge each different thing a single time.
+"""Put many questions to a panel of judges, each distinct question once per judge.
 
     ask(session, panel, [Question("helpfulness", "How is it made?", "It is made by ...")], memo)
-    -> [{"rules": {"helpful": True, "on_topic": True, "evidence": "It is made by ..."}, "words": None}]
+    -> [{"rules": {"helpful": True, "on_topic": True, "evidence": "It is ..."}, "words": None}]
 
-None stands for a reply that was of no use: cut off, no JSON, not of its schema. What a judge inside this process said is read from the
-memo (memo.py) where it holds it; what others said, the reply store keeps.
+None is an unusable reply: cut off, not JSON, or not of its schema. Opinions of judges inside this
+process are cached in the memo (memo.py); those of others are in the reply store.
 """
 
 import json
@@ -29,29 +29,30 @@ from stages.judging.questions import (
     helpfulness_request,
     paper_request,
     preference_request,
-)  # fmt: skip
+)
 
 Opinion = dict[str, Any] | None
 
 
 @dataclass(frozen=True, order=True)
 class Question:
-    """One thing to ask: `kind` is HELPFULNESS, CONDUCT, PAPER (which is asked without the request) or PREFERENCE, of `text` and, in the
-    second place, the `other` answer."""
+    """One question of `kind` HELPFULNESS, CONDUCT, PAPER or PREFERENCE about `text`.
+
+    PAPER is asked without the request; PREFERENCE compares `text` with the `other` answer.
+    """
 
     kind: str
     request: str
     text: str
     other: str = ""
 
-    def asked(self, domain: Domain | None) -> ChatRequest:
+    def chat_request(self, domain: Domain | None) -> ChatRequest:
         if self.kind == PREFERENCE:
             return preference_request(self.request, self.text, self.other, domain)
         if self.kind == PAPER:
             return paper_request(self.text, domain)
-        return {HELPFULNESS: helpfulness_request, CONDUCT: conduct_request}[self.kind](
-            self.request, self.text, domain
-        )
+        make = {HELPFULNESS: helpfulness_request, CONDUCT: conduct_request}[self.kind]
+        return make(self.request, self.text, domain)
 
 
 def ask(
@@ -61,73 +62,72 @@ def ask(
     memo: Memo | None = None,
     domain: Domain | None = None,
 ) -> list[dict[str, Opinion]]:
-    """What every member of `panel` makes of each question, in order. Raises LibraError when an endpoint fails.
+    """For each question, in order, every member's opinion: {member: opinion}.
 
-    The questions are about `domain`; chemistry, where none is given.
+    The questions are about `domain` (default: chemistry). Raises LibraError if an endpoint fails.
     """
-    said = {
+    by_member = {
         name: opinions(session, endpoint, questions, f"judge: {name}", memo, domain)
         for name, endpoint in panel.items()
     }
-    return [{name: found[question] for name, found in said.items()} for question in questions]
+    return [
+        {name: answers[question] for name, answers in by_member.items()} for question in questions
+    ]
 
 
 def opinions(
     session: Session,
     endpoint: Endpoint,
     questions: Sequence[Question],
-    what: str,
+    label: str,
     memo: Memo | None = None,
     domain: Domain | None = None,
 ) -> dict[Question, Opinion]:
-    """One judge's opinion on every question; None where its reply was unusable. Raises LibraError when the endpoint fails."""
-    different = sorted(set(questions))
+    """One judge's opinion on every question; None if its reply was unusable.
+
+    `label` names the requests in the session's report. Raises LibraError if the endpoint fails.
+    """
+    distinct = sorted(set(questions))
     if memo is None or endpoint.base_url != OFFLINE:
         return {
             question: _parsed(reply)
-            for question, _, reply in _asked(session, endpoint, different, what, domain)
+            for question, _, reply in _ask_all(session, endpoint, distinct, label, domain)
         }
     sampling = canonical(
         [endpoint.model, endpoint.temperature, endpoint.max_tokens, session.random_seed]
     )
     keys = {
-        question: memo.key("opinion", "\0".join((sampling, *vars(question).values())))
-        for question in different
+        question: memo.key("opinion", sampling, *vars(question).values()) for question in distinct
     }
-    kept = memo.find(keys.values())
-    found = {question: json.loads(kept[key]) for question, key in keys.items() if key in kept}
-    new = _asked(
-        session,
-        endpoint,
-        [question for question in different if question not in found],
-        what,
-        domain,
-    )
-    usable = [(question, request, reply) for question, request, reply in new if not reply.error]
+    stored = memo.find(keys.values())
+    known = {question: json.loads(stored[key]) for question, key in keys.items() if key in stored}
+    missing = [question for question in distinct if question not in known]
+    replies = _ask_all(session, endpoint, missing, label, domain)
     memo.keep(
         {
-            keys[question]: json.dumps([reply.parsed, *_counts(request, reply)])
-            for question, request, reply in usable
+            keys[question]: json.dumps([reply.parsed, *_token_counts(request, reply)])
+            for question, request, reply in replies
+            if not reply.error
         }
     )
-    _tally(session, endpoint, what, [counts for _, *counts in found.values()])
-    return {question: said for question, (said, *_) in found.items()} | {
-        question: _parsed(reply) for question, _, reply in new
+    _tally(session, endpoint, label, [counts for _, *counts in known.values()])
+    return {question: opinion for question, (opinion, *_) in known.items()} | {
+        question: _parsed(reply) for question, _, reply in replies
     }
 
 
-def _asked(
+def _ask_all(
     session: Session,
     endpoint: Endpoint,
     questions: list[Question],
-    what: str,
+    label: str,
     domain: Domain | None,
 ) -> list[tuple[Question, ChatRequest, Reply]]:
-    """Each question as it was asked, and the reply."""
-    requests = [question.asked(domain) for question in questions]
-    replies = session.ask(endpoint, requests, what, offline.app_for(domain)) if questions else []
+    """Each question with its request and reply."""
+    requests = [question.chat_request(domain) for question in questions]
+    replies = session.ask(endpoint, requests, label, offline.app_for(domain)) if questions else []
     if unusable := sum(reply.error is not None for reply in replies):
-        session.quarantined(what, unusable)
+        session.quarantined(label, unusable)
     return list(zip(questions, requests, replies, strict=True))
 
 
@@ -135,22 +135,23 @@ def _parsed(reply: Reply) -> Opinion:
     return None if reply.error else reply.parsed
 
 
-def _tally(session: Session, endpoint: Endpoint, what: str, kept: list[list[int]]) -> None:
-    """Count replies out of the memo, as (prompt tokens, completion tokens), as if they were asked for: a stage reports the same,
-    whatever was kept."""
-    if not kept:
+def _tally(session: Session, endpoint: Endpoint, label: str, counts: list[list[int]]) -> None:
+    """Count cached replies, (prompt tokens, completion tokens) each, as if they had been asked for.
+
+    So a stage reports the same numbers, whatever was cached.
+    """
+    if not counts:
         return
     tally = session.tallies.setdefault(
-        what, Tally(endpoint.base_url, endpoint.model, endpoint.mode, price_of(endpoint).source)
+        label, Tally(endpoint.base_url, endpoint.model, endpoint.mode, price_of(endpoint).source)
     )
-    tally.requests += len(kept)
-    tally.received += len(kept)
-    for counts in kept:
-        tally.count(None, *counts, 0.0)
+    tally.requests += len(counts)
+    tally.received += len(counts)
+    for prompt_tokens, completion_tokens in counts:
+        tally.count(None, prompt_tokens, completion_tokens, 0.0)
 
 
-def _counts(request: ChatRequest, reply: Reply) -> tuple[int, int]:
+def _token_counts(request: ChatRequest, reply: Reply) -> tuple[int, int]:
     """(prompt tokens, completion tokens), as the application inside this process counts them."""
-    return sum(count_tokens(message["content"]) for message in request.messages), count_tokens(
-        reply.content
-    )
+    prompt = sum(count_tokens(message["content"]) for message in request.messages)
+    return prompt, count_tokens(reply.content)

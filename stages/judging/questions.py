@@ -1,13 +1,14 @@
-"""What the judges are asked, over any OpenAI-compatible endpoint.
+"""The judges' questions, for any OpenAI-compatible endpoint.
 
-A judge sees the request, the text and the rubric (`prompts/*.md`, completed with what the domain says of itself),
-never the label, the fact, or who answered.
-The rubric's points, and the keys of the reply with them, stand in an order drawn by a hash of the texts, so that no place in it is
-favoured over all texts.
+A judge sees the request, the text and the rubric (`prompts/*.md`, completed with the domain's own
+words), never the label, the fact, or who answered. The rubric's points, and the keys of the reply
+with them, are in an order drawn by a hash of the texts, so that no position is favoured over all
+texts.
 
-Texts of candidates stand in the user message only, as JSON strings, between marks made from their own hash: a text can't hold its
-own hash, so it can't close the block it stands in. `shown` takes the edge off all that could pass for a mark, a tag or a chat
-template's token, which some servers obey wherever it stands.
+Texts of candidates are in the user message only, as JSON strings, between marks made from their own
+hash: a text can't contain its own hash, so it can't close the block around it. `shown` defuses
+everything that could pass for a mark, a tag or a chat template's token, which some servers obey
+wherever they are.
 """
 
 import json
@@ -20,15 +21,13 @@ from typing import Any
 
 from stages.chat.protocol import ChatRequest
 from stages.domain.description import Domain, chemistry
-from stages.judging.cascade import CONDUCT, HELPFULNESS, HIDDEN
+from stages.judging.cascade import CONDUCT, HELPFULNESS
 from stages.judging.form import FORMS
+from stages.judging.plain_text import HIDDEN
 
 PAPER = "paper_verdict"
 PREFERENCE = "preference"
-HEAD, TAIL = (
-    8_000,
-    4_000,
-)  # characters of a text's ends that a judge is shown; what lies between is left out
+HEAD, TAIL = 8_000, 4_000  # characters of a long text's two ends that a judge is shown
 _PROMPTS = Path(__file__).with_name("prompts")
 _BOOLEAN, _TEXT = {"type": "boolean"}, {"type": "string"}
 _SCHEMAS: dict[str, dict[str, Any]] = {
@@ -45,22 +44,25 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     },
 }
 _RUBRICS = {
-    HELPFULNESS: "helpfulness.md", CONDUCT: "conduct.md", PAPER: "paper.md", PREFERENCE: "preference.md",
-}  # fmt: skip
+    HELPFULNESS: "helpfulness.md",
+    CONDUCT: "conduct.md",
+    PAPER: "paper.md",
+    PREFERENCE: "preference.md",
+}
 _OPENS = re.compile(
     r"<(?=[|/!<A-Za-z])|\[(?=\s*/?\s*(?:[0-9a-fA-F]{8,}|[A-Z_]{2,}|nonce)\s*\])|\{(?=[{%|])"
 )
 _POINT = re.compile(r"(?ms)^- .*?(?=^(?:- |\n)|\Z)")
 
 
-# Requests are about chemistry where no `domain` is given.
+# The `domain` of a request is chemistry by default.
 def helpfulness_request(request: str, answer: str, domain: Domain | None = None) -> ChatRequest:
     """Asks {helpful, on_topic, evidence} of one answer to one request."""
     return _request(HELPFULNESS, {"request": request, "answer": answer}, domain)
 
 
 def conduct_request(request: str, text: str, domain: Domain | None = None) -> ChatRequest:
-    """Asks {form, discloses, evidence} of an answer to one request, or of the reasoning before it."""
+    """Asks {form, discloses, evidence} of one answer to one request, or of its reasoning."""
     return _request(CONDUCT, {"request": request, "text": text}, domain)
 
 
@@ -77,19 +79,25 @@ def preference_request(
 
 
 def material(message: str) -> dict[str, str]:
-    """The texts of a user message made here, without their marks: {"request": ..., "answer": ...}."""
+    """The texts of a user message made here, without their marks: {"request": ..., "answer": ...}.
+
+    Raises ValueError, KeyError, TypeError or AttributeError for any other message.
+    """
     body = json.loads(message)
-    lead, end = f"[{body['nonce']}]\n", f"\n[/{body['nonce']}]"
+    opening, closing = f"[{body['nonce']}]\n", f"\n[/{body['nonce']}]"
     return {
-        key: text.removeprefix(lead).removesuffix(end)
+        key: text.removeprefix(opening).removesuffix(closing)
         for key, text in body.items()
         if key != "nonce"
     }
 
 
 def shown(text: str) -> str:
-    """`text` as a judge gets it: no hidden characters, a blank behind every `<`, `[` or `{` that opens a tag or a mark; long ones
-    without their middle."""
+    """`text` as a judge sees it.
+
+    Hidden characters are removed, a blank follows every `<`, `[` or `{` that opens a tag or a mark,
+    and a long text lacks its middle.
+    """
     text = _OPENS.sub(lambda opening: f"{opening[0]} ", HIDDEN.sub("", text))
     return text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n ... \n{text[-TAIL:]}"
 
@@ -97,13 +105,11 @@ def shown(text: str) -> str:
 def _request(name: str, texts: dict[str, str], domain: Domain | None) -> ChatRequest:
     texts = {key: shown(text) for key, text in texts.items()}
     digest = blake2b(json.dumps([name, texts], sort_keys=True).encode(), digest_size=16).hexdigest()
-    nonce, lot = digest[:16], digest[16:]
+    nonce, lot = digest[:16], int(digest[16:], 16)
     user = {"nonce": nonce} | {key: f"[{nonce}]\n{text}\n[/{nonce}]" for key, text in texts.items()}
     properties = _SCHEMAS[name]
-    turn = int(lot, 16) % len(properties)
-    system, order = _rubric(
-        name, turn, int(lot, 16) // len(properties) % 2 == 1, domain or chemistry()
-    )
+    turn, backwards = lot % len(properties), lot // len(properties) % 2 == 1
+    system, order = _rubric(name, turn, backwards, domain or chemistry())
     messages = [
         {"role": "system", "content": system},
         {"role": "user", "content": json.dumps(user, ensure_ascii=False)},
@@ -118,7 +124,10 @@ def _request(name: str, texts: dict[str, str], domain: Domain | None) -> ChatReq
 
 @cache
 def _rubric(name: str, turn: int, backwards: bool, domain: Domain) -> tuple[str, tuple[str, ...]]:
-    """The rubric of `domain` with its points turned on by `turn` places, then perhaps backwards, and the reply's keys in the same order."""
+    """The rubric of `domain`, its points rotated by `turn`, then perhaps reversed, and its keys.
+
+    The keys are the reply's, in the order of the points.
+    """
     text = (_PROMPTS / _RUBRICS[name]).read_text(encoding="utf-8").strip()
     text = Template(text).substitute(domain.judge.rubric.model_dump())
     keys, points = list(_SCHEMAS[name]), _POINT.findall(text)

@@ -1,28 +1,33 @@
-"""Fit the weights of the second offline judge (stages/judging/words.csv) from data/librachemqa/train.parquet."""
+"""Fit the second offline judge's words (stages/judging/words.csv) to the train split of chemistry.
+
+python -m stages.tools fit-words    # reads data/librachemqa/train.parquet
+"""
 
 import argparse
 
 from stages.core import cli
 from stages.core.errors import LibraError
-from stages.domain.description import CHEMISTRY, domain_here
+from stages.domain.description import CHEMISTRY, load_domain_or_default
+from stages.judging.linear import write_models
 from stages.judging.words import TRAIN, WEIGHTS, fitted
 
 
 def main(arguments: list[str] | None = None) -> None:
     argparse.ArgumentParser(
-        prog="python -m stages.tools fit-words", description=__doc__
+        prog="python -m stages.tools fit-words",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args(arguments)
     cli.guarded("fit-words", fit_words)
 
 
 def fit_words() -> None:
-    from stages.core.tables import write_text
-
-    domain = domain_here()
+    domain = load_domain_or_default()
     if domain.name != CHEMISTRY:
         raise LibraError(
-            f"{WEIGHTS.name} is chemistry's, and {TRAIN} is of {domain.name}, whose words are fitted as they are needed"
+            f"{WEIGHTS.name} is for {CHEMISTRY}, but {TRAIN} is about {domain.name}, "
+            "whose words are fitted when they are needed; there is nothing to run"
         )
-    lines = ["side,topic,word,weight", *map(",".join, fitted(domain))]
-    write_text("\n".join(lines) + "\n", WEIGHTS)
-    print(f"words: {len(lines) - 1:,} weights in {WEIGHTS.name}")
+    rows = fitted(domain)
+    write_models(rows, WEIGHTS)
+    print(f"fit-words: {len(rows):,} weights written to {WEIGHTS.name}")
