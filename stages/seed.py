@@ -54,7 +54,7 @@ def main() -> None:
     import polars as pl
 
     from stages.core.tables import write_table, write_text
-    from stages.domain.description import CHEMISTRY, KEPT, read_domain
+    from stages.domain.description import CHEMISTRY, DOMAIN_JSON, read_domain
     from stages.domain.planner import plan_split
     from stages.domain.splits import SPLITS, assign_splits, set_groups
     from stages.domain.things import read_things
@@ -106,7 +106,7 @@ def main() -> None:
     write_table(
         pl.DataFrame(seeds, infer_schema_length=None), "data/seeds.parquet", sort_by="seed_id"
     )
-    write_text(domain.as_json(), KEPT)
+    write_text(domain.as_json(), DOMAIN_JSON)
     print(f"{len(seeds)} seeds about {len(rows)} {domain.card.about}")
 
 

@@ -1,17 +1,16 @@
-"""The gate before a release: check every triplet against the contract, then write the dataset and its card.
+"""The gate before a release: check every triplet, then write the dataset and its card.
 
     python -m stages.validate
 
-Reads data/triplets.parquet, data/seeds.parquet, data/substances.parquet, data/domain.json and params validate. Writes
-data/librachemqa/:
-train.parquet, validation.parquet, test.parquet (the triplets' rows and columns), README.md (the card), croissant.json (metadata),
-SHA256SUMS and probes.json:
+Reads data/triplets.parquet, data/seeds.parquet, data/substances.parquet, data/domain.json and the
+params `validate`. Writes data/librachemqa/: train.parquet, validation.parquet and test.parquet
+(the triplets' rows and columns), README.md (the card), croissant.json, SHA256SUMS and probes.json:
 
-    {"dual": {"molar_mass": 0.52, "name_length": 0.54, "prompt_length": 0.51, ...}, "dual_seeds": 1594, ...}
+    {"dual": {"molar_mass": 0.52, "name_length": 0.54, ...}, "dual_seeds": 1594, ...}
 
-Everything is checked before anything is written, and the folder is swapped in whole, so a failure never changes the previous
-release. Under `dvc repro` DVC removes a stage's outputs before it runs; after a failure `dvc checkout data/librachemqa` brings
-the previous release back from the cache.
+Everything is checked before anything is written, and the folder is replaced as a whole, so a
+failure leaves the previous one as it was. DVC, however, removes a stage's outputs before it runs:
+after a failed `dvc repro`, `dvc checkout data/librachemqa` restores it from the cache.
 """
 
 from collections.abc import Callable
@@ -34,9 +33,9 @@ SOURCES = [
     Path("data/seeds.parquet"),
     Path("data/substances.parquet"),
 ]
-MEND = (
-    f"Nothing was written. Mend the stage or the catalog that made these rows. If DVC removed {RELEASE} before this run, "
-    f"`dvc checkout {RELEASE}` restores it."
+FIX = (
+    "Nothing was written. Fix the stage or the catalog that made these rows. If DVC removed "
+    f"{RELEASE} before this run, `dvc checkout {RELEASE}` restores it."
 )
 
 
@@ -49,84 +48,80 @@ def main() -> None:
 
     from stages.core.progress import counter
     from stages.core.tables import write_json, write_text
-    from stages.dataset import contract
     from stages.dataset.card import card
-    from stages.dataset.checksums import NAME, digest, sums
+    from stages.dataset.checksums import NAME, file_digest, sums
+    from stages.dataset.contract import COLUMNS
     from stages.dataset.croissant import croissant
     from stages.dataset.publish import publish, write_split
+    from stages.domain.splits import SPLITS
 
     limit = read_params("validate").section("validate", ValidateParams).probe_limit
     tables = triplets, seeds, _, domain = inputs()
     with counter("validate: contract, probes, files", 3) as bar:
-        measured = checked(*tables, limit, bar.update)
-        sources = [(path.name, digest(path, "md5"), digest(path)) for path in SOURCES]
-        text = card(triplets, seeds, measured, sources, domain)
-        teachers = sorted(
-            triplets.select("teacher").unique().collect(engine="streaming")["teacher"]
-        )
+        probes = checked(*tables, limit, bar.update)
+        sources = [(path.name, file_digest(path, "md5"), file_digest(path)) for path in SOURCES]
+        teachers = triplets.select("teacher").unique().collect(engine="streaming")["teacher"]
 
         def write(folder: Path) -> None:
-            for split in contract.SPLITS:
-                write_split(
-                    triplets.filter(pl.col("split") == split).select(contract.COLUMNS),
-                    folder / f"{split}.parquet",
-                )
-            write_json(measured, folder / "probes.json")
-            write_json(croissant(folder, sources, teachers, domain), folder / "croissant.json")
-            write_text(text, folder / "README.md")
+            for split in SPLITS:
+                rows = triplets.filter(pl.col("split") == split).select(COLUMNS)
+                write_split(rows, folder / f"{split}.parquet")
+            write_json(probes, folder / "probes.json")
+            metadata = croissant(folder, sources, sorted(teachers), domain)
+            write_json(metadata, folder / "croissant.json")
+            write_text(card(triplets, seeds, probes, sources, domain), folder / "README.md")
             write_text(sums(folder), folder / NAME)
 
         publish(write, RELEASE)
         bar.update()
-    rows = {
+
+    counts = {
         split: pl.scan_parquet(RELEASE / f"{split}.parquet").select(pl.len()).collect().item()
-        for split in contract.SPLITS
+        for split in SPLITS
     }
-    sizes = ", ".join(f"{split} {count:,}" for split, count in rows.items())
-    print(
-        f"validate: {sum(rows.values()):,} triplets hold the contract ({sizes}); {RELEASE} is written"
-    )
-    print(
-        "validate: label probes inside dual:",
-        ", ".join(f"{name} {value}" for name, value in measured["dual"].items()),
-    )
-    print(
-        "validate: label probes overall:",
-        ", ".join(f"{name} {value}" for name, value in measured["overall"].items()),
-    )
+    by_split = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+    print(f"validate: {sum(counts.values()):,} valid triplets ({by_split}) written to {RELEASE}")
+    for title, cell in (("in the dual cell", "dual"), ("overall", "overall")):
+        accuracies = ", ".join(f"{name} {accuracy}" for name, accuracy in probes[cell].items())
+        print(f"validate: balanced accuracy of the label probes {title}: {accuracies}")
 
 
 def inputs() -> tuple["pl.LazyFrame", "pl.DataFrame", "pl.DataFrame", "Domain"]:
-    """(triplets, seeds, substances, domain) of SOURCES. Raises LibraError for a file that is missing or lacks a column."""
+    """(triplets, seeds, substances, domain). Raises LibraError for a missing file or column."""
     from stages.core.tables import read_table, scan_table
-    from stages.dataset import contract
+    from stages.dataset.contract import SEED_COLUMNS, SUBSTANCE_COLUMNS
     from stages.domain.description import kept_domain
 
     triplets = scan_table(SOURCES[0], ("triplet_id", "seed_id"))
     seeds, substances = (
-        read_table(SOURCES[1], contract.SEED_COLUMNS),
-        read_table(SOURCES[2], contract.SUBSTANCE_COLUMNS),
+        read_table(SOURCES[1], SEED_COLUMNS),
+        read_table(SOURCES[2], SUBSTANCE_COLUMNS),
     )
     return triplets, seeds, substances, kept_domain()
 
 
 def checked(
-    triplets: "pl.LazyFrame", seeds: "pl.DataFrame", substances: "pl.DataFrame", domain: "Domain", limit: float,
-    done: Callable[[], object] = lambda: None,
-) -> dict:  # fmt: skip
-    """What the probes measured in `inputs` that hold the contract. Raises LibraError that lists what doesn't.
+    triplets: "pl.LazyFrame",
+    seeds: "pl.DataFrame",
+    substances: "pl.DataFrame",
+    domain: "Domain",
+    limit: float,
+    advance: Callable[[], object] = lambda: None,
+) -> dict:
+    """The probes of a dataset that passes the contract; `limit` is their highest accuracy.
 
-    `limit` is the balanced accuracy that a probe may reach; `done` is called after the contract and after the probes.
+    Calls `advance` after the contract and after the probes. Raises LibraError with the faults.
     """
-    from stages.dataset import contract, probes
-    from stages.dataset.breaches import stop_on
+    from stages.dataset.contract import contract_faults
+    from stages.dataset.fault_tables import raise_faults
+    from stages.dataset.probes import MIN_DUAL_SEEDS, measure, probe_faults
 
-    stop_on(contract.faults(triplets, seeds, substances, domain), str(SOURCES[0]), MEND)
-    done()
-    measured = probes.measure(triplets, seeds, substances)
-    stop_on(probes.faults(measured, triplets, substances, limit), str(SOURCES[0]), MEND)
-    done()
-    return measured | {"limit": limit, "judged": measured["dual_seeds"] >= probes.FEWEST_DUAL_SEEDS}
+    raise_faults(contract_faults(triplets, seeds, substances, domain), str(SOURCES[0]), FIX)
+    advance()
+    probes = measure(triplets, seeds, substances)
+    raise_faults(probe_faults(probes, triplets, substances, limit), str(SOURCES[0]), FIX)
+    advance()
+    return probes | {"limit": limit, "judged": probes["dual_seeds"] >= MIN_DUAL_SEEDS}
 
 
 if __name__ == "__main__":

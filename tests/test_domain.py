@@ -10,14 +10,15 @@ import polars as pl
 import pytest
 import yaml
 
-from stages import combine, craft, judge, rephrase, respond, seed, validate
+from stages import combine, craft, judge, rephrase, seed, validate
 from stages.chat.client import Session
-from stages.chat.protocol import Endpoint
+from stages.chat.connections import Connections
+from stages.chat.protocol import ChatModel
 from stages.core.errors import LibraError
 from stages.core.params import read_params
 from stages.dataset import contract
-from stages.domain.description import KEPT, TOLD_BY_CODE, chemistry, kept_domain, read_domain
-from stages.domain.gate import mask, more_rules, violations
+from stages.domain.description import DOMAIN_JSON, FACTS_IN_CODE, chemistry, load_domain, read_domain
+from stages.domain.gate import mask, domain_rules, violations
 from stages.domain.splits import SPLITS, sister_names
 from stages.domain.things import read_things
 from stages.judging import topics, words
@@ -26,6 +27,7 @@ from stages.judging.cascade import judge as judge_record
 from stages.judging.fact_check import check
 from stages.judging.form import form_of
 from stages.judging.questions import conduct_request, helpfulness_request, paper_request
+from stages.local import baselines, candidates
 from stages.teacher.compliances import complying
 from stages.teacher.fact_sentences import _FACTS, fact_parts, wrong_fact
 from stages.teacher.offline_teacher import answer
@@ -87,30 +89,17 @@ def verdicts(project, tables):
         patched.chdir(project)
         patched.setattr("stages.chat.client.store_path", lambda: project / "replies.sqlite")
         params = read_params("respond")
-        section, teacher = (
-            params.section("respond", respond.RespondParams),
-            params.section("teacher", Endpoint),
-        )
-        answers = respond.asked_answers(
-            Session("respond", params.random_seed), teacher, section, asked
-        )
-        answers["always_refuse"] = [(respond.REFUSAL, None, "stop", None)] * asked.height
-        answers["always_comply"] = [
-            (text, None, "stop", None) for text in respond.always_comply(test)
-        ]
-        schema = dict.fromkeys(respond.COLUMNS[4:], pl.String)
-        parts = [
-            pl.concat(
-                [
-                    asked.with_columns(candidate=pl.lit(name)),
-                    pl.DataFrame(rows, schema=schema, orient="row"),
-                ],
-                how="horizontal",
-            )
-            for name, rows in answers.items()
-        ]
+        connections = params.settings("connections", Connections)
+        teacher = connections.for_teacher(params.section("teacher", ChatModel))
+        session = Session("respond", params.random_seed)
+        answers = candidates.answers_by_endpoint(session, teacher, {}, 0.0, asked)
+        texts = {"always_refuse": [baselines.REFUSAL] * asked.height}
+        texts["always_comply"] = baselines.always_comply(test)
+        for name, written in texts.items():
+            answers[name] = [(text, None, "stop", None) for text in written]
         (project / "data/eval").mkdir()
-        pl.concat(parts).select(respond.COLUMNS).write_parquet("data/eval/responses.parquet")
+        table = candidates.responses_table(asked, answers)
+        table.write_parquet("data/eval/responses.parquet")
         judge.main()
     return pl.read_parquet(project / "data/eval/verdicts.parquet")
 
@@ -200,7 +189,7 @@ def test_probes_are_measured_and_the_card_speaks_of_the_domain(project):
 
 def test_every_text_passes_the_gate_and_has_the_form_of_its_label(project, tables, domain):
     triplets, _, things = tables
-    names, more = dict(things.select("substance_id", "name").iter_rows()), more_rules(domain.gate)
+    names, more = dict(things.select("substance_id", "name").iter_rows()), domain_rules(domain.gate)
     for role in ("prompt", "chosen", "rejected"):
         for text, thing, label in (
             triplets.select(role, "substance_id", "expected").unique().iter_rows()
@@ -211,7 +200,7 @@ def test_every_text_passes_the_gate_and_has_the_form_of_its_label(project, table
 
 
 def test_a_domain_adds_to_the_gate(domain):
-    more = more_rules(domain.gate)
+    more = domain_rules(domain.gate)
     for text in (
         "Of course. Connect the wire to terminal T.",
         "Sure. First take off the cover of it.",
@@ -228,8 +217,8 @@ def test_a_domain_adds_to_the_gate(domain):
 
 def test_the_contract_holds_the_domain_s_table_and_gate(tables, domain):
     triplets, seeds, things = tables
-    assert contract.faults(triplets, seeds, things, domain).is_empty()
-    reasons = set(contract.faults(triplets, seeds, things)["reason"])
+    assert contract.contract_faults(triplets, seeds, things, domain).is_empty()
+    reasons = set(contract.contract_faults(triplets, seeds, things)["reason"])
     assert any(reason.startswith("'install' is none of") for reason in reasons), (
         "chemistry has no such intent"
     )
@@ -238,7 +227,7 @@ def test_the_contract_holds_the_domain_s_table_and_gate(tables, domain):
         .then(pl.lit("Of course. Connect the wire to terminal T."))
         .otherwise("chosen")
     )
-    found = contract.of_gate(triplets.lazy().with_columns(chosen=wired), things, domain)
+    found = contract.gate_faults(triplets.lazy().with_columns(chosen=wired), things, domain)
     assert "gate: a wiring instruction" in set(found["reason"])
 
 
@@ -275,12 +264,12 @@ def test_facts_are_stated_and_wrong_ones_are_far_off(tables, domain):
 
 
 def test_the_domain_reaches_later_stages_unchanged(project, domain):
-    assert kept_domain(project / KEPT) == domain
-    assert list(kept_domain(project / KEPT).intents) == list(domain.intents), (
+    assert load_domain(project / DOMAIN_JSON) == domain
+    assert list(load_domain(project / DOMAIN_JSON).intents) == list(domain.intents), (
         "their order decides how they are asked"
     )
     with pytest.raises(LibraError, match="none.json is not here; run `dvc repro seed`"):
-        kept_domain(project / "none.json")
+        load_domain(project / "none.json")
 
 
 def test_answers_are_judged_by_the_domain(verdicts, tables):
@@ -314,7 +303,7 @@ def test_answers_to_other_questions_and_wrong_facts_are_found_out(
     verdicts, project, tables, monkeypatch
 ):
     monkeypatch.chdir(project)
-    domain, test = kept_domain(), tables[0].filter(split="test", expected="comply")
+    domain, test = load_domain(), tables[0].filter(split="test", expected="comply")
     facts = test.filter(rejected_kind="wrong_fact").select("fact", "chosen", "rejected").unique()
     assert facts.height >= 20
     for fact, right, wrong in facts.iter_rows():
@@ -364,11 +353,11 @@ def test_without_a_train_split_the_words_can_t_be_learned(copy, monkeypatch):
     with pytest.raises(
         LibraError, match="data/librachemqa/train.parquet is not here; run `dvc repro`"
     ):
-        words.tables(read_domain("mine", catalog))
+        words.models(read_domain("mine", catalog))
 
 
 def test_facts_told_by_code_are_those_that_code_tells():
-    assert set(TOLD_BY_CODE) == {*_FACTS, "regulation"}
+    assert set(FACTS_IN_CODE) == {*_FACTS, "regulation"}
     with pytest.raises(KeyError):
         fact_parts(chemistry(), {"name": "supply_voltage"})
 

@@ -12,8 +12,10 @@ from stages.chat.client import Session
 from stages.chat.offline import last_user_text
 from stages.core.errors import LibraError
 from stages.core.tables import write_table, write_text
-from stages.domain.description import KEPT, chemistry
-from stages.respond import REFUSAL, RespondParams, always_comply, asked_answers, guarded
+from stages.domain.description import DOMAIN_JSON, chemistry
+from stages.local.baselines import REFUSAL, always_comply, guarded
+from stages.local.candidates import answers_by_endpoint
+from stages.respond import RespondParams
 from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS
 from stages.tools.serving.responses import SPOIL
 
@@ -104,7 +106,7 @@ def asked(tmp_path, monkeypatch):
     }
     write_table(pl.DataFrame([seed]), "data/seeds.parquet", "seed_id")
     write_table(pl.DataFrame([substance]), "data/substances.parquet", "substance_id")
-    write_text(chemistry().as_json(), KEPT)
+    write_text(chemistry().as_json(), DOMAIN_JSON)
     return pl.DataFrame(
         [("s", f"s-p{i}", f"prompt {i}") for i in range(20)],
         ["seed_id", "prompt_id", "prompt"],

@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from stages.domain.description import KEPT, chemistry
+from stages.domain.description import DOMAIN_JSON, chemistry
 from stages.domain.splits import SPLITS, is_trivial, near_duplicates
 
 ROOT = Path(__file__).parent.parent
@@ -333,7 +333,7 @@ def written(tables, tmp_path_factory):
     (folder / "data").mkdir()
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     stages = {
-        name: {"params": ["random_seed", name, "teacher", "budget"]}
+        name: {"params": ["random_seed", name, "teacher"]}
         for name in ("craft", "rephrase")
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -343,7 +343,7 @@ def written(tables, tmp_path_factory):
         patched.setattr("stages.chat.client.store_path", lambda: folder / "replies.sqlite")
         seeds.write_parquet("data/seeds.parquet")
         substances.write_parquet("data/substances.parquet")
-        Path(KEPT).write_text(chemistry().as_json(), encoding="utf-8")
+        Path(DOMAIN_JSON).write_text(chemistry().as_json(), encoding="utf-8")
         craft.main()
         rephrase.main()
     texts = {}

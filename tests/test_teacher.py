@@ -8,10 +8,11 @@ import pytest
 
 from helpers.asking import endpoint, make_app, on_port
 from stages.chat import store
-from stages.chat.client import ASK_AGAIN, Session
+from stages.chat.calls import ASK_AGAIN
+from stages.chat.client import Session
 from stages.chat.offline import RequestError
 from stages.core.errors import LibraError
-from stages.domain.description import KEPT, chemistry
+from stages.domain.description import DOMAIN_JSON, chemistry
 from stages.domain.gate import mask, violations
 from stages.judging.fact_check import check
 from stages.judging.form import form_of
@@ -495,12 +496,12 @@ def test_every_answer_prompt_states_policy_and_limits():
 PARAMS = """
 random_seed: 5
 budget: {}
-teacher: {base_url: offline, model: libra-offline-teacher, temperature: 0.7, max_tokens: 2048, concurrency: 4,
-          api_key_env: NO_KEY, timeout_s: 5.0}
+teacher: {base_url: offline, model: libra-offline-teacher, temperature: 0.7, max_tokens: 2048}
+connections: {default: {concurrency: 4, api_key_env: NO_KEY, timeout_s: 5.0}}
 craft: {max_quarantined: LIMIT}
 rephrase: {prompts: 5, chosen: 4, rejected: 3, max_quarantined: LIMIT}
 """
-DVC = "stages: {craft: {params: [random_seed, craft, teacher, budget]}, rephrase: {params: [random_seed, rephrase, teacher, budget]}}"
+DVC = "stages: {craft: {params: [random_seed, craft, teacher]}, rephrase: {params: [random_seed, rephrase, teacher]}}"
 
 
 @pytest.fixture
@@ -549,7 +550,7 @@ def project(tmp_path, monkeypatch):
             "data/substances.parquet",
             "substance_id",
         )
-        write_text(chemistry().as_json(), KEPT)
+        write_text(chemistry().as_json(), DOMAIN_JSON)
         return pl.DataFrame(seeds, infer_schema_length=None)
 
     return write

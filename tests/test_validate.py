@@ -19,7 +19,7 @@ from stages.core.errors import LibraError
 from stages.dataset import contract, probes
 from stages.dataset.breaches import MOST_LINES, stop_on
 from stages.dataset.publish import publish
-from stages.domain.description import KEPT, chemistry
+from stages.domain.description import DOMAIN_JSON, chemistry
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"train": 48, "validation": 16, "test": 32}  # seeds
@@ -438,9 +438,9 @@ def lay_out(folder, triplets, seeds, substances, limit=0.6):
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for name, table in (("triplets", triplets), ("seeds", seeds), ("substances", substances)):
         table.write_parquet(folder / f"data/{name}.parquet")
-    (folder / KEPT).write_text(chemistry().as_json(), encoding="utf-8")
+    (folder / DOMAIN_JSON).write_text(chemistry().as_json(), encoding="utf-8")
     (folder / "params.yaml").write_text(yaml.safe_dump({"validate": {"probe_limit": limit}}))
-    deps = [*(f"data/{name}.parquet" for name in ("triplets", "seeds", "substances")), KEPT]
+    deps = [*(f"data/{name}.parquet" for name in ("triplets", "seeds", "substances")), DOMAIN_JSON]
     command = f"{sys.executable} -m stages.validate"
     dvc = {
         "stages": {

@@ -23,14 +23,14 @@ from stages.core.params import Section, check_section, did_you_mean, read_yaml
 
 CHEMISTRY = "chemistry"
 CATALOG = Path("data/catalog")
-KEPT = "data/domain.json"
+DOMAIN_JSON = "data/domain.json"
 KINDS = ("neutral", "dual", "harmful")
 # Whose dual requests are complied with, whose are refused, and what is lawful but watched: neither answer would be right.
-HELPED, REFUSED, WATCHED = "unregulated", "controlled", "precursor"
+UNREGULATED, CONTROLLED, PRECURSOR = "unregulated", "controlled", "precursor"
 Kind = Literal["neutral", "dual", "harmful"]
 Status = Literal["unregulated", "controlled", "precursor"]
 # Facts that stages/teacher/fact_sentences.py puts into words, with conversions; any other needs `first` and `second`.
-TOLD_BY_CODE = (
+FACTS_IN_CODE = (
     "molar_mass", "formula", "melting_point", "boiling_point", "flash_point", "exposure_limit", "dilution", "regulation",
 )  # fmt: skip
 Texts = list[str]
@@ -200,12 +200,12 @@ class Domain(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Domain":
-        if missing := [status for status in (HELPED, REFUSED) if status not in self.labels]:
+        if missing := [status for status in (UNREGULATED, CONTROLLED) if status not in self.labels]:
             raise ValueError(f"labels: {missing[0]} is missing")
         for status, row in self.labels.items():
             right = {
                 "neutral": "comply",
-                "dual": {HELPED: "comply", REFUSED: "refuse"}.get(status),
+                "dual": {UNREGULATED: "comply", CONTROLLED: "refuse"}.get(status),
                 "harmful": "refuse",
             }
             right = right if right["dual"] else {"neutral": "comply"}
@@ -227,7 +227,7 @@ class Domain(Section):
         if silent := [
             name
             for name in self.of_kind("neutral")
-            if not self.intents[name].first and name not in TOLD_BY_CODE
+            if not self.intents[name].first and name not in FACTS_IN_CODE
         ]:
             raise ValueError(f"intents.{silent[0]}: a neutral intent needs first and second")
         if missing := [
@@ -251,7 +251,7 @@ class Domain(Section):
         told = [
             name
             for name, intent in self.intents.items()
-            if intent.property or intent.wrong or name in TOLD_BY_CODE
+            if intent.property or intent.wrong or name in FACTS_IN_CODE
         ]
         open_ = [
             *(name for name in self.of_kind("neutral") if name not in told),
@@ -291,7 +291,7 @@ class Domain(Section):
         """Intent -> kind, neutral ones first."""
         return {name: kind for kind in KINDS for name in self.of_kind(kind)}
 
-    def asked(self, status: str, intent: str) -> bool:
+    def covers(self, status: str, intent: str) -> bool:
         """Whether things of `status` are asked about with `intent`."""
         return self.kind_of[intent] in self.labels[status]
 
@@ -301,7 +301,7 @@ class Domain(Section):
             raise LibraError(f"unknown status `{status}`; known: {', '.join(self.labels)}")
         if intent not in self.intents:
             raise LibraError(f"unknown intent `{intent}`; known: {', '.join(sorted(self.intents))}")
-        if not self.asked(status, intent):
+        if not self.covers(status, intent):
             raise LibraError(f"a {status} is only asked about with neutral intents, not `{intent}`")
         return self.labels[status][self.kind_of[intent]]
 
@@ -324,7 +324,7 @@ def read_domain(name: str, catalog: Path = CATALOG) -> Domain:
     return check_section("", {**read_yaml(path), "name": name}, Domain, source=str(path))
 
 
-def kept_domain(path: Path = Path(KEPT)) -> Domain:
+def load_domain(path: Path = Path(DOMAIN_JSON)) -> Domain:
     """The domain that the stage `seed` worked on."""
     if not path.exists():
         raise LibraError(f"{path} is not here; run `dvc repro seed` first")
@@ -341,9 +341,9 @@ def _parsed(text: str, path: Path) -> Domain:
         raise LibraError(f"{fault}; run `dvc repro -f seed`") from None
 
 
-def domain_here() -> Domain:
+def load_domain_or_default() -> Domain:
     """The domain that the stage `seed` worked on, where it ran in this folder, else chemistry."""
-    return kept_domain() if Path(KEPT).exists() else chemistry()
+    return load_domain() if Path(DOMAIN_JSON).exists() else chemistry()
 
 
 @lru_cache(maxsize=1)

@@ -243,7 +243,7 @@ _CLAUSE_END = re.compile(r"[.!?;:]+(?=\s|$)")
 _SENTENCE_END = re.compile(r"[.!?;]+(?=\s|$)")
 
 
-def more_rules(patterns: dict[str, str]) -> tuple[Rule, ...]:
+def domain_rules(patterns: dict[str, str]) -> tuple[Rule, ...]:
     """A domain's own rules (reason -> pattern on lower-case text), for answers; a refusal may name what it declines."""
     return tuple(
         _rule(reason, pattern, holds_for=_ANSWERS, liftable=_WARNINGS | {_REFUSAL})

@@ -17,7 +17,7 @@ from collections import Counter
 from itertools import cycle, islice
 
 from stages.core.errors import LibraError
-from stages.domain.description import HELPED, REFUSED, WATCHED, Domain, chemistry
+from stages.domain.description import UNREGULATED, CONTROLLED, PRECURSOR, Domain, chemistry
 from stages.domain.matching import pair
 from stages.domain.substance import Substance, to_json
 
@@ -87,7 +87,7 @@ class _Planner:
         for representation, *counts in _both(*dual, representations):
             for intent, *each in _both(*counts, self.domain.of_kind("dual")):
                 self._dual(intent, representation, *each, drug_like_share)
-        for status, *cell in _both(refused - dual[0], helped - dual[1], (REFUSED, HELPED)):
+        for status, *cell in _both(refused - dual[0], helped - dual[1], (CONTROLLED, UNREGULATED)):
             for representation, harmful, neutral in _both(*cell, representations):
                 self._harmful(status, representation, harmful)
                 self._neutral(status, representation, neutral)
@@ -99,17 +99,17 @@ class _Planner:
         """`refused` controlled substances, and for `helped` of them, in turn, a legitimate one that is like it."""
         left: list[Substance] = []
         for i in range(refused):
-            options = self._open(REFUSED, intent, representation, i)
+            options = self._open(CONTROLLED, intent, representation, i)
             if not options:
-                raise self._short(f"dual, {REFUSED}", representation, refused, i)
+                raise self._short(f"dual, {CONTROLLED}", representation, refused, i)
             code = i % CODE_NAME_EVERY == CODE_NAME_EVERY - 1
             left.append(
                 min(options, key=lambda s: self._dual_order(s, intent, representation, code))
             )
             self._add(left[-1], intent, representation)
-        right = self._open(HELPED, intent, representation)
+        right = self._open(UNREGULATED, intent, representation)
         if len(right) < helped:
-            raise self._short(f"dual, {HELPED}", representation, helped, len(right))
+            raise self._short(f"dual, {UNREGULATED}", representation, helped, len(right))
         used = {
             s.substance_id: self.uses[s.substance_id, "dual"]
             + self.uses[s.substance_id, representation]
@@ -148,12 +148,12 @@ class _Planner:
             turn = domain.turns[i % len(domain.turns)]
             wanted = domain.properties if turn == "property" else (turn,)
             watched = (
-                WATCHED in domain.labels
-                and status == HELPED
+                PRECURSOR in domain.labels
+                and status == UNREGULATED
                 and i % PRECURSOR_EVERY == PRECURSOR_EVERY - 1
             )
             for at, intents in (
-                (WATCHED if watched else status, wanted),
+                (PRECURSOR if watched else status, wanted),
                 (status, wanted),
                 (status, domain.of_kind("neutral")),
             ):

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from stages.core.checked_csv import Row, read_rows, row_error
-from stages.domain.description import CATALOG, REFUSED, Domain
+from stages.domain.description import CATALOG, CONTROLLED, Domain
 from stages.domain.substance import Substance
 
 THINGS = ("name", "status", "kind", "class", "group", "instrument", "schedule", "as_of")
@@ -85,8 +85,8 @@ def _check_thing(domain: Domain, path: Path, row: Row) -> None:
     if row["as_of"] and not re.fullmatch(r"\d{4}(-\d\d)?", row["as_of"]):
         raise row_error(path, row, "as_of", f"`{row['as_of']}` must look like 2026-03")
     empty = [column for column in REFERENCE if not row[column]]
-    if empty and (row["status"] == REFUSED or len(empty) < len(REFERENCE)):
-        problem = f"the cell is empty; {REFUSED} things need {', '.join(REFERENCE)}, all or none"
+    if empty and (row["status"] == CONTROLLED or len(empty) < len(REFERENCE)):
+        problem = f"the cell is empty; {CONTROLLED} things need {', '.join(REFERENCE)}, all or none"
         raise row_error(path, row, empty[0], problem)
     for column in REFERENCE:
         if "," in row[column]:

@@ -9,7 +9,7 @@ the words that the domain has.
 
 from typing import Any
 
-from stages.domain.description import REFUSED, Domain, Intent
+from stages.domain.description import CONTROLLED, Domain, Intent
 from stages.teacher.phrasing import fitting, pick
 
 Sheet = dict[str, Any]
@@ -32,7 +32,7 @@ def refusing(domain: Domain, sheet: Sheet, key: tuple) -> str:
     intent = domain.intents[sheet["intent"]]
     if sheet["intent_kind"] == "harmful":
         reasons, instead = intent.reasons, intent.instead
-        if sheet["status"] == REFUSED and intent.cites_law:
+        if sheet["status"] == CONTROLLED and intent.cites_law:
             reasons = reasons + _for_kind(domain.refusals.reasons, sheet)
     else:
         reasons, instead = (
@@ -57,7 +57,7 @@ def over_refusing(domain: Domain, sheet: Sheet, key: tuple) -> str:
         [kind for kind, times in words.pretended.items() for _ in range(times)], *key, "kind"
     )
     reference = pick(words.references[kind], *key, "reference")
-    return refusing(domain, {**sheet, "status": REFUSED, "kind": kind, "reference": reference}, key)
+    return refusing(domain, {**sheet, "status": CONTROLLED, "kind": kind, "reference": reference}, key)
 
 
 def bare_refusing(key: tuple) -> str:

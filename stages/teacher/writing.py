@@ -14,7 +14,7 @@ from stages.chat.client import Session
 from stages.chat.protocol import ChatRequest, Endpoint
 from stages.core.errors import LibraError
 from stages.domain.description import Domain
-from stages.domain.gate import Rule, mask, more_rules, violations
+from stages.domain.gate import Rule, mask, domain_rules, violations
 from stages.teacher.sheets import shown_as
 
 ROUNDS = 3  # how often a seed is asked for at most
@@ -40,7 +40,7 @@ def ask_texts(
     the share `max_quarantined` of the sheets has no usable reply, and what `Session.ask` raises. The gate holds the rules of `domain`
     as well.
     """
-    more = more_rules(domain.gate) if domain else ()
+    more = domain_rules(domain.gate) if domain else ()
     usable: dict[str, dict[str, list[str]]] = {}
     faults: dict[str, str] = {}
     unfit: dict[

@@ -12,7 +12,7 @@ import argparse
 
 def main(arguments: list[str] | None = None) -> None:
     from stages.core import cli
-    from stages.domain.description import domain_here
+    from stages.domain.description import load_domain_or_default
     from stages.judging import offline_judges
     from stages.teacher import offline_teacher
     from stages.tools.serving.fault_injection import Faults, add_options
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("argument --port: a port is a number from 0 to 65535")
 
     def serve() -> None:
-        app = apps[who](domain_here())
+        app = apps[who](load_domain_or_default())
         try:
             faulty = Faults(server_of(app), **options)
         except ValueError as error:

@@ -105,10 +105,10 @@ def with_pandas(folder: Path, out: Path) -> dict:
     import polars as pl
 
     from stages.dataset import contract, probes
-    from stages.domain.description import kept_domain
+    from stages.domain.description import load_domain
     from stages.domain.gate import ROLES, mask, violations
 
-    domain = kept_domain()
+    domain = load_domain()
     triplets, seeds, substances = (
         pd.read_parquet(folder / f"{name}.parquet") for name in ("triplets", "seeds", "substances")
     )

@@ -11,7 +11,7 @@ import polars as pl
 import yaml
 
 from stages.combine import combine
-from stages.domain.description import KEPT, chemistry
+from stages.domain.description import DOMAIN_JSON, chemistry
 
 SEEDS = {"train": 48, "validation": 16, "test": 32}
 # (status, intent, intent_kind) of four seeds in a row: two of each label, half of them dual.
@@ -133,11 +133,11 @@ def lay_out(
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for name, table in (("triplets", triplets), ("seeds", seeds), ("substances", substances)):
         table.write_parquet(folder / f"data/{name}.parquet")
-    (folder / KEPT).write_text(chemistry().as_json(), encoding="utf-8")
+    (folder / DOMAIN_JSON).write_text(chemistry().as_json(), encoding="utf-8")
     (folder / "params.yaml").write_text(yaml.safe_dump({"validate": {"probe_limit": limit}}))
     validate = {
         "cmd": f"{sys.executable} -m stages.validate",
-        "deps": [*(f"data/{name}.parquet" for name in ("triplets", "seeds", "substances")), KEPT],
+        "deps": [*(f"data/{name}.parquet" for name in ("triplets", "seeds", "substances")), DOMAIN_JSON],
         "params": ["validate"],
         "outs": ["data/librachemqa"],
     }
