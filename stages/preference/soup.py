@@ -1,9 +1,12 @@
-"""A soup: the mean of the weights of policies trained one after the other, from one start on other rows (Wortsman et al. 2022).
+"""A soup: the mean of the weights of several policies (Wortsman et al. 2022).
 
-    .cache/checkpoints/dpo-9f2c4a01d3b7e655/member-1/finished/   weights.safetensors, curve.json, whole.json
+They are trained one after the other, from one start, each on rows of its own:
+
+    .cache/checkpoints/dpo-9f2c4a01d3b7e655/member-1/finished/     weights.safetensors, curve.json
     .cache/checkpoints/dpo-9f2c4a01d3b7e655/member-2/checkpoint-1600/
 
-A run that was killed trains no finished member again: its weights are kept until the mean is written, in float32, as they are added.
+A run that was killed doesn't train a finished member again: its weights stay there, in float32 as
+they are added up, until the mean is written.
 """
 
 import gc
@@ -19,15 +22,15 @@ from safetensors.torch import load_file, save_file
 
 from stages.core.tables import write_text
 from stages.training import processes, trainer
-from stages.training.checkpoints import CURVE, Run, is_whole, say, seal
-from stages.training.models import ModelParams
+from stages.training.checkpoints import CURVE, Run, is_intact, log, seal
+from stages.training.model_params import ModelParams
+from stages.training.trainer import Curve
 
 FINISHED, WEIGHTS = "finished", "weights.safetensors"
-Curve = list[dict[str, float]]
 
 
 class Soup:
-    """`count` members, numbered from 0 and added in that order; the main process alone holds their weights."""
+    """`count` members, numbered from 0 and added in that order; only rank 0 has their weights."""
 
     def __init__(self, stage: str, count: int, folder: str):
         self._stage, self._count, self._run = stage, count, Run(folder, stage)
@@ -35,42 +38,47 @@ class Soup:
         self._curves: list[Curve] = []
 
     def folder(self, member: int) -> str:
-        """Where `member` keeps its checkpoints."""
+        """Where the checkpoints of `member` are."""
         return str(self._run.folder / f"member-{member + 1}")
 
-    def add(self, member: int, make: Callable) -> None:
-        """Train what `make` makes, a trainer of whole weights that isn't sharded, unless a run before this one has finished it.
+    def add(self, member: int, make_trainer: Callable) -> None:
+        """Train the result of `make_trainer`, unless an earlier run has finished this member.
 
-        Call it with the trainer's arguments made: several processes know of each other from then on.
+        It is a trainer of whole weights that isn't sharded. Call this once the trainer's arguments
+        exist: they set up the processes' communication.
         """
-        kept = [processes.is_main() and self._read(member)]
-        if broadcast_object_list(kept)[0]:
+        is_finished = broadcast_object_list([processes.is_main() and self._read(member)])[0]
+        if is_finished:
             return
-        gc.collect()  # the member before this one, with its optimizer
-        report = trainer.Report(self._what(member))
-        model = trainer.train(make(), report, self._run)
+        gc.collect()  # the previous member, with its optimizer
+        report = trainer.Report(self._label(member))
+        model = trainer.train(make_trainer(), report, self._run)
         if processes.is_main():
-            weights = {
+            weights = {  # tied ones once
                 name: values.detach().float().cpu().contiguous()
                 for name, values in model.named_parameters()
-            }  # tied ones once
+            }
             self._write(member, weights, report.curve())
-            self._sum(weights, report.curve())
+            self._add_up(weights, report.curve())
 
-    def keep(self, model, tokenizer, folder: str, record, name: str, size: ModelParams) -> None:
-        """Give `model` the mean, and write and record it as one policy (`trainer.keep`)."""
-        if processes.is_main():
-            with torch.no_grad():
-                for key, values in model.named_parameters():
-                    values.copy_(self._sums[key] / self._count)
-            trainer.keep(
-                model, tokenizer, mean_curve(self._curves), folder, record, name, size, self._run
-            )
+    def save(
+        self, model, tokenizer, folder: str, record, name: str, model_params: ModelParams
+    ) -> None:
+        """Give `model` the mean, then write and record it (`trainer.save_and_record`)."""
+        if not processes.is_main():
+            return
+        with torch.no_grad():
+            for key, values in model.named_parameters():
+                values.copy_(self._sums[key] / self._count)
+        curve = mean_curve(self._curves)
+        trainer.save_and_record(
+            model, tokenizer, curve, folder, record, name, model_params, self._run
+        )
 
-    def _what(self, member: int) -> str:
+    def _label(self, member: int) -> str:
         return f"{self._stage} {member + 1}/{self._count}"
 
-    def _sum(self, weights: dict[str, torch.Tensor], curve: Curve) -> None:
+    def _add_up(self, weights: dict[str, torch.Tensor], curve: Curve) -> None:
         for name, values in weights.items():
             if name in self._sums:
                 self._sums[name] += values
@@ -80,21 +88,20 @@ class Soup:
 
     def _read(self, member: int) -> bool:
         folder = Path(self.folder(member)) / FINISHED
-        if not self._run.keeps or not folder.exists():
+        if not self._run.is_locked or not folder.exists():
             return False
-        if not is_whole(folder):
-            say(self._what(member), f"{folder} is damaged and isn't used")
+        if not is_intact(folder):
+            log(self._label(member), f"{folder} is damaged and is ignored")
             shutil.rmtree(folder)
             return False
-        self._sum(
-            load_file(folder / WEIGHTS), json.loads((folder / CURVE).read_text(encoding="utf-8"))
-        )
-        say(self._what(member), "was trained before")
+        curve = json.loads((folder / CURVE).read_text(encoding="utf-8"))
+        self._add_up(load_file(folder / WEIGHTS), curve)
+        log(self._label(member), "already trained")
         return True
 
     def _write(self, member: int, weights: dict[str, torch.Tensor], curve: Curve) -> None:
-        """Keep a finished member in the place of its checkpoints; where that can't be, they stay."""
-        if not self._run.keeps:
+        """Keep a finished member instead of its checkpoints; if it can't be written, they stay."""
+        if not self._run.is_locked:
             return
         folder = Path(self.folder(member)) / FINISHED
         try:
@@ -104,10 +111,11 @@ class Soup:
             seal(folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            fault = f"{folder} can't be written ({str(error).splitlines()[0]}; is the disk full?)"
-            say(
-                self._what(member),
-                f"warning: {fault}; training goes on, and a run that is killed trains this policy's end again",
+            fault = str(error).splitlines()[0]
+            log(
+                self._label(member),
+                f"warning: {folder} can't be written ({fault}; is the disk full?); training "
+                "continues, and a run that is killed trains the end of this policy again",
             )
         else:
             for checkpoint in folder.parent.glob("checkpoint-*"):

@@ -1,38 +1,44 @@
-"""Adapters (LoRA, Hu et al. 2022) on a base: fresh ones, those in a folder, and what is written of them.
+"""Adapters (LoRA, Hu et al. 2022) on a base: new ones, those in a folder, and how they are written.
 
-A folder with an adapter names its base and the base's commit, which `peft` loads. With the base's own files beside it (`model.save:
-with_base`) `transformers` and `transformers serve` load it as well, and this project asks no hub for it.
+A folder with an adapter names its base and the base's commit, which `peft` loads. With the base's
+files beside it (`model.save: with_base`) `transformers` and `transformers serve` load it too, and
+this project needs no hub for it.
 """
 
-import hashlib
+import contextlib
 import json
 import os
 import shutil
 import sys
 import tempfile
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stages.core.cache import content_key
 from stages.core.errors import LibraError
 from stages.core.folders import cache_folder
-from stages.training.models import LoraParams, ModelParams
-from stages.training.pretrained import find, load_weights
+from stages.training.model_params import LoraParams, ModelParams
+from stages.training.pretrained import commit_of, load_weights
 
 CONFIG, ADAPTER, WEIGHTS = "config.json", "adapter_config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
+FIX_FOLDER = "write or pull the folder again"
 
 
 def is_adapted(model) -> bool:
-    """Whether `model` is a base with adapters (peft's) and not whole weights."""
+    """Whether `model` is a base with adapters (peft's), not whole weights."""
     return hasattr(model, "peft_config")
 
 
 def load_adapted(
     folder: Path, dtype: str, attention: str, quantization: str | None, trainable: bool
 ):
-    """The adapter in `folder` as a `PeftModel`, on the base in the folder, else on the one that it names; the adapter is in float32.
+    """The adapter in `folder` as a `PeftModel`, on the base in the folder or else the one it names.
 
-    Raises LibraError when a part of it is missing or the base or the hardware can't be had.
+    The adapter is in float32. Raises LibraError if a part is missing, or the base or hardware isn't
+    available.
     """
     from peft import PeftModel
 
@@ -40,45 +46,46 @@ def load_adapted(
         raise LibraError(
             f"{folder} holds an adapter without its weights; run `dvc repro {folder.name}` first"
         )
-    how = {"dtype": dtype, "attention": attention, "quantization": quantization}
+    load_kwargs = {"dtype": dtype, "attention": attention, "quantization": quantization}
     if has_base(folder):
-        model = _load_base(folder, how)
+        base = _load_base(folder, load_kwargs)
     else:
         config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-        base = config["base_model_name_or_path"]
-        model = load_weights(base, find(base, config.get("revision")), **how)
-    return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        name = config["base_model_name_or_path"]
+        base = load_weights(name, commit_of(name, config.get("revision")), **load_kwargs)
+    with _no_rename_warning():
+        return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
 
 
 def has_base(folder: Path) -> bool:
-    """Whether the base of the adapter in `folder` lies beside it."""
+    """Whether the base of the adapter in `folder` is beside it."""
     return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 
-def _load_base(folder: Path, how: dict[str, str | None]):
-    """The base in `folder` without the adapter beside it, which transformers would put on it."""
-    with tempfile.TemporaryDirectory() as bare:
-        for path in _base_files(folder, "write or pull the folder anew"):
-            (Path(bare) / path.name).symlink_to(path.resolve())
+def _load_base(folder: Path, load_kwargs: dict[str, str | None]):
+    """The base in `folder` without the adapter, which transformers would otherwise attach."""
+    with tempfile.TemporaryDirectory() as links:
+        for path in _base_files(folder, FIX_FOLDER):
+            (Path(links) / path.name).symlink_to(path.resolve())
         try:
-            model = load_weights(bare, None, **how)
+            model = load_weights(links, None, **load_kwargs)
         except LibraError as error:
-            raise LibraError(str(error).replace(bare, str(folder))) from None
+            raise LibraError(str(error).replace(links, str(folder))) from None
     model.name_or_path = model.config.name_or_path = str(folder)
     return model
 
 
 def with_adapter(model, lora: LoraParams, revision: str | None):
-    """`model` frozen, with fresh adapters (which change nothing yet); `revision` is the commit that `model` was loaded from.
+    """`model` frozen, with new adapters that change nothing yet.
 
-    Raises LibraError when a name in `lora.target_modules` matches no linear module: peft is content when one name of a list does.
+    `revision` is the commit that `model` was loaded from. Raises LibraError if a name in
+    `lora.target_modules` matches no linear module: peft only requires that one of them does.
     """
     import torch
     from peft import LoraConfig, get_peft_model
 
-    head = (
-        model.get_output_embeddings()
-    )  # is left alone: the trainers read its weights without an adapter
+    # The head gets no adapter: the trainers read its weights directly.
+    head = model.get_output_embeddings()
     linear = [
         name
         for name, module in model.named_modules()
@@ -86,14 +93,15 @@ def with_adapter(model, lora: LoraParams, revision: str | None):
     ]
     known = sorted({name.rpartition(".")[2] for name in linear})
     targets = known if lora.target_modules == "all-linear" else lora.target_modules
-    if strays := [
+    unknown = [
         target
         for target in targets
         if not any(f".{name}".endswith(f".{target}") for name in linear)
-    ]:
+    ]
+    if unknown:
         raise LibraError(
-            f"model.lora.target_modules: {', '.join(strays)} is no linear module of {model.name_or_path} that an adapter can be put on; "
-            f"it has {', '.join(known)}"
+            f"model.lora.target_modules: {', '.join(unknown)}: not a linear module of "
+            f"{model.name_or_path} that takes an adapter; it has {', '.join(known)}"
         )
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -103,22 +111,24 @@ def with_adapter(model, lora: LoraParams, revision: str | None):
         target_modules=targets,
         revision=revision,
     )
-    return get_peft_model(model, config)
+    with _no_rename_warning():
+        return get_peft_model(model, config)
 
 
-def finished(model, params: ModelParams):
-    """What is written of the trained `model`: whole weights in `params.dtype`, or the adapted model itself.
+def final_model(model, model_params: ModelParams):
+    """The trained `model` in the form to be written: whole weights in `dtype`, or still adapted.
 
-    Adapters on a 4-bit base are merged into the base as it is in `params.dtype`: merged weights in 4 bits would be rounded anew.
+    Adapters on a 4-bit base are merged into that base loaded in `dtype`: weights merged in 4 bits
+    would be rounded again.
     """
     import torch
 
-    dtype = getattr(torch, params.dtype)
+    dtype = getattr(torch, model_params.dtype)
     if not is_adapted(model):
         return model.to(dtype)
-    if params.save != "merged":
+    if model_params.save != "merged":
         return model
-    if params.quantization:
+    if model_params.quantization:
         from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
         config = model.peft_config["default"]
@@ -126,61 +136,66 @@ def finished(model, params: ModelParams):
             model, adapter_name="default", save_embedding_layers=False
         )
         base = load_weights(
-            config.base_model_name_or_path, config.revision, params.dtype, params.attention, None
+            config.base_model_name_or_path,
+            config.revision,
+            model_params.dtype,
+            model_params.attention,
+            None,
         )
-        model = get_peft_model(base, config)
+        with _no_rename_warning():
+            model = get_peft_model(base, config)
         set_peft_model_state_dict(model, learnt)
     return model.merge_and_unload(safe_merge=True, adapter_names=["default"]).to(dtype)
 
 
-def check_base(model, params: ModelParams) -> None:
-    """Raises LibraError before training for what would else show behind it: a base that can't be put beside the adapter."""
-    if not is_adapted(model) or params.save != "with_base":
+def check_base(model, model_params: ModelParams) -> None:
+    """Raises LibraError before training if the base can't be copied to the adapter afterwards."""
+    if not is_adapted(model) or model_params.save != "with_base":
         return
-    needed, free = _size(base_files(model)), shutil.disk_usage(".").free
+    needed, free = _bytes(base_files(model)), shutil.disk_usage(".").free
     if needed > free:
         raise LibraError(
-            f"model.save: with_base puts the base ({needed / 1e9:.1f} GB) beside the adapter, and {free / 1e9:.1f} GB of the disk are free; "
-            "free the disk, or set it to adapter"
+            f"model.save: with_base copies the base ({needed / 1e9:.1f} GB) beside the adapter, "
+            f"and only {free / 1e9:.1f} GB of the disk are free; free some, or set it to adapter"
         )
 
 
 def base_files(model) -> list[Path]:
-    """The files of the base that the adapted `model` was loaded from: configuration and weights. Raises LibraError when one is missing."""
+    """Configuration and weights that the base of the adapted `model` was loaded from.
+
+    Raises LibraError if one is missing.
+    """
     from huggingface_hub import hf_hub_download
 
     source = model.get_base_model().name_or_path
     folder = Path(source)
-    if not folder.is_dir():  # it was loaded, so it is in the hub's cache
-        folder = Path(
-            hf_hub_download(source, CONFIG, revision=model.peft_config["default"].revision)
-        ).parent
-    return _base_files(folder, "mend it, or set model.save to adapter")
+    if not folder.is_dir():  # loaded by now, so it is in the hub's cache
+        revision = model.peft_config["default"].revision
+        folder = Path(hf_hub_download(source, CONFIG, revision=revision)).parent
+    return _base_files(folder, "restore it, or set model.save to adapter")
 
 
-def _base_files(folder: Path, mend: str) -> list[Path]:
+def _base_files(folder: Path, fix: str) -> list[Path]:
     weights = {WEIGHTS}
     if not (folder / WEIGHTS).exists() and (folder / INDEX).exists():
-        weights = {
-            INDEX,
-            *json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values(),
-        }
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        weights = {INDEX, *index["weight_map"].values()}
     files = [folder / name for name in (CONFIG, *sorted(weights))]
     if missing := [path.name for path in files if not path.exists()]:
-        raise LibraError(f"{folder} lacks {', '.join(missing)} of the base model; {mend}")
+        raise LibraError(f"{folder} lacks {', '.join(missing)} of the base model; {fix}")
     return files + [path for path in [folder / "generation_config.json"] if path.exists()]
 
 
-def _size(files: list[Path]) -> int:
-    """Bytes."""
+def _bytes(files: list[Path]) -> int:
     return sum(path.stat().st_size for path in files)
 
 
 def base_folder(folder: Path) -> str | None:
-    """Where the base of the adapter in `folder` is on this machine, without the adapter; None when `folder` holds whole weights.
+    """A folder with the base of the adapter in `folder`, without the adapter; None: whole weights.
 
-    A base that is nowhere but beside the adapter is linked into `.cache/bases/`, where the next policy's doesn't take its place. Raises
-    huggingface_hub's LocalEntryNotFoundError when it isn't on this machine, and OSError.
+    A base that is only beside the adapter is linked into `.cache/bases/`, so that the next policy
+    doesn't overwrite it. Raises huggingface_hub's LocalEntryNotFoundError if the base isn't on this
+    machine, and OSError.
     """
     from huggingface_hub import errors, hf_hub_download
 
@@ -191,49 +206,60 @@ def base_folder(folder: Path) -> str | None:
     if Path(base).is_dir():
         return base
     try:
-        return str(
-            Path(hf_hub_download(base, CONFIG, revision=commit, local_files_only=True)).parent
-        )
+        config_path = hf_hub_download(base, CONFIG, revision=commit, local_files_only=True)
+        return str(Path(config_path).parent)
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         if not has_base(folder):
             raise
-    kept = cache_folder() / "bases" / hashlib.sha256(f"{base}@{commit}".encode()).hexdigest()[:16]
-    kept.mkdir(parents=True, exist_ok=True)
-    for file in _base_files(folder, "write or pull the folder anew"):
-        if not (kept / file.name).exists():
+
+    links = cache_folder() / "bases" / content_key(base, commit)[:16]
+    links.mkdir(parents=True, exist_ok=True)
+    for file in _base_files(folder, FIX_FOLDER):
+        if not (links / file.name).exists():
             try:
-                os.link(file, kept / file.name)
-            except OSError:  # another file system, or one without links
-                shutil.copyfile(file, half := kept / f".{file.name}.{os.getpid()}")
-                half.rename(kept / file.name)
-    return str(kept)
+                os.link(file, links / file.name)
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(file, temporary := links / f".{file.name}.{os.getpid()}")
+                temporary.rename(links / file.name)
+    return str(links)
 
 
-def write(model, folder: Path, weights: dict[str, Any] | None, with_base: bool) -> None:
-    """Write the adapter that was trained (DPO keeps another one, its reference) and its base, the same bytes each time.
+def save_adapter(model, folder: Path, weights: dict[str, Any] | None, with_base: bool) -> None:
+    """Write the trained adapter (not DPO's reference) and its base, the same bytes each time.
 
-    `weights` are the adapter's where those of `model` are spread over processes. Raises LibraError, OSError.
+    `weights` are the adapter's if those of `model` are sharded. Raises LibraError, OSError.
     """
     model.save_pretrained(
         folder, state_dict=weights, selected_adapters=["default"], save_embedding_layers=False
     )
-    (folder / "README.md").unlink()  # a form to fill in, with the versions of this machine
+    (folder / "README.md").unlink()  # an empty template with this machine's versions
     path = folder / ADAPTER
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["target_modules"].sort()  # peft writes a set in the order that this process has it
+    config["target_modules"].sort()  # peft writes a set in this process's order
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if with_base:
-        files = base_files(model)
-        gigabytes = _size(files) / 1e9
-        if gigabytes > 1:
-            print(
-                f"puts the base beside the adapter: {gigabytes:.1f} GB", file=sys.stderr, flush=True
-            )
-        try:
-            for path in files:
-                shutil.copyfile(path, folder / path.name)
-        except OSError as error:
-            raise LibraError(
-                f"the base ({gigabytes:.1f} GB) can't be put beside the adapter ({error.strerror}: {error.filename}); mend that or set "
-                "model.save to adapter, then run again: with the same params training goes on at its last checkpoint"
-            ) from None
+    if not with_base:
+        return
+
+    files = base_files(model)
+    gigabytes = _bytes(files) / 1e9
+    if gigabytes > 1:
+        print(f"copying the base to the adapter: {gigabytes:.1f} GB", file=sys.stderr, flush=True)
+    try:
+        for path in files:
+            shutil.copyfile(path, folder / path.name)
+    except OSError as error:
+        raise LibraError(
+            f"the base ({gigabytes:.1f} GB) can't be copied to the adapter ({error.strerror}: "
+            f"{error.filename}); fix that or set model.save to adapter, then run again: with the "
+            "same params training resumes at its last checkpoint"
+        ) from None
+
+
+@contextlib.contextmanager
+def _no_rename_warning() -> Iterator[None]:
+    """Hide one warning that peft 0.21 triggers: it reads an attribute that transformers renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
+        yield

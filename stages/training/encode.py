@@ -1,4 +1,8 @@
-"""Texts to token ids: one way to render a prompt and an answer for training, reference and generation alike."""
+"""Texts to token ids: one rendering of prompts and answers for training and generation.
+
+prompt_ids = encode_prompts(tokenizer, ["How is ethanol stored?"])     # [[3, 75, ..., 1, 4]]
+answer_ids = encode_answers(tokenizer, ["Cool and dry."])              # [[38, 260, ..., 1]]
+"""
 
 import json
 import random
@@ -7,7 +11,7 @@ from collections.abc import Sequence
 
 from stages.core.errors import LibraError
 
-WITHHELD = "[details withheld]"  # where an opener stops
+WITHHELD = "[details withheld]"  # where a compliance opener stops
 
 
 def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
@@ -16,14 +20,15 @@ def encode_prompts(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
 
 
 class BpeDropout:
-    """Segments a prompt another way each time: at every step a share of the possible merges is left out.
+    """Segments a prompt differently each time: every possible merge is skipped at random.
 
-    A small policy otherwise learns a substance by the one way it is cut, and reads nothing from the parts of new names.
-    The `dropout` of the tokenizers library draws from a generator that can't be seeded. Source: Provilkov et al. 2020.
+    Without it a small policy learns a substance by its one segmentation and reads nothing from the
+    parts of new names. The `dropout` of the tokenizers library uses a generator that can't be
+    seeded. Source: Provilkov et al. 2020.
     """
 
     def __init__(self, tokenizer, share: float):
-        """`share` of merges left out, 0 (none) to 1 (all). Raises LibraError for a tokenizer that isn't byte-level BPE."""
+        """`share` of merges skipped, 0 to 1. Raises LibraError unless it is byte-level BPE."""
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         model = backend["model"]
         if (
@@ -32,7 +37,8 @@ class BpeDropout:
             or "ByteLevel" not in json.dumps(backend["pre_tokenizer"])
         ):
             raise LibraError(
-                "bpe_dropout is for byte-level BPE tokenizers, which this model's is not; set it to 0"
+                "bpe_dropout needs a byte-level BPE tokenizer, and this model's is another kind; "
+                "set it to 0"
             )
         self.tokenizer, self.share = tokenizer, share
         self.rank = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
@@ -40,77 +46,78 @@ class BpeDropout:
         self.added = {
             str(token): number for number, token in tokenizer.added_tokens_decoder.items()
         }
-        self.mark = re.compile(
-            "(" + "|".join(map(re.escape, sorted(self.added, key=len, reverse=True))) + ")"
-        )
-        self.words: dict[
-            str, list[int | str]
-        ] = {}  # of each prompt seen: words, and ids of added tokens
+        longest_first = sorted(self.added, key=len, reverse=True)
+        self.added_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        # Of each prompt seen so far: its words, and the ids of added tokens.
+        self.words: dict[str, list[int | str]] = {}
 
     def prompt(self, text: str, rng: random.Random, longest: int) -> list[int]:
-        """Token ids as `encode_prompts` gives them, cut at random; as usual where they would be more than `longest`."""
+        """Token ids as of `encode_prompts`, but segmented at random.
+
+        Without dropout if they would be more than `longest`.
+        """
         if text not in self.words:
             self.words[text] = self._split(_prompt_text(self.tokenizer, text))
         ids: list[int] = []
         for word in self.words[text]:
-            ids += (
-                [word]
-                if isinstance(word, int)
-                else [self.vocabulary[piece] for piece in self._merged(word, rng)]
-            )
+            if isinstance(word, int):
+                ids.append(word)
+            else:
+                ids += [self.vocabulary[piece] for piece in self._merge(word, rng)]
         return ids if len(ids) <= longest else encode_prompts(self.tokenizer, [text])[0]
 
     def _split(self, rendered: str) -> list[int | str]:
         split = self.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
         words: list[int | str] = []
-        for part in filter(None, self.mark.split(rendered)):
+        for part in filter(None, self.added_pattern.split(rendered)):
             words += [self.added[part]] if part in self.added else [word for word, _ in split(part)]
         return words
 
-    def _merged(self, word: str, rng: random.Random) -> list[str]:
+    def _merge(self, word: str, rng: random.Random) -> list[str]:
         pieces = list(word)
         while len(pieces) > 1:
-            pairs = (
-                (self.rank.get(pair), at)
-                for at, pair in enumerate(zip(pieces, pieces[1:], strict=False))
-            )
-            open_ = [
-                (rank, at) for rank, at in pairs if rank is not None and rng.random() >= self.share
+            pairs = enumerate(zip(pieces, pieces[1:], strict=False))
+            merges = [
+                (rank, i)
+                for rank, i in ((self.rank.get(pair), i) for i, pair in pairs)
+                if rank is not None and rng.random() >= self.share
             ]
-            if not open_:
+            if not merges:
                 break
-            _, at = min(open_)
-            pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+            _, i = min(merges)
+            pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
         return pieces
 
 
 def encode_answers(tokenizer, answers: Sequence[str]) -> list[list[int]]:
-    """Token ids of each answer as the assistant's turn, its end-of-turn token included: what follows the prompt's ids.
+    """Token ids of each answer as the assistant's turn, end-of-turn token included.
 
-    Raises LibraError when the template renders a prompt differently once it is answered.
+    They continue the prompt's ids. Raises LibraError if the template renders a prompt differently
+    once it is answered.
     """
-    return _after_a_prompt(tokenizer, [_answer_text(tokenizer, answer) for answer in answers])
+    return _ids_after_prompt(tokenizer, [_answer_text(tokenizer, answer) for answer in answers])
 
 
 def encode_rejected(tokenizer, answers: Sequence[str]) -> list[list[int]]:
     """As `encode_answers`, but a compliance opener ends before its `[details withheld]`.
 
-    The mark stands for text that is not there. Trained on, it would tell the rejected answer by itself, and the policy
-    would learn to shun the mark instead of agreeing. What a template writes before an answer (an empty chain of thought)
-    stays, for it would tell them apart as well.
+    The mark stands for text that isn't there. If it were trained on, it alone would identify the
+    rejected answer, and the policy would learn to avoid the mark instead of the agreement. What a
+    template puts before an answer (an empty chain of thought) stays: without it they would be
+    identifiable too.
     """
     texts = [_answer_text(tokenizer, answer) for answer in answers]
     before = _answer_text(tokenizer, WITHHELD).partition(WITHHELD)[0]
     for i, answer in enumerate(answers):
         if answer.endswith(WITHHELD):
             texts[i] = before + answer.removesuffix(WITHHELD).rstrip()
-    return _after_a_prompt(tokenizer, texts)
+    return _ids_after_prompt(tokenizer, texts)
 
 
 def length_grouped(lengths: Sequence[int], batch_size: int, rng: random.Random) -> list[int]:
-    """A random order of `range(len(lengths))` in which each run of `batch_size` has similar lengths.
+    """A random order of `range(len(lengths))` in which each batch has rows of similar length.
 
-    Sorts inside large random chunks and shuffles the batches, so that little of a batch is padding.
+    Sorts within large random chunks and shuffles the batches, so that little of a batch is padding.
     """
     order = list(range(len(lengths)))
     rng.shuffle(order)
@@ -126,40 +133,41 @@ def length_grouped(lengths: Sequence[int], batch_size: int, rng: random.Random) 
 
 
 def _prompt_text(tokenizer, prompt: str) -> str:
-    return _rendered(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+    return _render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
 
 
 def _answer_text(tokenizer, answer: str) -> str:
     """What the template adds to a prompt once `answer` is given."""
-    asked = _prompt_text(tokenizer, "x")
-    whole = _rendered(
-        tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
-    )
-    if not whole.startswith(asked):
+    prompt = _prompt_text(tokenizer, "x")
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
+    conversation = _render(tokenizer, turns)
+    if not conversation.startswith(prompt):
         raise LibraError(
-            "the tokenizer's chat template renders a prompt differently once it is answered; use another template"
+            "the tokenizer's chat template renders a prompt differently once it is answered; "
+            "use another template"
         )
-    return whole[len(asked) :]
+    return conversation[len(prompt) :]
 
 
-def _rendered(tokenizer, turns: list[dict], add_generation_prompt: bool = False) -> str:
+def _render(tokenizer, turns: list[dict], add_generation_prompt: bool = False) -> str:
     return tokenizer.apply_chat_template(
         turns, tokenize=False, add_generation_prompt=add_generation_prompt
     )
 
 
-def _after_a_prompt(tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of `texts` where they follow a prompt: some tokenizers begin a text of its own with a blank.
+def _ids_after_prompt(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of `texts` as they follow a prompt: alone, some tokenizers add a leading space.
 
-    A tokenizer that merges the end of a prompt with the start of a text gives those of the text alone, for the policy is asked
-    with the whole prompt.
+    If a tokenizer merges the end of the prompt with the start of the text, the ids are those of the
+    text alone, since the policy is given the whole prompt.
     """
-    asked = _prompt_text(tokenizer, "x")
-    (prompt,) = _ids(tokenizer, [asked])
-    alone, whole = _ids(tokenizer, texts), _ids(tokenizer, [asked + text for text in texts])
+    prompt = _prompt_text(tokenizer, "x")
+    (prompt_ids,) = _ids(tokenizer, [prompt])
+    alone, continued = _ids(tokenizer, texts), _ids(tokenizer, [prompt + text for text in texts])
+    count = len(prompt_ids)
     return [
-        ids[len(prompt) :] if ids[: len(prompt)] == prompt else own
-        for ids, own in zip(whole, alone, strict=True)
+        ids[count:] if ids[:count] == prompt_ids else own
+        for ids, own in zip(continued, alone, strict=True)
     ]
 
 

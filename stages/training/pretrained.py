@@ -1,7 +1,11 @@
-"""Policies that start from a real model: where it comes from and how it is loaded.
+"""Pretrained models: where they are and how they are loaded.
 
-A model is a hub id or a local folder in hub layout (config.json, *.safetensors, tokenizer files). Weights are read as safetensors
-only and no code from a model's repository is run.
+    commit = commit_of("Qwen/Qwen3-8B", revision=None)      # None for a local folder
+    model = load_weights("Qwen/Qwen3-8B", commit, "bfloat16", "sdpa", None)
+    tokenizer = load_tokenizer("Qwen/Qwen3-8B", commit)
+
+A model is a hub id or a local folder in hub layout (config.json, *.safetensors, tokenizer files).
+Only safetensors are read, and no code from a model's repository is run.
 """
 
 import importlib.util
@@ -10,129 +14,142 @@ from pathlib import Path
 
 from stages.core.errors import LibraError
 
-# Put before a chat template that tells the date (Llama 3's): the same prompt on every day, in training and where it is served.
-SAME_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+# Prepended to a chat template that prints the date (Llama 3's): the prompt is the same every day,
+# in training and wherever the model is served.
+FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
-def find(base: str, revision: str | None) -> str | None:
-    """The commit of the hub's model `base` that `revision` (commit, tag, branch; null: the default branch) names now.
+def commit_of(base: str, revision: str | None) -> str | None:
+    """The commit that `revision` (commit, tag, branch; None: the default branch) names on the hub.
 
-    None for a local folder. Raises LibraError that says where was looked and what mends it.
+    None for a local folder. Raises LibraError that says where was searched and how to fix it.
     """
     if Path(base).is_dir():
         if not (Path(base) / "config.json").exists():
             raise LibraError(
-                f"model.base: the folder {base} has no config.json, so it holds no model in hub layout; name another one"
+                f"model.base: the folder {base} has no config.json, so it isn't a model in hub "
+                "layout; name another folder"
             )
         return None
     if base.startswith((".", "/", "~")) or base.count("/") > 1:
         raise LibraError(
-            f"model.base: there is no folder {base}; mend the path (a relative one starts at the project's folder)"
+            f"model.base: there is no folder {base}; fix the path (relative paths start at the "
+            "project's folder)"
         )
+
     import httpx2
     from huggingface_hub import constants, errors, hf_hub_download
 
-    called = base if revision is None else f"{base} at revision {revision}"
-    looked = f"on the hub {constants.ENDPOINT} (HF_ENDPOINT)"
-    cache = f"in the cache {constants.HF_HUB_CACHE} (HF_HUB_CACHE)"
+    hub = f"the hub {constants.ENDPOINT} (HF_ENDPOINT)"
+    cache = f"the cache {constants.HF_HUB_CACHE} (HF_HUB_CACHE)"
     try:
         return Path(hf_hub_download(base, "config.json", revision=revision)).parent.name
     except errors.GatedRepoError:
-        fault = (
-            f"is gated {looked}; ask for access on its page there, then set HF_TOKEN to your token"
-        )
+        fault = f"is gated on {hub}; request access on its page there, then set HF_TOKEN"
     except errors.RevisionNotFoundError:
-        fault = f"is not {looked}; the model is: mend model.revision"
+        fault = f"is not on {hub}, but the model is; fix model.revision"
     except errors.RepositoryNotFoundError:
-        fault = f"is not {looked}; mend model.base, or set HF_TOKEN if the model is private"
+        fault = f"is not on {hub}; fix model.base, or set HF_TOKEN if the model is private"
     except errors.LocalEntryNotFoundError:
         if constants.is_offline_mode():
-            fault = f"is not {cache}, and HF_HUB_OFFLINE keeps from looking elsewhere; unset it, or name a local folder in model.base"
+            fault = (
+                f"is not in {cache}, and HF_HUB_OFFLINE forbids to look elsewhere; "
+                "unset it, or name a local folder in model.base"
+            )
         else:
-            fault = f"is not {cache}, and the hub {constants.ENDPOINT} (HF_ENDPOINT) can't be reached; mend the connection or HF_ENDPOINT, "
-            fault += "download the model where there is one and set HF_HUB_OFFLINE=1, or name a local folder in model.base"
+            fault = (
+                f"is not in {cache}, and {hub} can't be reached; check the connection and "
+                "HF_ENDPOINT, or download the model elsewhere and set HF_HUB_OFFLINE=1, "
+                "or name a local folder in model.base"
+            )
     except errors.EntryNotFoundError:
-        fault = f"has no config.json {looked}, so it is no model of transformers; name another one"
+        fault = f"has no config.json on {hub}, so it isn't a transformers model; name another one"
     except (errors.HfHubHTTPError, errors.HFValidationError, httpx2.HTTPError, OSError) as error:
-        fault = f"can't be had {looked} or {cache}: {_line(error)}; mend that, set HF_TOKEN, or name a local folder in model.base"
-    raise LibraError(f"model.base: {called} {fault}")
+        fault = (
+            f"isn't available on {hub} or in {cache}: {_one_line(error)}; fix that, "
+            "set HF_TOKEN, or name a local folder in model.base"
+        )
+    name = base if revision is None else f"{base} at revision {revision}"
+    raise LibraError(f"model.base: {name} {fault}")
 
 
-def loading(dtype: str, attention: str, quantization: str | None) -> dict:
-    """Keyword arguments of `from_pretrained`; 4 bits are nf4 (Dettmers et al. 2023), computed with in `dtype`, on the GPU.
+def from_pretrained_kwargs(dtype: str, attention: str, quantization: str | None) -> dict:
+    """Keyword arguments of `from_pretrained`.
 
-    Raises LibraError when the hardware or a package for them is missing.
+    4-bit weights are nf4 (Dettmers et al. 2023), on the GPU, computed with in `dtype`. Raises
+    LibraError if the hardware or a package is missing.
     """
     import torch
     from transformers import BitsAndBytesConfig
 
-    how = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    kwargs = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    has_gpu = torch.cuda.is_available()
     if attention == "flash_attention_2" and not (
-        torch.cuda.is_available() and importlib.util.find_spec("flash_attn")
+        has_gpu and importlib.util.find_spec("flash_attn")
     ):
         raise LibraError(
-            "model.attention: flash_attention_2 needs a GPU and the package flash-attn; set it to sdpa"
+            "model.attention: flash_attention_2 needs a GPU and the package flash-attn; "
+            "set it to sdpa"
         )
     if not quantization:
-        return how
-    if not torch.cuda.is_available():
+        return kwargs
+
+    if not has_gpu:
         raise LibraError(
-            "model.quantization: nf4 needs a GPU, and this machine has none that torch sees; set it to null"
+            "model.quantization: nf4 needs a GPU, and torch sees none on this machine; "
+            "set it to null"
         )
     if not importlib.util.find_spec("bitsandbytes"):
         raise LibraError(
-            "model.quantization: nf4 needs the package bitsandbytes; `pip install bitsandbytes`, or set it to null"
+            "model.quantization: nf4 needs the package bitsandbytes; "
+            "`pip install bitsandbytes`, or set it to null"
         )
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=how["dtype"],
+        bnb_4bit_compute_dtype=kwargs["dtype"],
     )
-    return how | {
-        "quantization_config": config,
-        "device_map": {"": int(os.environ.get("LOCAL_RANK", 0))},
-    }
+    device_map = {"": int(os.environ.get("LOCAL_RANK", 0))}
+    return kwargs | {"quantization_config": config, "device_map": device_map}
 
 
 def load_weights(
     source: str | Path, revision: str | None, dtype: str, attention: str, quantization: str | None
 ):
-    """The causal language model in the folder or hub model `source`. Raises LibraError when it or the hardware isn't there."""
+    """The causal language model in the folder or hub model `source`.
+
+    Raises LibraError if the model, hardware or a package isn't available.
+    """
     import httpx2
     from transformers import AutoModelForCausalLM
 
-    how = loading(dtype, attention, quantization)
-    local = Path(source).is_dir()
     try:
         return AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision or "main",
             use_safetensors=True,
             trust_remote_code=False,
-            local_files_only=local,
-            **how,
+            local_files_only=Path(source).is_dir(),
+            **from_pretrained_kwargs(dtype, attention, quantization),
         )
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        httpx2.HTTPError,
-    ) as error:  # a missing file or package, an unknown kind of model
+    # A missing file or package, or a model type that transformers doesn't know.
+    except (OSError, ValueError, ImportError, httpx2.HTTPError) as error:
         if "attention implementation" in str(error):
             raise LibraError(
-                f"model.attention: {source} has no {attention}; set it to eager"
+                f"model.attention: {source} doesn't support {attention}; set it to eager"
             ) from None
         raise LibraError(
-            f"{source} can't be loaded as a causal language model in safetensors: {_line(error)}"
+            f"{source} can't be loaded as a causal language model in safetensors: "
+            f"{_one_line(error)}"
         ) from None
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None):
-    """The tokenizer in the folder or hub model `source`, padding on the left (with the end of text where it has no pad token).
+    """The tokenizer in the folder or hub model `source`, padding on the left.
 
-    A chat template that tells the date is made to tell the same one always. Raises LibraError when there is no tokenizer, or it
-    has no chat template.
+    The end-of-text token pads if there is no pad token, and a chat template that prints the date
+    always prints the same one. Raises LibraError if there is no tokenizer or no chat template.
     """
     import httpx2
     from transformers import AutoTokenizer
@@ -146,17 +163,18 @@ def load_tokenizer(source: str | Path, revision: str | None = None):
             local_files_only=Path(source).is_dir(),
         )
     except (OSError, ValueError, ImportError, httpx2.HTTPError) as error:
-        raise LibraError(f"the tokenizer of {source} can't be loaded: {_line(error)}") from None
+        raise LibraError(f"the tokenizer of {source} can't be loaded: {_one_line(error)}") from None
     if not tokenizer.chat_template:
         raise LibraError(
-            f"{source} has no chat template, so it is no chat model; name its instruct or chat version in model.base"
+            f"{source} has no chat template, so it isn't a chat model; "
+            "name its instruct or chat version in model.base"
         )
-    if "strftime_now" in tokenizer.chat_template and SAME_DATE not in tokenizer.chat_template:
-        tokenizer.chat_template = SAME_DATE + tokenizer.chat_template
+    if "strftime_now" in tokenizer.chat_template and FIXED_DATE not in tokenizer.chat_template:
+        tokenizer.chat_template = FIXED_DATE + tokenizer.chat_template
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

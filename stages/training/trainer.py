@@ -1,4 +1,10 @@
-"""What the two trainers share: arguments for a repeatable run, progress for people, the curve, a folder swapped in whole."""
+"""What both trainers share: repeatable settings, progress, the curve, writing the policy.
+
+kwargs = arguments(rows, batch_size=16, learning_rate=0.002, max_length=256, random_seed=7,
+                   evaluations=3, evaluation_size=16, folder=run_folder("sft"))
+trl_trainer = SFTTrainer(model=model, args=SFTConfig(**kwargs), train_dataset=rows, ...)
+train_and_save(trl_trainer, tokenizer, Report("sft"), "models/sft", record, "libra-sft", params)
+"""
 
 import json
 import os
@@ -17,8 +23,12 @@ from stages.core.errors import LibraError
 from stages.core.tables import write_atomically
 from stages.training import adapters, processes
 from stages.training.checkpoints import KEEP, Checkpoints, Run
-from stages.training.models import ModelParams
+from stages.training.model_params import ModelParams
 from stages.training.shared_loss import share_loss
+
+Curve = list[dict[str, float]]
+LINE_S = 5.0  # between two lines of progress
+NOT_IN_CURVE = ("epoch", "runtime", "per_second", "num_tokens")
 
 
 def arguments(
@@ -34,11 +44,12 @@ def arguments(
     checkpointing: bool = False,
     weight_decay: float = 0.5,
 ) -> dict[str, Any]:
-    """Keyword arguments of `SFTConfig` and `DPOConfig` alike: one pass over `rows` in their order.
+    """Keyword arguments of both `SFTConfig` and `DPOConfig`: one pass over `rows` in their order.
 
-    A batch of `batch_size` rows is shared by the processes. The validation split is looked at `evaluations` times, in batches of
-    `evaluation_size`; `folder` is where checkpoints go (stages.training.checkpoints). With `checkpointing` activations are computed again in the backward
-    pass. A GPU is used where there is one.
+    A batch of `batch_size` rows is shared by the processes. There are `evaluations` passes over the
+    validation split, in batches of `evaluation_size`. Checkpoints go to `folder`
+    (stages.training.checkpoints). With `checkpointing`, activations are recomputed in the backward
+    pass. A GPU is used if there is one.
     """
     steps = -(-len(rows) // batch_size)
     count = processes.world_size()
@@ -63,7 +74,7 @@ def arguments(
         "logging_steps": max(1, steps // 100),
         "eval_strategy": "steps",
         "eval_steps": max(1, steps // evaluations),
-        "save_strategy": "no",  # stages.training.checkpoints says when
+        "save_strategy": "no",  # stages.training.checkpoints decides when
         "save_total_limit": KEEP,
         "report_to": "none",
         "log_level_replica": "error",
@@ -76,92 +87,85 @@ def arguments(
 class Report(TrainerCallback):
     """Keeps the log as a curve and prints a line every few seconds: step, loss, time left."""
 
-    def __init__(self, what: str):
-        self.what, self.rows, self._started, self._first, self._said = (
-            what,
-            [],
-            time.monotonic(),
-            0,
-            0.0,
-        )
+    def __init__(self, label: str):
+        self.label = label
+        self.rows: Curve = []
+        self._started, self._first_step, self._printed = time.monotonic(), 0, 0.0
 
     def on_train_begin(self, args, state, control, **_):
-        self._started, self._first = time.monotonic(), state.global_step
+        self._started, self._first_step = time.monotonic(), state.global_step
 
     def on_log(self, args, state, control, logs=None, **_):
         if logs and ("loss" in logs or "eval_loss" in logs):
-            numbers = {
-                key: float(value) for key, value in logs.items() if isinstance(value, (int, float))
+            figures = {
+                name: float(value)
+                for name, value in logs.items()
+                if isinstance(value, (int, float))
+                and not any(word in name for word in NOT_IN_CURVE)
             }
-            dropped = ("epoch", "runtime", "per_second", "num_tokens")
-            kept = {
-                key: value
-                for key, value in numbers.items()
-                if not any(word in key for word in dropped)
-            }
-            self.rows.append({"step": state.global_step, **kept})
+            self.rows.append({"step": state.global_step, **figures})
 
     def on_step_end(self, args, state, control, **_):
-        now = time.monotonic()
-        if state.is_world_process_zero and (
-            now - self._said >= 5 or state.global_step == state.max_steps
-        ):
-            self._said = now
-            left = (
-                (now - self._started)
-                / (state.global_step - self._first)
-                * (state.max_steps - state.global_step)
-            )
-            losses = [row["loss"] for row in self.rows if "loss" in row]
-            loss = f", loss {losses[-1]:.3f}" if losses else ""
-            print(
-                f"{self.what}: step {state.global_step}/{state.max_steps}{loss}, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+        now, step, steps = time.monotonic(), state.global_step, state.max_steps
+        if not state.is_world_process_zero or (now - self._printed < LINE_S and step != steps):
+            return
+        self._printed = now
+        per_step = (now - self._started) / (step - self._first_step)
+        losses = [row["loss"] for row in self.rows if "loss" in row]
+        loss = f", loss {losses[-1]:.3f}" if losses else ""
+        left = per_step * (steps - step)
+        line = f"{self.label}: step {step}/{steps}{loss}, {left:.0f} s left"
+        print(line, file=sys.stderr, flush=True)
 
-    def curve(self) -> list[dict[str, float]]:
-        """Rows of the curve, merged by step: train and validation figures of one step stand in one row."""
-        merged: dict[int, dict[str, float]] = {}
+    def curve(self) -> Curve:
+        """The curve, one row a step: its train and validation figures are merged."""
+        merged: dict[float, dict[str, float]] = {}
         for row in self.rows:
             merged.setdefault(row["step"], {}).update(row)
         return [merged[step] for step in sorted(merged)]
 
 
-def train_and_keep(
-    trl_trainer, tokenizer, report: Report, folder: str, record, name: str, size: ModelParams
+def train_and_save(
+    trl_trainer,
+    tokenizer,
+    report: Report,
+    folder: str,
+    record,
+    name: str,
+    model_params: ModelParams,
 ) -> None:
-    """Train with `report` listening, write the policy to `folder`, log curve and model (registered as `name`) to `record`.
+    """Train, write the policy to `folder`, and log curve and model (registered as `name`).
 
-    Goes on from the last checkpoint of the same run, where there is one. The main process writes and records; `size` says in
-    what form: merged or not, in which type. Raises LibraError when adapters are to be merged that are spread over processes.
+    Resumes from the last checkpoint of the same run, if there is one. Rank 0 writes and records;
+    `model_params` say in which form: merged or not, and in which dtype. Raises LibraError if
+    adapters are to be merged that are sharded over processes.
     """
-    if processes.is_sharded() and size.save == "merged":
+    if processes.is_sharded() and model_params.save == "merged":
         raise LibraError(
-            "model.save: merged needs the whole model in one process, and FSDP or DeepSpeed spreads it; set it to with_base"
+            "model.save: merged needs the whole model in one process, and FSDP or DeepSpeed shards "
+            "it; set it to with_base"
         )
-    run = Run(trl_trainer.args.output_dir, report.what)
+    run = Run(trl_trainer.args.output_dir, report.label)
     model, weights = train(trl_trainer, report, run), None
     if trl_trainer.is_fsdp_enabled or trl_trainer.is_deepspeed_enabled:
-        weights = trl_trainer.accelerator.get_state_dict(
-            trl_trainer.model_wrapped
-        )  # every process has a part
+        # Called in every process: each has a part.
+        weights = trl_trainer.accelerator.get_state_dict(trl_trainer.model_wrapped)
         if not adapters.is_adapted(model):
-            weights = {
-                name: values.to(getattr(torch, size.dtype)) for name, values in weights.items()
-            }
+            dtype = getattr(torch, model_params.dtype)
+            weights = {name: values.to(dtype) for name, values in weights.items()}
     if processes.is_main():
-        keep(model, tokenizer, report.curve(), folder, record, name, size, run, weights)
+        curve = report.curve()
+        save_and_record(model, tokenizer, curve, folder, record, name, model_params, run, weights)
 
 
 def train(trl_trainer, report: Report, run: Run):
-    """Train with `report` listening, from the last checkpoint that `run` has of it; the model, without what processes wrap it in.
+    """Train, resuming from the last checkpoint of `run`; the model without distributed wrappers.
 
     Raises what TRL's `train` does; a checkpoint that can't be written is a warning.
     """
     trl_trainer.add_callback(report)
     trl_trainer.remove_callback(PrinterCallback)
-    logging.disable_progress_bar()  # one for every checkpoint
+    logging.disable_progress_bar()  # there would be one per checkpoint
     checkpoints = Checkpoints(trl_trainer, report, run)
     if processes.world_size() > 1:
         share_loss(trl_trainer)
@@ -169,22 +173,26 @@ def train(trl_trainer, report: Report, run: Run):
     return trl_trainer.accelerator.unwrap_model(trl_trainer.model)
 
 
-def keep(
+def save_and_record(
     model,
     tokenizer,
-    curve: list[dict[str, float]],
+    curve: Curve,
     folder: str,
     record,
     name: str,
-    size: ModelParams,
+    model_params: ModelParams,
     run: Run,
     weights=None,
 ) -> None:
-    """In the main process: write the trained `model` (`weights`: see `save_policy`), end `run`, log curve and model. Raises LibraError, OSError."""
+    """On rank 0: write the trained `model`, remove the checkpoints of `run`, log curve and model.
+
+    `weights` are as in `save_policy`. Raises LibraError, OSError.
+    """
     if weights is None:
-        model = adapters.finished(model, size)
-    save_policy(model, tokenizer, curve, folder, weights, with_base=size.save == "with_base")
-    run.forget()
+        model = adapters.final_model(model, model_params)
+    with_base = model_params.save == "with_base"
+    save_policy(model, tokenizer, curve, folder, weights, with_base)
+    run.remove()
     record.curve(curve)
     record.model(folder, name, adapters.base_folder)
 
@@ -192,43 +200,42 @@ def keep(
 def save_policy(
     model,
     tokenizer,
-    curve: list[dict[str, float]],
+    curve: Curve,
     folder: str | Path,
     weights: dict[str, Any] | None = None,
     with_base: bool = True,
 ) -> None:
-    """Write model, tokenizer and `training.csv` to `folder`, whole or not at all.
+    """Write model, tokenizer and `training.csv` to `folder`, all or nothing.
 
-    Of an adapted model the adapter is written, with its base beside it or without; all weights are safetensors. `weights` are those
-    of `model` where its own are spread over processes. Raises LibraError, OSError.
+    Of an adapted model the adapter is written, and its base if `with_base`; all weights are
+    safetensors. `weights` are those of `model` if its own are sharded. Raises LibraError, OSError.
     """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         if adapters.is_adapted(model):
-            adapters.write(model, temporary, weights, with_base)
+            adapters.save_adapter(model, temporary, weights, with_base)
         else:
             model.save_pretrained(temporary, state_dict=weights)
-            _name_type(temporary)
+            _set_dtype(temporary)
         tokenizer.save_pretrained(temporary)
         table = pl.DataFrame(curve, infer_schema_length=None)
-        write_atomically(
-            temporary / "training.csv", lambda path: table.write_csv(path, float_precision=6)
-        )
+        csv = temporary / "training.csv"
+        write_atomically(csv, lambda path: table.write_csv(path, float_precision=6))
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
     except SafetensorError as error:
         raise LibraError(
-            f"{folder} can't be written ({error}); free the disk, then run again"
+            f"{folder} can't be written ({error}); free some disk space, then run again"
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _name_type(folder: Path) -> None:
-    """Let config.json in `folder` name the type that the weights have there: FSDP's in memory, which transformers names, is float32."""
+def _set_dtype(folder: Path) -> None:
+    """Correct the dtype in `folder`/config.json: transformers writes float32, FSDP's in memory."""
     with safe_open(next(folder.glob("*.safetensors")), "pt") as file:
         dtype = str(file.get_tensor(next(iter(file.keys()))).dtype).removeprefix("torch.")
     path = folder / "config.json"
