@@ -27,12 +27,10 @@ if TYPE_CHECKING:
 
     from stages.domain.description import Domain
 
+    Tables = tuple[pl.LazyFrame, pl.DataFrame, pl.DataFrame, Domain]
+
 RELEASE = Path("data/librachemqa")
-SOURCES = [
-    Path("data/triplets.parquet"),
-    Path("data/seeds.parquet"),
-    Path("data/substances.parquet"),
-]
+SOURCES = [Path(f"data/{name}.parquet") for name in ("triplets", "seeds", "substances")]
 FIX = (
     "Nothing was written. Fix the stage or the catalog that made these rows. If DVC removed "
     f"{RELEASE} before this run, `dvc checkout {RELEASE}` restores it."
@@ -58,7 +56,7 @@ def main() -> None:
     limit = read_params("validate").section("validate", ValidateParams).probe_limit
     tables = triplets, seeds, _, domain = inputs()
     with counter("validate: contract, probes, files", 3) as bar:
-        probes = checked(*tables, limit, bar.update)
+        probes = checked(tables, limit, bar.update)
         sources = [(path.name, file_digest(path, "md5"), file_digest(path)) for path in SOURCES]
         teachers = triplets.select("teacher").unique().collect(engine="streaming")["teacher"]
 
@@ -86,29 +84,19 @@ def main() -> None:
         print(f"validate: balanced accuracy of the label probes {title}: {accuracies}")
 
 
-def inputs() -> tuple["pl.LazyFrame", "pl.DataFrame", "pl.DataFrame", "Domain"]:
+def inputs() -> "Tables":
     """(triplets, seeds, substances, domain). Raises LibraError for a missing file or column."""
     from stages.core.tables import read_table, scan_table
     from stages.dataset.contract import SEED_COLUMNS, SUBSTANCE_COLUMNS
-    from stages.domain.description import kept_domain
+    from stages.domain.description import load_domain
 
     triplets = scan_table(SOURCES[0], ("triplet_id", "seed_id"))
-    seeds, substances = (
-        read_table(SOURCES[1], SEED_COLUMNS),
-        read_table(SOURCES[2], SUBSTANCE_COLUMNS),
-    )
-    return triplets, seeds, substances, kept_domain()
+    seeds = read_table(SOURCES[1], SEED_COLUMNS)
+    return triplets, seeds, read_table(SOURCES[2], SUBSTANCE_COLUMNS), load_domain()
 
 
-def checked(
-    triplets: "pl.LazyFrame",
-    seeds: "pl.DataFrame",
-    substances: "pl.DataFrame",
-    domain: "Domain",
-    limit: float,
-    advance: Callable[[], object] = lambda: None,
-) -> dict:
-    """The probes of a dataset that passes the contract; `limit` is their highest accuracy.
+def checked(tables: "Tables", limit: float, advance: Callable[[], object] = lambda: None) -> dict:
+    """The probes of `inputs()` that pass the contract; `limit` is their highest accuracy.
 
     Calls `advance` after the contract and after the probes. Raises LibraError with the faults.
     """
@@ -116,6 +104,7 @@ def checked(
     from stages.dataset.fault_tables import raise_faults
     from stages.dataset.probes import MIN_DUAL_SEEDS, measure, probe_faults
 
+    triplets, seeds, substances, domain = tables
     raise_faults(contract_faults(triplets, seeds, substances, domain), str(SOURCES[0]), FIX)
     advance()
     probes = measure(triplets, seeds, substances)

@@ -15,7 +15,8 @@ from helpers.venvs import venv_python
 from stages.core.errors import LibraError
 from stages.dataset.checksums import check, sums
 from stages.tools import release
-from stages.training.models import ModelParams, new_model, train_tokenizer
+from stages.training.model_params import ModelParams
+from stages.training.scratch import new_model, train_tokenizer
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2, "max_length": 128}
 # Prints one JSON object about the Croissant file named on the command line.

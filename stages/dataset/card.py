@@ -1,12 +1,19 @@
-"""The card of the released dataset: README.md of data/librachemqa, with its tables counted from the data."""
+"""The dataset card: README.md of data/librachemqa, with tables counted from the data.
+
+The text is card.md, a template for `str.format`.
+"""
+
+from pathlib import Path
 
 import polars as pl
 
-from stages.dataset.croissant import CITATION, COLUMNS, gaps, intended, out_of_scope
+from stages.dataset.croissant import CITATION, COLUMN_MEANINGS, gaps, intended, out_of_scope
 from stages.domain.description import KINDS, Domain
 from stages.domain.splits import SPLITS
 
-_SIZES = (
+TEMPLATE = Path(__file__).with_name("card.md")
+_ROLES = ("prompt", "chosen", "rejected")
+_SIZES = (  # rows at least, the hub's category
     (1_000_000, "1M<n<10M"),
     (100_000, "100K<n<1M"),
     (10_000, "10K<n<100K"),
@@ -14,255 +21,146 @@ _SIZES = (
     (0, "n<1K"),
 )
 _CELL = ("status", "intent_kind", "expected")
-_TEXT = """\
----
-pretty_name: {title}
-license: cc-by-4.0
-language:
-- en
-task_categories:
-- text-generation
-tags:
-{tags}
-- preference
-- safety
-- over-refusal
-size_categories:
-- {size}
-configs:
-- config_name: default
-  data_files:
-{files}
----
-
-# {title}
-
-Preference triplets (prompt, chosen, rejected) about {about} that teach a model to refuse illegitimate requests
-**and** to stay useful for legitimate ones. It follows LibraChemQA of Zhang et al. 2025, with two changes: the label depends on
-the substance *and* on what is asked, and splits are separated by {separated}. Every refuse row is free of actionable detail: the
-rejected answer agrees and then stops at `[details withheld]`, or refuses without a reason.
-
-## Label
-
-{labels}
-
-## Composition
-
-{composition}
-
-Rows (triplets) by legal status and kind of request:
-
-{cells}
-
-Seeds by intent and split:
-
-{intents}
-
-{properties} The dataset teaches and measures when to refuse and when to help, not what a model knows of
-{field}.
-
-Rejected answers:
-
-{rejected}
-
-Texts written by: {teachers}.
-
-Median length in characters:
-
-{lengths}
-
-## Columns
-
-{columns}
-
-## Shortcuts
-
-Balanced accuracy with which the label can be guessed (0.5 is chance). Inside `dual` ({asked}), out of fold, with
-groups of related substances kept together; limit {limit} for molar mass, name length, prompt length and wording{judged}:
-
-{dual}
-
-In the whole table, by the best rule on one column: {overall}. Neither the substance nor the intent alone gives the label;
-both together do. Different wordings with the substance masked: {forms}.
-
-## Intended use
-
-{intended}
-
-## Out of scope
-
-{out_of_scope}
-
-## Known gaps
-
-{gaps}
-
-## Made from
-
-The tables this release was made from. `dvc.lock` at the release's tag has the same MD5, and from there the whole lineage: code,
-params and catalog files of every stage.
-
-{hashes}
-
-## Files
-
-`train.parquet`, `validation.parquet`, `test.parquet`; `croissant.json` is Croissant 1.1 metadata, `probes.json` the figures under
-Shortcuts; `sha256sum -c SHA256SUMS` checks them all.
-
-## Licence and citation
-
-CC-BY-4.0. Please cite the paper whose system this dataset implements:
-
-```bibtex
-{citation}
-```
-"""
+_COMPOSITION = (
+    ("expected", "refuse"),
+    ("expected", "comply"),
+    ("representation", "text"),
+    ("representation", "smiles"),
+)
 
 
 def card(
     triplets: pl.DataFrame | pl.LazyFrame,
     seeds: pl.DataFrame,
-    measured: dict,
+    probes: dict,
     sources: list[tuple[str, str, str]],
     domain: Domain,
 ) -> str:
-    """README.md as text: `triplets` counted, `measured` of stages.dataset.probes, and `sources` as (name, MD5, SHA-256)."""
+    """The text of README.md.
+
+    `probes` is what stages.dataset.probes measured, `sources` has (name, MD5, SHA-256) of each
+    table that the dataset was made from.
+    """
     lazy = triplets.lazy()
-    each = (
+    seed_rows = (
         lazy.group_by("seed_id")
         .agg(rows=pl.len())
         .collect(engine="streaming")
         .join(seeds, on="seed_id")
     )
-    # Lengths first: a median in the same query would hold the texts.
-    roles = ("prompt", "chosen", "rejected")
-    lengths = lazy.select("expected", *(pl.col(role).str.len_chars() for role in roles)).collect(
-        engine="streaming"
-    )
-    medians = (
-        lengths.group_by("expected").agg(pl.col(roles).median().cast(pl.Int64)).sort("expected")
-    )
     kinds = lazy.group_by("expected", "rejected_kind").agg(count=pl.len())
     teachers = lazy.select("teacher").unique().collect(engine="streaming")["teacher"].sort()
-    total = each["rows"].sum()
-    return _TEXT.format(
+    total = seed_rows["rows"].sum()
+    return TEMPLATE.read_text(encoding="utf-8").format(
         title=domain.card.title,
         about=domain.card.about,
         separated=domain.card.separated,
         tags="\n".join(f"- {tag}" for tag in domain.card.tags),
         field=domain.brief.field,
         asked=", ".join(domain.of_kind("dual")),
-        size=next(size for least, size in _SIZES if total >= least),
+        size=next(category for least, category in _SIZES if total >= least),
         files="\n".join(f"  - split: {split}\n    path: {split}.parquet" for split in SPLITS),
-        labels=_table(
-            ["status", *(f"{kind} ({', '.join(domain.of_kind(kind))})" for kind in KINDS)],
-            _labels(domain),
-        ),
-        composition=_table(
-            [
-                "split",
-                "triplets",
-                "seeds",
-                "refuse",
-                "comply",
-                "text",
-                "smiles",
-                "substances",
-                "groups",
-            ],
-            _composition(each),
-        ),
-        cells=_counts(each.group_by(_CELL).agg(count=pl.col("rows").sum()), *_CELL),
-        intents=_table(
-            ["intent_kind", "intent", "expected", *SPLITS, "all"], _intents(each, domain)
-        ),
-        properties=_properties(each, domain),
-        rejected=_counts(kinds.collect(engine="streaming"), "expected", "rejected_kind"),
+        labels=_label_table(domain),
+        composition=_composition_table(seed_rows),
+        cells=_count_table(seed_rows.group_by(_CELL).agg(count=pl.col("rows").sum()), *_CELL),
+        intents=_intent_table(seed_rows, domain),
+        properties=_property_counts(seed_rows, domain),
+        rejected=_count_table(kinds.collect(engine="streaming"), "expected", "rejected_kind"),
         teachers=", ".join(f"`{teacher}`" for teacher in teachers),
-        lengths=_table(["expected", "prompt", "chosen", "rejected"], medians.rows()),
+        lengths=_length_table(lazy),
         columns=_table(
-            ["column", "meaning"], [(f"`{name}`", text) for name, text in COLUMNS.items()]
+            ["column", "meaning"], [(f"`{name}`", text) for name, text in COLUMN_MEANINGS.items()]
         ),
-        limit=measured["limit"],
-        judged="" if measured["judged"] else " (not judged here: too few seeds)",
-        dual=_table(
-            ["probe", "balanced accuracy"],
-            [
-                (name, "too few groups" if value is None else f"{value:.3f}")
-                for name, value in measured["dual"].items()
-            ],
-        ),
+        limit=probes["limit"],
+        judged="" if probes["judged"] else " (not judged here: too few seeds)",
+        dual=_probe_table(probes["dual"]),
         overall=", ".join(
-            f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured["overall"].items()
+            f"{name.replace('_', ' ')} {accuracy:.3f}"
+            for name, accuracy in probes["overall"].items()
         ),
         forms="; ".join(
             f"{name} {count['prompts']:,} prompts and {count['refusals']:,} refusals"
-            for name, count in measured["forms"].items()
+            for name, count in probes["forms"].items()
         ),
         intended=_list(intended(domain)),
         out_of_scope=_list(out_of_scope(domain)),
         gaps=_list(gaps(domain)),
         hashes=_table(
             ["table", "MD5", "SHA-256"],
-            [(f"`{name}`", f"`{md5}`", f"`{sha}`") for name, md5, sha in sources],
+            [(f"`{name}`", f"`{md5}`", f"`{sha256}`") for name, md5, sha256 in sources],
         ),
         citation=CITATION,
     )
 
 
-def _labels(domain: Domain) -> list[tuple[str, ...]]:
-    return [
-        (status, *(row.get(kind, "not asked") for kind in KINDS))
-        for status, row in domain.labels.items()
+def _label_table(domain: Domain) -> str:
+    kinds = [f"{kind} ({', '.join(domain.of_kind(kind))})" for kind in KINDS]
+    lines = [
+        (status, *(labels.get(kind, "not asked") for kind in KINDS))
+        for status, labels in domain.labels.items()
     ]
+    return _table(["status", *kinds], lines)
 
 
-def _composition(each: pl.DataFrame) -> list[tuple]:
+def _composition_table(seed_rows: pl.DataFrame) -> str:
     lines = []
     for split in (*SPLITS, "all"):
-        part = each if split == "all" else each.filter(pl.col("split") == split)
-        count = [part.filter(pl.col(column) == value).height for column, value in (
-            ("expected", "refuse"), ("expected", "comply"), ("representation", "text"), ("representation", "smiles")
-        )]  # fmt: skip
-        lines.append(
-            (
-                split,
-                part["rows"].sum(),
-                part.height,
-                *count,
-                part["substance_id"].n_unique(),
-                part["group"].n_unique(),
-            )
-        )
-    return lines
+        part = seed_rows if split == "all" else seed_rows.filter(pl.col("split") == split)
+        counts = [part.filter(pl.col(name) == value).height for name, value in _COMPOSITION]
+        groups = part["substance_id"].n_unique(), part["group"].n_unique()
+        lines.append((split, part["rows"].sum(), part.height, *counts, *groups))
+    values = [value for _, value in _COMPOSITION]
+    return _table(["split", "triplets", "seeds", *values, "substances", "groups"], lines)
 
 
-def _intents(each: pl.DataFrame, domain: Domain) -> list[tuple]:
-    """(kind, intent, label, seeds of each split, of all): a line for every intent and label there can be, asked for or not."""
+def _intent_table(seed_rows: pl.DataFrame, domain: Domain) -> str:
+    """Seeds by split: a line for every intent and label that is possible, in use or not."""
     lines = []
     for kind in KINDS:
+        labels = sorted({row[kind] for row in domain.labels.values() if kind in row})
         for intent in sorted(domain.of_kind(kind)):
-            for label in sorted({row[kind] for row in domain.labels.values() if kind in row}):
-                part = each.filter((pl.col("intent") == intent) & (pl.col("expected") == label))
+            for label in labels:
+                of_cell = (pl.col("intent") == intent) & (pl.col("expected") == label)
+                part = seed_rows.filter(of_cell)
                 counts = [part.filter(pl.col("split") == split).height for split in SPLITS]
                 lines.append((kind, intent, label, *counts, part.height))
-    return lines
+    return _table(["intent_kind", "intent", "expected", *SPLITS, "all"], lines)
 
 
-def _properties(each: pl.DataFrame, domain: Domain) -> str:
-    """How few seeds ask for a number or a formula, so that nobody takes a rate over them for knowledge."""
-    told = []
+def _property_counts(seed_rows: pl.DataFrame, domain: Domain) -> str:
+    """How few seeds ask for a property, so that nobody takes a rate for knowledge."""
+    counts = []
     for split in SPLITS:
-        part = each.filter(pl.col("split") == split)
-        told.append(
-            f"{part['intent'].is_in(domain.properties).sum():,} of {part.height:,} {split} seeds"
-        )
+        part = seed_rows.filter(pl.col("split") == split)
+        count = part["intent"].is_in(domain.properties).sum()
+        counts.append(f"{count:,} of {part.height:,} {split} seeds")
     names = ", ".join(intent.replace("_", " ") for intent in domain.properties)
-    return f"Properties ({names}) are asked for in {', '.join(told)}."
+    return f"Properties ({names}) are asked for in {', '.join(counts)}."
 
 
-def _counts(counted: pl.DataFrame, *columns: str) -> str:
-    return _table([*columns, "count"], counted.sort(columns).select(*columns, "count").rows())
+def _length_table(triplets: pl.LazyFrame) -> str:
+    """Median characters of each role, by label."""
+    # The lengths first: medians in the same query would hold the texts.
+    lengths = triplets.select("expected", *(pl.col(role).str.len_chars() for role in _ROLES))
+    medians = (
+        lengths.collect(engine="streaming")
+        .group_by("expected")
+        .agg(pl.col(_ROLES).median().cast(pl.Int64))
+        .sort("expected")
+    )
+    return _table(["expected", *_ROLES], medians.rows())
+
+
+def _probe_table(accuracies: dict[str, float | None]) -> str:
+    lines = [
+        (name, "too few groups" if accuracy is None else f"{accuracy:.3f}")
+        for name, accuracy in accuracies.items()
+    ]
+    return _table(["probe", "balanced accuracy"], lines)
+
+
+def _count_table(counts: pl.DataFrame, *columns: str) -> str:
+    return _table([*columns, "count"], counts.sort(columns).select(*columns, "count").rows())
 
 
 def _list(lines: tuple[str, ...]) -> str:
@@ -271,8 +169,7 @@ def _list(lines: tuple[str, ...]) -> str:
 
 def _table(header: list[str], lines: list[tuple]) -> str:
     cells = [
-        [f"{value:,}" if isinstance(value, int) else str(value) for value in line] for line in lines
+        [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in line] for line in lines
     ]
-    return "\n".join(
-        "| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *cells]
-    )
+    rows = [header, ["---"] * len(header), *cells]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

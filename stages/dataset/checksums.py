@@ -1,4 +1,4 @@
-"""SHA256SUMS of a released folder, in the form that `sha256sum -c SHA256SUMS` reads."""
+"""SHA256SUMS of a released folder, in the format of `sha256sum -c SHA256SUMS`."""
 
 import hashlib
 from pathlib import Path
@@ -8,42 +8,53 @@ from stages.core.errors import LibraError
 NAME = "SHA256SUMS"
 
 
-def digest(path: Path, kind: str = "sha256") -> str:
-    """SHA-256 of a file, or its MD5, as hex digits."""
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """The SHA-256 (or `md5`) of a file in hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def sums(folder: Path) -> str:
-    """The lines of SHA256SUMS for all other files of `folder`, by name."""
+    """The lines of SHA256SUMS for all other files in `folder`, sorted by path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
-    return "".join(f"{digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+    return "".join(
+        f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files
+    )
 
 
 def check(folder: Path) -> int:
-    """Number of files that SHA256SUMS of `folder` lists, all as it says. Raises LibraError that names each that isn't."""
+    """Compare `folder` with its SHA256SUMS and return the number of files listed there.
+
+    Raises LibraError that names every damaged, missing and extra file.
+    """
+    path = folder / NAME
     try:
-        told = dict(
-            reversed(line.split("  ", 1))
-            for line in (folder / NAME).read_text(encoding="utf-8").splitlines()
-        )
+        listed = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise LibraError(
-            f"{folder / NAME} is not here; pull the dataset first, or name its folder"
-        ) from None
+        raise LibraError(f"{path} is missing; pull the dataset or name its folder") from None
     except ValueError:
         raise LibraError(
-            f"{folder / NAME} is damaged: not in the form of sha256sum; pull the dataset again"
+            f"{path} is damaged: not in the format of sha256sum; pull the dataset again"
         ) from None
-    here = dict(reversed(line.split("  ", 1)) for line in sums(folder).splitlines())
+
+    actual = _parse(sums(folder))
     faults = [
-        f"{name} is {'damaged' if name in here else 'missing'}"
-        for name in told
-        if told[name] != here.get(name)
+        f"{name} is {'damaged' if name in actual else 'missing'}"
+        for name in listed
+        if listed[name] != actual.get(name)
     ]
-    faults += [f"{name} isn't part of the release" for name in here if name not in told]
+    faults += [f"{name} isn't part of the release" for name in actual if name not in listed]
     if faults:
         raise LibraError(
             f"{folder}: {'; '.join(faults)}. Delete the folder and pull the dataset again"
         )
-    return len(told)
+    return len(listed)
+
+
+def _parse(text: str) -> dict[str, str]:
+    """{file name: digest} of SHA256SUMS. Raises ValueError for a line in another format."""
+    digests = {}
+    for line in text.splitlines():
+        digest, name = line.split("  ", 1)
+        digests[name] = digest
+    return digests

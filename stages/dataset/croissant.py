@@ -1,30 +1,35 @@
-"""Croissant 1.1 metadata of the dataset, with its responsible-AI fields: croissant.json, as mlcroissant reads it.
+"""Croissant 1.1 metadata of the dataset with its responsible-AI fields, for mlcroissant.
 
     import mlcroissant
     next(iter(mlcroissant.Dataset("data/librachemqa/croissant.json").records("train")))
 
-`validate` writes it into data/librachemqa, beside the files it describes. A version, its date and where its objects lie are known
-once it is released: `make release` writes data/released/croissant.json with them, which loads from a clone without DVC.
+`validate` writes croissant.json next to the files it describes. Version, date and the objects'
+addresses exist only after a release: `make release` adds them in data/released/croissant.json,
+which loads from a clone without DVC.
+
+Source: https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html
 """
 
 from pathlib import Path
 
-from stages.dataset.checksums import digest
-from stages.domain.description import CHEMISTRY, WATCHED, Domain
+from stages.dataset.checksums import file_digest
+from stages.domain.description import CHEMISTRY, PRECURSOR, Domain
 from stages.domain.splits import SPLITS
 
-COLUMNS = {
+COLUMN_MEANINGS = {
     "triplet_id": "id of the row: seed, prompt, chosen, rejected",
     "seed_id": "the request it was made from",
     "substance_id": "the substance asked about",
-    "split": "train, validation or test; no parent structure, scaffold or near-duplicate name is in two of them",
+    "split": "train, validation or test; no parent structure, scaffold or near-duplicate name is "
+    "in two of them",
     "expected": "`comply` or `refuse`: what a good model does",
     "intent": "what is asked",
     "intent_kind": "`neutral`, `dual` or `harmful`",
     "representation": "`text`: the prompt holds the name; `smiles`: it holds the SMILES",
     "prompt": "the request",
     "chosen": "the better answer: a refusal where `expected` is refuse, else help",
-    "rejected": "the worse answer; on refuse rows an opener that ends in `[details withheld]`, or a bare refusal",
+    "rejected": "the worse answer; on refuse rows an opener that ends in `[details withheld]`, or "
+    "a bare refusal",
     "prompt_id": "the prompt's rephrasing; equal ids are equal texts",
     "chosen_id": "the chosen answer's rephrasing; equal ids are equal texts",
     "rejected_id": "the rejected answer's rephrasing; equal ids are equal texts",
@@ -34,8 +39,10 @@ COLUMNS = {
 }
 CITATION = """\
 @article{zhang2025dual,
-  title   = {The Dual-use Dilemma in LLMs: Do Empowering Ethical Capacities Make a Degraded Utility?},
-  author  = {Zhang, Yiyi and Chen, Xingyu and Chen, Kexin and Du, Yuyang and Dang, Xilin and Heng, Pheng-Ann},
+  title   = {The Dual-use Dilemma in LLMs: \
+Do Empowering Ethical Capacities Make a Degraded Utility?},
+  author  = {Zhang, Yiyi and Chen, Xingyu and Chen, Kexin and Du, Yuyang and Dang, Xilin and \
+Heng, Pheng-Ann},
   journal = {arXiv preprint arXiv:2501.13952},
   year    = {2025}
 }"""
@@ -44,18 +51,19 @@ _SPLIT_URLS = {
     "validation": "cr:ValidationSplit",
     "test": "cr:TestSplit",
 }
-# The @context that the specification of Croissant 1.1 gives, with its vocabularies of responsible AI and provenance.
+# fmt: off
+_TERMS = (
+    "arrayShape", "citeAs", "column", "containedIn", "equivalentProperty", "extract", "field",
+    "fileProperty", "fileObject", "fileSet", "format", "includes", "isArray", "isLiveDataset",
+    "jsonPath", "key", "md5", "parentField", "path", "recordSet", "references", "regex",
+    "repeated", "replace", "samplingRate", "separator", "source", "subField", "transform",
+)
+# fmt: on
+# The @context of the specification, with its vocabularies of responsible AI and provenance.
 _CONTEXT = {
     "@language": "en",
     "@vocab": "https://schema.org/",
-    **{
-        term: f"cr:{term}"
-        for term in (
-            "arrayShape", "citeAs", "column", "containedIn", "equivalentProperty", "extract", "field", "fileProperty", "fileObject",
-            "fileSet", "format", "includes", "isArray", "isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet",
-            "references", "regex", "repeated", "replace", "samplingRate", "separator", "source", "subField", "transform",
-        )
-    },
+    **{term: f"cr:{term}" for term in _TERMS},
     "conformsTo": "dct:conformsTo",
     "cr": "http://mlcommons.org/croissant/",
     "data": {"@id": "cr:data", "@type": "@json"},
@@ -67,52 +75,60 @@ _CONTEXT = {
     "prov": "http://www.w3.org/ns/prov#",
     "rai": "http://mlcommons.org/croissant/RAI/",
     "sc": "https://schema.org/",
-}  # fmt: skip
+}
 
 
 def intended(domain: Domain) -> tuple[str, ...]:
-    """What the dataset is for, a sentence each; the card says it too."""
+    """The uses the dataset is for, one sentence each; the card lists them too."""
     return (
-        f"Training refusal decisions in {domain.brief.field}: SFT on chosen answers, preference optimisation on pairs.",
-        f"Measuring safety, utility and over-refusal of models on {domain.card.about} held out by {domain.card.separated}.",
+        f"Training refusal decisions in {domain.brief.field}: SFT on chosen answers, preference "
+        "optimisation on pairs.",
+        f"Measuring safety, utility and over-refusal of models on {domain.card.about} held out by "
+        f"{domain.card.separated}.",
         "Research on shortcuts (what gives a label away) and on policies for dual use.",
     )
 
 
 def out_of_scope(domain: Domain) -> tuple[str, ...]:
-    """What it is not for."""
+    """The uses it is not for."""
     return (
-        f"Advice on real {domain.card.about}, on law or medicine: facts carry their source and date and are to be checked there.",
+        f"Advice on real {domain.card.about}, on law or medicine: facts carry their source and "
+        "date and are to be checked there.",
         "Decisions about people.",
-        "Training a model to comply with what is to be refused: the rejected answers hold no detail that would help.",
+        "Training a model to comply with what is to be refused: the rejected answers hold no "
+        "detail that would help.",
     )
 
 
 def gaps(domain: Domain) -> tuple[str, ...]:
     """What is known to be missing."""
-    found = [
-        "Statuses are public legal facts as of the date in each reference, mostly of one jurisdiction, and change.",
-        "English only; one request and one answer; short texts. A grammar wrote those of the offline teacher.",
-        f"Few requests ask for a property: rates over all requests don't tell what a model knows of {domain.brief.field}.",
-        "Legal status alone, or intent alone, guesses the label better than chance; only both together give it.",
+    sentences = [
+        "Statuses are public legal facts as of the date in each reference, mostly of one "
+        "jurisdiction, and change.",
+        "English only; one request and one answer; short texts. A grammar wrote those of the "
+        "offline teacher.",
+        "Few requests ask for a property: rates over all requests don't tell what a model knows "
+        f"of {domain.brief.field}.",
+        "Legal status alone, or intent alone, guesses the label better than chance; only both "
+        "together give it.",
     ]
-    if WATCHED in domain.labels:
-        found.append("Precursors are asked about in neutral ways alone.")
+    if PRECURSOR in domain.labels:
+        sentences.append("Precursors are asked about in neutral ways alone.")
     if domain.name == CHEMISTRY:  # the only domain with structures
-        found.append(
+        sentences.append(
             "Controlled substances have structures only where they are medicines or drugs."
         )
-    return tuple(found)
+    return tuple(sentences)
 
 
 def croissant(
     folder: Path, sources: list[tuple[str, str, str]], teachers: list[str], domain: Domain
 ) -> dict:
-    """The metadata of `folder`, which holds the parquet file of every split, in the words of `domain`.
+    """The metadata of `folder`, which has a Parquet file for each split.
 
-    `sources` are the tables it was made from, (name, MD5, SHA-256); `teachers` the models that wrote the texts.
+    `sources` has (name, MD5, SHA-256) of each table that the dataset was made from; `teachers` are
+    the models that wrote the texts.
     """
-    about, separated = domain.card.about, domain.card.separated
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
@@ -121,38 +137,42 @@ def croissant(
             "http://mlcommons.org/croissant/RAI/1.0",
         ],
         "name": domain.card.title,
-        "description": f"Preference triplets (prompt, chosen, rejected) about {about} that teach a model to refuse illegitimate "
-        "requests and to stay useful for legitimate ones. The label depends on the substance and on what is asked; splits are "
-        f"separated by {separated}.",
+        "description": f"Preference triplets (prompt, chosen, rejected) about {domain.card.about} "
+        "that teach a model to refuse illegitimate requests and to stay useful for legitimate "
+        "ones. The label depends on the substance and on what is asked; splits are separated by "
+        f"{domain.card.separated}.",
         "license": "https://creativecommons.org/licenses/by/4.0/",
         "creator": {"@type": "sc:Organization", "name": "The Libra developers"},
         "citeAs": CITATION,
         "inLanguage": "en",
         "isLiveDataset": False,
         "keywords": [*domain.card.tags, "safety", "over-refusal", "preference data", "dual use"],
-        "prov:wasDerivedFrom": [{"@id": name, "sha256": sha} for name, _, sha in sources],
+        "prov:wasDerivedFrom": [{"@id": name, "sha256": sha256} for name, _, sha256 in sources],
         **_responsible(teachers, domain),
         "distribution": [_file(folder, split) for split in SPLITS],
-        "recordSet": [_splits(), *map(_rows, SPLITS)],
+        "recordSet": [_split_records(), *map(_row_records, SPLITS)],
     }
 
 
 def _responsible(teachers: list[str], domain: Domain) -> dict:
-    sized = "name length and molar mass" if domain.name == CHEMISTRY else "name length"
+    """The responsible-AI fields."""
+    matched_on = "name length and molar mass" if domain.name == CHEMISTRY else "name length"
     return {
-        "rai:dataCollection": f"Names of {domain.card.about} and their legal status come from public law and open registers, written "
-        "down by hand with instrument, schedule and date; facts from open sources, each with its source and method.",
+        "rai:dataCollection": f"Names of {domain.card.about} and their legal status come from "
+        "public law and open registers, written down by hand with instrument, schedule and date; "
+        "facts from open sources, each with its source and method.",
         "rai:dataCollectionType": [
             "Others: public legal texts and open registers",
             "Synthetic text",
         ],
         "rai:dataPreprocessingProtocol": [
-            "Requests are drawn so that refuse and comply are 1 : 1 in validation and test, and in train unless another share was asked "
-            f"for (the card counts both); dual ones are matched on {sized}.",
+            "Requests are drawn so that refuse and comply are 1 : 1 in validation and test, and in "
+            "train unless another share was asked for (the card counts both); dual ones are "
+            f"matched on {matched_on}.",
             f"Splits keep whole groups together: they are separated by {domain.card.separated}.",
         ],
-        "rai:dataManipulationProtocol": "A gate in code reads every text and fails closed: nothing passes that helps with what is to be "
-        "refused.",
+        "rai:dataManipulationProtocol": "A gate in code reads every text and fails closed: nothing "
+        "passes that helps with what is to be refused.",
         "rai:dataAnnotationProtocol": [
             "The label follows by rule from legal status and intent; nobody labels a row by hand."
         ],
@@ -164,13 +184,16 @@ def _responsible(teachers: list[str], domain: Domain) -> dict:
         ],
         "rai:dataBiases": [
             "Statuses follow the law of few jurisdictions, mostly one.",
-            f"The card tells how well the label can be guessed by shortcuts: {sized}, length and wording of the prompt.",
+            "The card tells how well the label can be guessed by shortcuts: "
+            f"{matched_on}, length and wording of the prompt.",
         ],
         "rai:dataLimitations": list(gaps(domain)),
-        "rai:dataSocialImpact": "Meant to make models safer and less prone to refuse harmless questions. Rejected answers to illegitimate "
-        "requests stop before any detail, so that a model trained on them the wrong way round learns to agree, not what to do.",
+        "rai:dataSocialImpact": "Meant to make models safer and less prone to refuse harmless "
+        "questions. Rejected answers to illegitimate requests stop before any detail, so that a "
+        "model trained on them the wrong way round learns to agree, not what to do.",
         "rai:personalSensitiveInformation": ["None: no text is by or about a person."],
-        "rai:dataReleaseMaintenancePlan": "A version is a Git tag and never changes; CHANGELOG.md tells the rows that each changed.",
+        "rai:dataReleaseMaintenancePlan": "A version is a Git tag and never changes; CHANGELOG.md "
+        "tells the rows that each changed.",
     }
 
 
@@ -184,11 +207,12 @@ def _file(folder: Path, split: str) -> dict:
         "contentUrl": path.name,
         "contentSize": f"{path.stat().st_size} B",
         "encodingFormat": "application/x-parquet",
-        "sha256": digest(path),
+        "sha256": file_digest(path),
     }
 
 
-def _splits() -> dict:
+def _split_records() -> dict:
+    """The record set that names the splits."""
     return {
         "@type": "cr:RecordSet",
         "@id": "splits",
@@ -203,23 +227,24 @@ def _splits() -> dict:
     }
 
 
-def _rows(split: str) -> dict:
-    """The record set of one split: a field for every column."""
+def _row_records(split: str) -> dict:
+    """The record set of one split: a field for each column."""
     fields = []
-    for name, meaning in COLUMNS.items():
-        source = {"fileObject": {"@id": f"{split}.parquet"}, "extract": {"column": name}}
+    for name, meaning in COLUMN_MEANINGS.items():
         field = {
             "@type": "cr:Field",
             "@id": f"{split}/{name}",
             "name": name,
             "description": meaning,
             "dataType": "sc:Text",
+            "source": {
+                "fileObject": {"@id": f"{split}.parquet"},
+                "extract": {"column": name},
+            },
         }
-        fields.append(
-            field
-            | {"source": source}
-            | ({"references": {"field": {"@id": "splits/name"}}} if name == "split" else {})
-        )
+        if name == "split":
+            field["references"] = {"field": {"@id": "splits/name"}}
+        fields.append(field)
     return {
         "@type": "cr:RecordSet",
         "@id": split,

@@ -1,4 +1,4 @@
-"""A released folder is swapped in whole or not at all."""
+"""Writing a released folder: replaced as a whole or not at all."""
 
 import shutil
 from collections.abc import Callable
@@ -10,15 +10,14 @@ from stages.core.tables import ROW_GROUP
 
 
 def write_split(rows: pl.LazyFrame, path: Path) -> None:
-    """Write the triplets of a split as Parquet, sorted by id, a row group at a time: the same bytes on any number of threads."""
-    ordered = (
-        rows.select((pl.col("triplet_id") >= pl.col("triplet_id").shift()).all())
-        .collect(engine="streaming")
-        .item()
-    )
-    rows = (
-        rows if ordered else rows.sort("triplet_id")
-    )  # combine wrote them in order; a sort holds all in memory
+    """Write the triplets of a split as Parquet, sorted by id.
+
+    A row group at a time, with the same bytes on any number of threads.
+    """
+    # combine writes them in order; a sort would hold all of them in memory.
+    in_order = (pl.col("triplet_id") >= pl.col("triplet_id").shift()).all()
+    if not rows.select(in_order).collect(engine="streaming").item():
+        rows = rows.sort("triplet_id")
     rows.sink_parquet(
         path,
         compression="zstd",
@@ -29,13 +28,17 @@ def write_split(rows: pl.LazyFrame, path: Path) -> None:
     )
 
 
-def publish(write: Callable[[Path], None], folder: Path) -> None:
-    """Let `write(new_folder)` fill a folder beside `folder`, then swap it in; a failure leaves `folder` as it was."""
+def publish(write: Callable[[Path], object], folder: Path) -> None:
+    """Let `write(new_folder)` fill a folder next to `folder`, then put it in its place.
+
+    If `write` fails, `folder` is left as it was.
+    """
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():  # a run was killed between the two renames below
+    if old.exists() and not folder.exists():  # an earlier run was killed between the two renames
         old.rename(folder)
-    for left_over in (new, old):
-        shutil.rmtree(left_over, ignore_errors=True)
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
     try:
         new.mkdir(parents=True)
         write(new)

@@ -1,6 +1,8 @@
 """Small tables that hold the dataset's contract, for tests of the contract and of what follows it.
 
-triplets, seeds, substances = tables({"train": 48, "validation": 16, "test": 32})
+    triplets, seeds, substances = GOOD
+
+Names and SMILES are random letters; `tables` makes larger ones.
 """
 
 import random
@@ -137,7 +139,10 @@ def lay_out(
     (folder / "params.yaml").write_text(yaml.safe_dump({"validate": {"probe_limit": limit}}))
     validate = {
         "cmd": f"{sys.executable} -m stages.validate",
-        "deps": [*(f"data/{name}.parquet" for name in ("triplets", "seeds", "substances")), DOMAIN_JSON],
+        "deps": [
+            *(f"data/{name}.parquet" for name in ("triplets", "seeds", "substances")),
+            DOMAIN_JSON,
+        ],
         "params": ["validate"],
         "outs": ["data/librachemqa"],
     }

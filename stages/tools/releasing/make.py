@@ -122,7 +122,7 @@ def _refuse_invalid_dataset() -> None:
 
     params = read_params("validate").section("validate", ValidateParams)
     try:
-        checked(*inputs(), params.probe_limit)
+        checked(inputs(), params.probe_limit)
         check(RELEASE)
     except LibraError as error:
         raise LibraError(f"the dataset fails validation: {error}") from None
