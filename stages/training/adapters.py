@@ -5,14 +5,11 @@ files beside it (`model.save: with_base`) `transformers` and `transformers serve
 this project needs no hub for it.
 """
 
-import contextlib
 import json
 import os
 import shutil
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +50,7 @@ def load_adapted(
         config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         name = config["base_model_name_or_path"]
         base = load_weights(name, commit_of(name, config.get("revision")), **load_kwargs)
-    with _no_rename_warning():
-        return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+    return PeftModel.from_pretrained(base, folder, is_trainable=trainable)
 
 
 def has_base(folder: Path) -> bool:
@@ -111,8 +107,7 @@ def with_adapter(model, lora: LoraParams, revision: str | None):
         target_modules=targets,
         revision=revision,
     )
-    with _no_rename_warning():
-        return get_peft_model(model, config)
+    return get_peft_model(model, config)
 
 
 def final_model(model, model_params: ModelParams):
@@ -142,8 +137,7 @@ def final_model(model, model_params: ModelParams):
             model_params.attention,
             None,
         )
-        with _no_rename_warning():
-            model = get_peft_model(base, config)
+        model = get_peft_model(base, config)
         set_peft_model_state_dict(model, learnt)
     return model.merge_and_unload(safe_merge=True, adapter_names=["default"]).to(dtype)
 
@@ -253,13 +247,3 @@ def save_adapter(model, folder: Path, weights: dict[str, Any] | None, with_base:
             f"{error.filename}); fix that or set model.save to adapter, then run again: with the "
             "same params training resumes at its last checkpoint"
         ) from None
-
-
-@contextlib.contextmanager
-def _no_rename_warning() -> Iterator[None]:
-    """Hide one warning that peft 0.21 triggers: it reads an attribute that transformers renamed."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
-        )
-        yield

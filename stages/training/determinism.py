@@ -7,6 +7,7 @@ import ctypes
 import os
 import platform
 import sys
+import warnings
 from pathlib import Path
 
 
@@ -30,6 +31,8 @@ def deterministic(random_seed: int, offline: bool = True) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", os.environ.get("TRANSFORMERS_OFFLINE", "0"))
     same_instructions()
     _keep_freed_memory()
+    # peft 0.21 and trl 1.16 read an attribute that transformers 5 renamed.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
     import torch
     import transformers
