@@ -1,14 +1,14 @@
-"""Phase 1, data mining: choose the substances and the requests to be made about them.
+"""Phase 1, data mining: choose the things to ask about and plan the requests to be made.
 
-Reads   data/catalog (checked): chemistry's tables, with facts computed by rdkit and looked up in the `chemicals` package, or the
-        folder of another domain
-Writes  data/substances.parquet, one row per substance asked about; data/seeds.parquet, one row per request to be made;
-        data/domain.json, the domain's intents, label table and words, for the stages after this one
-Params  random_seed; seed.domain, seed.{train,validation,test}.{seeds,substances,dual_share}, seed.train.{refuse_share,representations},
-        seed.drug_like_share
+Reads   data/catalog, checked: chemistry's tables, with facts computed by rdkit and looked up in
+        the `chemicals` package, or the folder of another domain
+Writes  data/substances.parquet, one row per thing asked about; data/seeds.parquet, one row per
+        request to be made; data/domain.json, the domain's intents, label table and words
+Params  random_seed; seed.domain, seed.{train,validation,test}.{seeds,substances,dual_share},
+        seed.train.{refuse_share,representations}, seed.drug_like_share
 
-    seed_id                   substance_id   split  expected  intent   intent_kind  representation  status
-    chloroquine-prepare-text  s-chloroquine  test   comply    prepare  dual         text            unregulated
+    seed_id                   substance_id   split  expected  intent   representation  status
+    chloroquine-prepare-text  s-chloroquine  test   comply    prepare  text            unregulated
 """
 
 from typing import Literal
@@ -19,9 +19,16 @@ from stages.core import cli
 from stages.core.errors import LibraError
 from stages.core.params import Section, read_params
 
+# Columns of data/substances.parquet; a domain leaves those it has no use for empty.
+SUBSTANCE_COLUMNS = (
+    "substance_id", "name", "cas", "status", "kind", "smiles", "inchikey", "parent_key", "scaffold",
+    "family", "everyday", "reaction_class", "pharmacology", "formula", "molar_mass", "reference",
+    "instrument", "schedule", "as_of", "hazard_class", "group", "split", "facts",
+)  # fmt: skip
+
 
 class SplitParams(Section):
-    """How many seeds a split gets, how much of the catalog it may draw on, and how many of its seeds are `dual`."""
+    """A split's number of seeds, its share of the catalog, and its share of `dual` seeds."""
 
     seeds: int = Field(ge=8)
     substances: float = Field(gt=0.0, lt=1.0)
@@ -29,25 +36,20 @@ class SplitParams(Section):
 
 
 class TrainedSplitParams(SplitParams):
-    """What can be otherwise in train alone, for comparisons: validation and test stay balanced and hold both representations."""
+    """What comparisons vary in train alone; validation and test stay balanced."""
 
     refuse_share: float = Field(default=0.5, ge=0.2, le=0.8)
     representations: Literal["both", "text", "smiles"] = "both"
 
 
 class SeedParams(Section):
-    """What is asked about, how many seeds each split gets and how they are spread over the label table."""
+    """What is asked about, and how the seeds are spread over splits and the label table."""
 
     domain: str
     train: TrainedSplitParams
     validation: SplitParams
     test: SplitParams
     drug_like_share: float = Field(ge=0.0, le=1.0)
-
-
-POOL_PER_SEED = (
-    0.5  # substances picked by code for each seed of train and test, so that pairs can be matched
-)
 
 
 def main() -> None:
@@ -61,72 +63,52 @@ def main() -> None:
 
     params = read_params("seed")
     seed, random_seed = params.section("seed", SeedParams), params.random_seed
-    splits = {split: getattr(seed, split) for split in SPLITS}
-    odd = [f"seed.{split}.seeds" for split, wanted in splits.items() if wanted.seeds % 2]
-    if odd:
-        raise LibraError(
-            f"params.yaml: {', '.join(odd)} must be even: refuse and comply share the seeds"
-        )
+    splits: dict[str, SplitParams] = {split: getattr(seed, split) for split in SPLITS}
+    if odd := [f"seed.{name}.seeds" for name, split in splits.items() if split.seeds % 2]:
+        problem = f"{', '.join(odd)} must be even: half of the seeds are to be refused"
+        raise LibraError(f"params.yaml: {problem}")
 
     domain = read_domain(seed.domain)
-    sizes = {
-        name: min(split.seeds, domain.most_seeds.get(name, split.seeds))
-        for name, split in splits.items()
-    }
-    substances = mined(sum(sizes.values())) if seed.domain == CHEMISTRY else read_things(domain)
-    set_groups(substances)
-    assign_splits(
-        substances, {name: split.substances for name, split in splits.items()}, random_seed
-    )
+    counts = {}
+    for name, split in splits.items():
+        counts[name] = min(split.seeds, domain.most_seeds.get(name, split.seeds))
+        if counts[name] < split.seeds:
+            limit = f"all that the catalog of {seed.domain} has, instead of {split.seeds}"
+            print(f"seed: {name} gets {counts[name]} seeds, {limit}")
+    if seed.domain == CHEMISTRY:
+        from stages.chemistry.mining import mine  # loads rdkit and chemicals: seconds
+
+        things = mine(sum(counts.values()))
+    else:
+        things = read_things(domain)
+    set_groups(things)
+    shares = {name: split.substances for name, split in splits.items()}
+    assign_splits(things, shares, random_seed)
 
     seeds = []
     for name, split in splits.items():
-        drawn = (
-            {"refuse_share": split.refuse_share, "representations": split.representations}
-            if name == "train"
-            else {}
-        )
-        if sizes[name] < split.seeds:
-            print(
-                f"seed: {name} gets {sizes[name]} seeds, as many as the catalog of {seed.domain} is made for, not {split.seeds}"
-            )
-        shares = (split.dual_share, seed.drug_like_share)
+        varied = {"refuse_share", "representations"} if name == "train" else set()
         seeds += plan_split(
-            name, sizes[name], substances, *shares, random_seed, **drawn, domain=domain
+            name,
+            counts[name],
+            things,
+            split.dual_share,
+            seed.drug_like_share,
+            random_seed,
+            **split.model_dump(include=varied),
+            domain=domain,
         )
-    asked = {row["substance_id"] for row in seeds}
-    rows = [s.row() for s in substances if s.substance_id in asked]
-    table = pl.DataFrame(
-        rows, infer_schema_length=None, schema_overrides={"molar_mass": pl.Float64}
-    )
-    table = table.with_columns(
-        pl.col(pl.Null).cast(pl.String)
-    )  # columns that a domain has no use for
-    write_table(table, "data/substances.parquet", sort_by="substance_id")
-    write_table(
-        pl.DataFrame(seeds, infer_schema_length=None), "data/seeds.parquet", sort_by="seed_id"
-    )
+    ids = {row["substance_id"] for row in seeds}
+    substances = pl.DataFrame(
+        [thing.row() for thing in things if thing.substance_id in ids],
+        schema=dict.fromkeys(SUBSTANCE_COLUMNS, pl.String)
+        | {"everyday": pl.Boolean, "molar_mass": pl.Float64},
+    ).with_columns(pl.col("everyday").fill_null(False))
+    write_table(substances, "data/substances.parquet", sort_by="substance_id")
+    planned = pl.DataFrame(seeds, infer_schema_length=None)
+    write_table(planned, "data/seeds.parquet", sort_by="seed_id")
     write_text(domain.as_json(), DOMAIN_JSON)
-    print(f"{len(seeds)} seeds about {len(rows)} {domain.card.about}")
-
-
-def mined(seeds: int) -> list:
-    """Chemistry's catalog, and substances picked by code for so many seeds, all with their facts."""
-    from stages.chemistry.catalog import read_catalog
-    from stages.chemistry.hazards import complete
-    from stages.chemistry.pool import familiar_substances
-    from stages.chemistry.properties import collect_facts
-    from stages.core.progress import progress
-
-    substances, excluded = read_catalog()
-    controlled = [s for s in substances if s.status == "controlled"]
-    substances += familiar_substances(
-        controlled, substances, excluded, round(POOL_PER_SEED * seeds)
-    )
-    for substance in progress(substances, "facts"):
-        substance.facts = collect_facts(substance)
-        complete(substance)
-    return substances
+    print(f"{len(seeds)} seeds about {len(ids)} {domain.card.about}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from stages.chemistry.catalog import COLUMNS, read_catalog, set_structure
 from stages.chemistry.hazards import HAZARD_CLASSES, complete
 from stages.chemistry.pool import tidy_name
 from stages.chemistry.properties import collect_facts
-from stages.chemistry.screens import is_carcinogen, is_dangerous, is_kin
+from stages.chemistry.screens import is_carcinogen, is_related, is_unsafe
+from stages.chemistry.substance import Substance
 from stages.core.errors import LibraError
 from stages.domain.description import KINDS, chemistry
 from stages.domain.matching import pair
@@ -23,13 +24,12 @@ from stages.domain.splits import (
     set_groups,
     sister_names,
 )
-from stages.domain.substance import Substance
 
 CATALOG = Path(__file__).parent.parent / "data/catalog"
 
 
 def substance(name, smiles=None, status="unregulated", kind="industrial", **fields):
-    made = Substance(name, fields.pop("cas", None), status, kind, **fields)
+    made = Substance(name, status, kind, **fields)
     if smiles:
         set_structure(made, identity.flat_molecule(smiles))
     return made
@@ -161,7 +161,9 @@ def test_immediate_precursors_have_no_structure():
     un_1961 = [name for name in kinds if "intermediate" in name]
     assert len(un_1961) == 5
     for name in (*csa, *un_1961, "lysergic acid"):
-        assert kinds[name] == "immediate_precursor", name  # a kind that the reader refuses SMILES of
+        assert kinds[name] == "immediate_precursor", (
+            name
+        )  # a kind that the reader refuses SMILES of
 
 
 @pytest.mark.parametrize("table, old, new, message", [
@@ -275,7 +277,7 @@ def test_hazard_classes(name, cas, smiles, kind, hazard):
     made = substance(name, smiles, cas=cas, kind=kind)
     made.facts = collect_facts(made)
     complete(made)
-    assert made.hazard_class == hazard and hazard in HAZARD_CLASSES
+    assert made.advice_class == hazard and hazard in HAZARD_CLASSES
 
 
 # screens
@@ -289,7 +291,7 @@ def test_hazard_classes(name, cas, smiles, kind, hazard):
 ])  # fmt: skip
 def test_screens(smiles, dangerous, kin):
     molecule = identity.flat_molecule(smiles)
-    assert (is_dangerous(molecule), is_kin(molecule)) == (dangerous, kin)
+    assert (is_unsafe(molecule), is_related(molecule)) == (dangerous, kin)
 
 
 def test_carcinogens_are_screened():
@@ -388,7 +390,7 @@ def test_splits_keep_groups_whole_and_in_proportion():
 def test_an_empty_split_is_an_error():
     substances = toy_pool(1)
     set_groups(substances)
-    with pytest.raises(LibraError, match=r"got no substance; raise seed\.\w+\.substances"):
+    with pytest.raises(LibraError, match=r"is empty; raise seed\.\w+\.substances"):
         assign_splits(substances, {"train": 100, "validation": 20, "test": 100}, 1)
 
 

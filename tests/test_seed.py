@@ -250,8 +250,8 @@ def atoms(formula):
 
 def planned(tables, **changes):
     """The rows of 240 train seeds."""
+    from stages.chemistry.substance import Substance
     from stages.domain.planner import plan_split
-    from stages.domain.substance import Substance
 
     known = [
         {key: value for key, value in row.items() if key in Substance.__dataclass_fields__}
@@ -296,8 +296,8 @@ def written(tables, tmp_path_factory):
     """
     from stages import craft, rephrase
     from stages.chemistry.hazards import complete
+    from stages.chemistry.substance import Substance
     from stages.domain import planner as requests
-    from stages.domain.substance import Substance
 
     _, substances = tables
     common = pl.col("kind").is_in(

@@ -13,9 +13,9 @@ from pathlib import Path
 from chemicals.identifiers import pubchem_db
 
 from stages.chemistry import identity
+from stages.chemistry.substance import Substance
 from stages.core.checked_csv import Row, read_rows, row_error
 from stages.core.errors import LibraError
-from stages.domain.substance import Substance
 
 # Structures are kept of scheduled medicines and drugs only. An `immediate_precursor` is one of the
 # US CSA (21 CFR 1308.12(g)), of Table I of the UN 1988 Convention, or a named intermediate of the
@@ -129,9 +129,8 @@ class _Catalog:
                     raise self._error("controlled", row, column, problem)
             if row["name"] not in listings:
                 raise self._error("controlled", row, "name", "listings.csv has no row for it")
-            substance = Substance(
-                row["name"], row["cas"] or None, "controlled", kind, family=row["family"]
-            )
+            substance = Substance(row["name"], "controlled", kind, cas=row["cas"] or None)
+            substance.family = row["family"]
             if kind == "medicine_drug":
                 substance.pharmacology = PHARMACOLOGY.get(row["family"])
             _set_listing(substance, listings[row["name"]])
@@ -139,28 +138,22 @@ class _Catalog:
 
     def add_precursors(self, rows: list[Row]) -> None:
         for row in _first_listing(rows).values():
-            substance = Substance(
-                row["name"], row["cas"] or None, "precursor", "precursor", family="precursor"
-            )
+            substance = Substance(row["name"], "precursor", "precursor", cas=row["cas"] or None)
+            substance.family = "precursor"
             _set_listing(substance, row)
             self._add("precursors", row, substance)
 
     def add_medicines(self, rows: list[Row]) -> None:
         for row in rows:
-            substance = Substance(
-                row["name"],
-                row["cas"] or None,
-                "unregulated",
-                "medicine",
-                family=row["pharmacology"],
-            )
-            substance.pharmacology = row["pharmacology"]
+            substance = Substance(row["name"], "unregulated", "medicine", cas=row["cas"] or None)
+            substance.family = substance.pharmacology = row["pharmacology"]
             self._add("medicines", row, substance)
 
     def add_everyday(self, rows: list[Row]) -> None:
         """Everyday substances get the structure that `chemicals` has for their CAS number."""
         for row in rows:
-            substance = Substance(row["name"], row["cas"], "unregulated", "everyday", everyday=True)
+            substance = Substance(row["name"], "unregulated", "everyday", cas=row["cas"])
+            substance.everyday = True
             substance.reaction_class = row["reaction_class"]
             self._add("everyday", row, substance)
             entry = pubchem_db.search_CAS(substance.cas, autoload=True)

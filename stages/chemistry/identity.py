@@ -1,7 +1,9 @@
-"""Who a substance is: CAS check digit, structure, desalted parent, Murcko scaffold, formula and molar mass.
+"""Who a substance is: CAS check digit, structure, desalted parent, scaffold, formula, molar mass.
 
-All structures are taken flat (without stereo marks): the sources differ in how much stereo they give, and a mark that
-only one side of the data set carries would tell the label. Structure work is rdkit's; InChIKeys are the standard ones.
+    inchikey(flat_molecule("CCO"))    -> "LFQSCWFLJHTTHZ-UHFFFAOYSA-N"
+
+Structures are flat (without stereo marks): sources differ in how much stereo they give, and a mark
+that only one side of the data has would tell the label. Structures are read by rdkit.
 """
 
 import re
@@ -19,9 +21,9 @@ _UNCHARGER = rdMolStandardize.Uncharger()
 
 
 def cas_check_digit(cas: str) -> int | None:
-    """The last digit that `cas` ought to have, or None where it isn't of the form 1234-56-7.
+    """The check digit that `cas` should end in, or None if it isn't of the form 1234-56-7.
 
-    The check digit is the sum of the other digits, each times its place counted from the right, modulo 10.
+    It is the sum of the other digits, each times its place counted from the right, modulo 10.
     """
     match = _CAS.fullmatch(cas)
     if not match:
@@ -31,12 +33,12 @@ def cas_check_digit(cas: str) -> int | None:
 
 
 def is_valid_cas(cas: str) -> bool:
-    """Whether `cas` is well-formed and its check digit is right."""
+    """Whether `cas` is well-formed and ends in its check digit."""
     return cas_check_digit(cas) == int(cas[-1]) if _CAS.fullmatch(cas) else False
 
 
 def flat_molecule(smiles: str) -> Chem.Mol | None:
-    """The molecule of `smiles` without stereo marks, or None where rdkit can't read it."""
+    """The molecule of `smiles` without stereo marks, or None if rdkit can't read it."""
     molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
         return None
@@ -60,13 +62,12 @@ def parent(molecule: Chem.Mol) -> Chem.Mol:
     ):
         return molecule
     neutral = _UNCHARGER.uncharge(rdMolStandardize.FragmentParent(molecule))
-    return (
-        flat_molecule(flat_smiles(neutral)) or molecule
-    )  # a neutral form that can't be drawn is no parent
+    # Some neutral forms can't be drawn; then the molecule is its own parent.
+    return flat_molecule(flat_smiles(neutral)) or molecule
 
 
 def parent_key(parent_molecule: Chem.Mol) -> str:
-    """First block (14 letters, the connectivity) of a parent's InChIKey: salts and stereoisomers share it."""
+    """The first block (connectivity) of the InChIKey, shared by salts and stereoisomers."""
     return inchikey(parent_molecule)[:14]
 
 

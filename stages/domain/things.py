@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stages.core.checked_csv import Row, read_rows, row_error
 from stages.domain.description import CATALOG, CONTROLLED, Domain
-from stages.domain.substance import Substance
+from stages.domain.thing import Thing
 
 THINGS = ("name", "status", "kind", "class", "group", "instrument", "schedule", "as_of")
 FACTS = ("name", "fact", "value", "unit", "tolerance", "method", "source")
@@ -25,7 +25,7 @@ REFERENCE = ("instrument", "schedule", "as_of")
 MOST_TOLERANCE = 1 / 50  # of the value; with more, right and wrong answers overlap
 
 
-def read_things(domain: Domain, catalog: Path = CATALOG) -> list[Substance]:
+def read_things(domain: Domain, catalog: Path = CATALOG) -> list[Thing]:
     """The things of `domain` with their facts. Raises LibraError for the first fault."""
     things = _read_things(domain, catalog / domain.name / "things.csv")
     path = catalog / domain.name / "facts.csv"
@@ -50,27 +50,26 @@ def read_things(domain: Domain, catalog: Path = CATALOG) -> list[Substance]:
     return list(things.values())
 
 
-def _read_things(domain: Domain, path: Path) -> dict[str, Substance]:
+def _read_things(domain: Domain, path: Path) -> dict[str, Thing]:
     """The rows of things.csv by name, without facts."""
-    things: dict[str, Substance] = {}
+    things: dict[str, Thing] = {}
     names: dict[str, str] = {}  # by slug
     hint = "a domain needs things.csv and facts.csv beside its domain.yaml"
     for row in read_rows(path, THINGS, may_be_empty=REFERENCE, hint=hint):
         _check_thing(domain, path, row)
-        thing = Substance(
+        thing = Thing(
             row["name"],
-            None,
             row["status"],
             row["kind"],
             family=row["kind"],
-            hazard_class=row["class"],
+            parent_key=row["group"],
+            advice_class=row["class"],
         )
         name = names.setdefault(thing.slug, thing.name)
         if name != thing.name or thing.name in things:
             raise row_error(
                 path, row, "name", f"same name as `{name}` but for case and punctuation"
             )
-        thing.parent_key = row["group"]
         if row["instrument"]:
             thing.instrument, thing.schedule, thing.as_of = (row[column] for column in REFERENCE)
             thing.reference = f"{thing.instrument}, {thing.schedule}, as of {thing.as_of}"
