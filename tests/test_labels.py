@@ -63,7 +63,7 @@ def test_every_outcome_can_be_a_label():
         ("date", "25.11.2026", "`25.11.2026` is not a date such as 2026-11-25"),
         ("prompt_id", "b p0", "`b p0` is not an id without blanks"),
         ("labeller", "", "the cell is empty"),
-        ("labeller", " ada", "remove the blanks around ` ada`"),
+        ("labeller", " ada", "remove the blanks around `ada`"),
     ],
 )
 def test_an_invalid_cell_is_named(tmp_path, column, cell, problem):
