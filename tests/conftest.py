@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from stages.training.models import same_instructions
+from stages.training.determinism import same_instructions
 
 for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_ROOT"):
     os.environ.pop(name, None)  # set by a surrounding `dvc exp run`
@@ -26,6 +26,12 @@ def own_reply_store(tmp_path, monkeypatch):
     """Replies of servers that tests start go into a store of the test's own."""
     path = tmp_path / ".cache" / "replies.sqlite"
     monkeypatch.setattr("stages.chat.client.store_path", lambda: path)
+
+
+@pytest.fixture(autouse=True)
+def no_record_of_replies(monkeypatch):
+    """What servers of tests were asked isn't logged to MLflow (test_settings.py tests that)."""
+    monkeypatch.setattr("stages.chat.client.log_run", lambda stage, tallies: None)
 
 
 def pytest_collection_modifyitems(items):

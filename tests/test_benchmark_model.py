@@ -283,14 +283,15 @@ def test_a_sample_holds_whole_substances_of_every_cell():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny random model, as a hub holds it."""
-    from test_training import SIZE
+    from helpers.tiny_training import MODEL_PARAMS
 
-    from stages.training.models import deterministic, new_model, train_tokenizer
+    from stages.training.determinism import deterministic
+    from stages.training.scratch import new_model, train_tokenizer
 
     deterministic(1)
     where = tmp_path_factory.mktemp("model") / "tiny"
     tokenizer = train_tokenizer([row["prompt"] for row in requests()[0].iter_rows(named=True)], 320)
-    new_model(SIZE, tokenizer).save_pretrained(where)
+    new_model(MODEL_PARAMS, tokenizer).save_pretrained(where)
     tokenizer.save_pretrained(where)
     return where
 

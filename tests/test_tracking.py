@@ -42,9 +42,9 @@ def runs(folder):
 
 def test_a_run_tells_what_it_was_made_from(folder, monkeypatch):
     """Params, metrics, curve, git revision, experiment and input hashes; then what a model made of it loads back as."""
-    from test_training import SIZE, table
+    from helpers.tiny_training import MODEL_PARAMS, table
 
-    from stages.training.models import new_model, train_tokenizer
+    from stages.training.scratch import new_model, train_tokenizer
     from stages.training.trainer import save_policy
 
     subprocess.run(
@@ -53,8 +53,8 @@ def test_a_run_tells_what_it_was_made_from(folder, monkeypatch):
         check=True,
     )
     monkeypatch.setenv("DVC_EXP_NAME", "warm-pine")
-    tokenizer = train_tokenizer(table()["chosen"].unique().sort().to_list(), SIZE.vocab_size)
-    model = new_model(SIZE, tokenizer)
+    tokenizer = train_tokenizer(table()["chosen"].unique().sort().to_list(), MODEL_PARAMS.vocab_size)
+    model = new_model(MODEL_PARAMS, tokenizer)
     save_policy(model, tokenizer, [{"step": 1, "loss": 0.5}], "models/dpo")
     (folder / "note.txt").write_text("small")
     with tracking.run("dpo", PARAMS, ["data/librachemqa", "models/sft", "data/unknown"]) as record:
@@ -186,14 +186,15 @@ def test_a_revision_tells_uncommitted_changes_of_what_a_run_is_made_by(folder):
 def test_an_adapter_is_recorded_with_its_base(folder, monkeypatch, base_is):
     """MLflow by itself would keep the base under names that no model has, and load fresh weights in their place."""
     import torch
-    from test_training import SIZE, table
+    from helpers.tiny_training import MODEL_PARAMS, table
 
     from stages.training import adapters, pretrained
-    from stages.training.models import LoraParams, new_model, train_tokenizer
+    from stages.training.model_params import LoraParams
+    from stages.training.scratch import new_model, train_tokenizer
     from stages.training.trainer import save_policy
 
-    tokenizer = train_tokenizer(table()["chosen"].unique().sort().to_list(), SIZE.vocab_size)
-    save_policy(new_model(SIZE, tokenizer), tokenizer, [{"step": 1, "loss": 0.5}], "base")
+    tokenizer = train_tokenizer(table()["chosen"].unique().sort().to_list(), MODEL_PARAMS.vocab_size)
+    save_policy(new_model(MODEL_PARAMS, tokenizer), tokenizer, [{"step": 1, "loss": 0.5}], "base")
     base = pretrained.load_weights("base", None, "float32", "sdpa", None)
     model = adapters.with_adapter(
         base, LoraParams(r=2, alpha=4, dropout=0.0, target_modules=["q_proj"]), None

@@ -24,7 +24,8 @@ def main() -> None:
 
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    from stages.training.models import deterministic, load_policy
+    from stages.training.determinism import deterministic
+    from stages.training.policies import load_policy
 
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     deterministic(params["random_seed"])
