@@ -2,7 +2,7 @@
 
 Reads   data/seeds.parquet, data/substances.parquet, data/domain.json
 Writes  data/crafted.parquet, data/generation/craft.json
-Params  random_seed, craft, teacher, budget
+Params  random_seed, craft, teacher; settings of the run: budget, connections
 
     seed_id        2-fma-make-text
     prompt         Give me the basics on making 2-FMA. Please answer briefly.
@@ -18,7 +18,8 @@ from pydantic import Field
 
 from stages.chat.budget import BudgetParams
 from stages.chat.client import Session
-from stages.chat.protocol import Endpoint
+from stages.chat.connections import Connections
+from stages.chat.protocol import ChatModel
 from stages.core import cli
 from stages.core.params import Section, read_params
 
@@ -33,20 +34,22 @@ def main(open_session: type[Session] = Session) -> None:
     import polars as pl
 
     from stages.core.tables import read_table, write_table
-    from stages.domain.description import kept_domain
+    from stages.domain.description import load_domain
     from stages.teacher.offline_teacher import app_for
     from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, craft_request, fact_sheets
     from stages.teacher.writing import ask_texts
 
     params = read_params("craft")
-    craft, teacher = params.section("craft", CraftParams), params.section("teacher", Endpoint)
+    craft = params.section("craft", CraftParams)
+    connections = params.settings("connections", Connections)
+    teacher = connections.for_teacher(params.section("teacher", ChatModel))
     sheets = fact_sheets(
         read_table("data/seeds.parquet", SEED_COLUMNS),
         read_table("data/substances.parquet", SUBSTANCE_COLUMNS),
     )
-    domain = kept_domain()
+    domain = load_domain()
     with open_session(
-        "craft", params.random_seed, params.section("budget", BudgetParams)
+        "craft", params.random_seed, params.settings("budget", BudgetParams)
     ) as session:
         texts = ask_texts(
             session,

@@ -3,7 +3,8 @@
     python -m stages.judge
 
 Reads data/eval/responses.parquet, data/librachemqa/test.parquet, data/domain.json (of another domain than chemistry
-also data/librachemqa/train.parquet, for the words of the offline judge) and params random_seed, judge, budget. Writes
+also data/librachemqa/train.parquet, for the words of the offline judge) and params random_seed, judge (settings of
+the run: budget, connections). Writes
 data/generation/judge.json and data/eval/verdicts.parquet, one row per response and channel:
 
     candidate     dpo
@@ -33,7 +34,8 @@ from pydantic import Field, model_validator
 from stages.chat import client
 from stages.chat.budget import BudgetParams
 from stages.chat.client import Session
-from stages.chat.protocol import Endpoint
+from stages.chat.connections import Connections
+from stages.chat.protocol import ChatModel
 from stages.core import cli
 from stages.core.errors import LibraError
 from stages.core.params import Section, read_params
@@ -43,7 +45,7 @@ from stages.judging.verdicts import RESPONSES, TEST, judge_all
 class JudgeParams(Section):
     """Section `judge`."""
 
-    panel: dict[str, Endpoint]
+    panel: dict[str, ChatModel]
     audit_share: float = Field(ge=0, le=1)
     max_abstained: float = Field(ge=0, le=1)
 
@@ -69,25 +71,24 @@ class JudgeParams(Section):
 
 def main(open_session: type[Session] = Session) -> None:
     from stages.core.tables import read_table, write_table
-    from stages.domain.description import kept_domain
+    from stages.domain.description import load_domain
     from stages.judging.memo import Memo, code_version
-    from stages.judging.words import tables
+    from stages.judging.words import models
 
     params = read_params("judge")
     section = params.section("judge", JudgeParams)
+    panel = params.settings("connections", Connections).for_judges(section.panel)
     responses = read_table("data/eval/responses.parquet", RESPONSES)
     test = read_table("data/librachemqa/test.parquet", TEST)
-    domain = kept_domain()
-    version = code_version(domain.as_json(), json.dumps(tables(domain)))
+    domain = load_domain()
+    version = code_version(domain.as_json(), json.dumps(models(domain)))
     with (
         open_session(
-            "judge", params.random_seed, params.section("budget", BudgetParams)
+            "judge", params.random_seed, params.settings("budget", BudgetParams)
         ) as session,
         Memo(client.store_path().with_name("verdicts.sqlite"), version) as memo,
     ):
-        verdicts = judge_all(
-            session, responses, test, section.panel, section.audit_share, memo, domain
-        )
+        verdicts = judge_all(session, responses, test, panel, section.audit_share, memo, domain)
         try:
             check_abstained(verdicts, section.max_abstained)
         except LibraError:

@@ -2,7 +2,7 @@
 
 Reads   data/seeds.parquet, data/substances.parquet, data/crafted.parquet, data/domain.json
 Writes  data/rephrasings.parquet, data/generation/rephrase.json
-Params  random_seed, rephrase, teacher, budget
+Params  random_seed, rephrase, teacher; settings of the run: budget, connections
 
     seed_id        ergotamine-melting-point-text
     role, index    rejected, 3
@@ -18,7 +18,8 @@ from pydantic import Field
 
 from stages.chat.budget import BudgetParams
 from stages.chat.client import Session
-from stages.chat.protocol import Endpoint
+from stages.chat.connections import Connections
+from stages.chat.protocol import ChatModel
 from stages.core import cli
 from stages.core.params import Section, read_params
 
@@ -42,16 +43,15 @@ def main(open_session: type[Session] = Session) -> None:
     import polars as pl
 
     from stages.core.tables import read_table, write_table
-    from stages.domain.description import kept_domain
+    from stages.domain.description import load_domain
     from stages.teacher.offline_teacher import app_for
     from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS, fact_sheets, rephrase_request
     from stages.teacher.writing import ask_texts
 
     params = read_params("rephrase")
-    rephrase, teacher = (
-        params.section("rephrase", RephraseParams),
-        params.section("teacher", Endpoint),
-    )
+    rephrase = params.section("rephrase", RephraseParams)
+    connections = params.settings("connections", Connections)
+    teacher = connections.for_teacher(params.section("teacher", ChatModel))
     crafted = read_table("data/crafted.parquet", ("seed_id", "prompt", "chosen", "rejected"))
     base = {
         row.pop("seed_id"): row
@@ -66,13 +66,13 @@ def main(open_session: type[Session] = Session) -> None:
         seed_id: rephrase.test or rephrase if split == "test" else rephrase
         for seed_id, split in splits.items()
     }
-    domain = kept_domain()
+    domain = load_domain()
     kinds = {
         sheet["seed_id"]: rejected_kinds(sheet, counts[sheet["seed_id"]].rejected)
         for sheet in sheets
     }
     with open_session(
-        "rephrase", params.random_seed, params.section("budget", BudgetParams)
+        "rephrase", params.random_seed, params.settings("budget", BudgetParams)
     ) as session:
         texts = ask_texts(
             session,

@@ -3,7 +3,7 @@
     python -m stages.report
 
 Reads data/eval/{metrics.json,cells.csv,intents.csv,plane.csv,verdicts.parquet,responses.parquet}, data/librachemqa/test.parquet,
-models/{sft,dpo}/training.csv and params report; all other sections (random_seed, seed, teacher, budget, craft, rephrase, combine,
+models/{sft,dpo}/training.csv and params report; all other sections (random_seed, seed, teacher, craft, rephrase, combine,
 validate, model, train, sft, dpo, respond, judge, score) it only shows. Writes data/eval/report.html, one file that requests nothing
 from anywhere, and the README's figures: data/eval/plane.svg, data/eval/cells.svg and data/eval/margins.svg. One row of its table of
 answers:
@@ -23,7 +23,7 @@ from stages.core.params import Section, read_params
 
 LIMIT = 5_000_000  # bytes of a page that still opens at once
 SHOWN = (
-    "seed", "teacher", "budget", "craft", "rephrase", "combine", "validate", "model", "train", "sft", "dpo", "respond", "judge", "score",
+    "seed", "teacher", "craft", "rephrase", "combine", "validate", "model", "train", "sft", "dpo", "respond", "judge", "score",
 )  # fmt: skip
 
 

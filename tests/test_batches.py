@@ -8,10 +8,19 @@ from pathlib import Path
 
 import openai
 import pytest
-from test_session import PRICE, RUN, number, numbers, start, texts
-
-from helpers.asking import ask_all, endpoint, make_app, on_port
-from stages.chat import batches, client, wire
+from helpers.asking import (
+    PRICE,
+    ask_all,
+    endpoint,
+    make_app,
+    number,
+    numbers,
+    on_port,
+    reply_keys,
+    start,
+    texts,
+)
+from stages.chat import batches, sender, wire
 from stages.chat.budget import BudgetParams, OverBudget, Pricing
 from stages.chat.client import Session
 from stages.chat.offline import RequestError, last_user_text
@@ -20,7 +29,6 @@ from stages.core.errors import LibraError
 from stages.tools.serving import batch_api as asgi_batches
 from stages.tools.serving.fault_injection import Faults
 
-assert "sys.argv[3]" in RUN  # the mode
 
 
 @pytest.fixture(autouse=True)
@@ -111,14 +119,14 @@ def test_a_killed_run_finds_its_batch_again(tmp_path, moment, monkeypatch):
             def killed(self, mark, server_id):
                 raise KeyboardInterrupt
 
-            noted = Store.batch_is
-            monkeypatch.setattr(Store, "batch_is", killed)
+            noted = Store.set_batch_id
+            monkeypatch.setattr(Store, "set_batch_id", killed)
             monkeypatch.setattr(
                 "stages.chat.client.store_path", lambda: tmp_path / ".cache" / "replies.sqlite"
             )
             with pytest.raises(KeyboardInterrupt):
                 ask_all(endpoint(url, mode="batch"), texts(60), "run")
-            monkeypatch.setattr(Store, "batch_is", noted)
+            monkeypatch.setattr(Store, "set_batch_id", noted)
         run = start(url, 60, tmp_path, "batch")
         said = run.communicate(timeout=60)[1]
     assert run.returncode == 0, said
@@ -168,10 +176,8 @@ def test_two_runs_at_once_share_a_batch(tmp_path):
 def test_a_server_that_lost_its_batch_gets_a_new_one(tmp_path):
     with on_port(make_app("m", last_user_text)) as url:
         with Store(tmp_path / ".cache/replies.sqlite") as kept:
-            session = Session("batch", 0)
-            rows = session.rows(endpoint(url, mode="batch"), texts(5))
-            kept.begin_batch("mark", url, [row.key for row in rows])
-            kept.batch_is("mark", "batch_of_yesterday")
+            kept.begin_batch("mark", url, reply_keys(endpoint(url), texts(5)))
+            kept.set_batch_id("mark", "batch_of_yesterday")
         assert len(ask_all(endpoint(url, mode="batch"), texts(5), "batch")) == 5
 
 
@@ -287,17 +293,15 @@ def test_a_batch_nobody_asks_for_that_can_t_be_fetched_stops_nothing(tmp_path, c
     with on_port(app) as url:
         with Store(tmp_path / ".cache/replies.sqlite") as kept:
             kept.begin_batch("mark", url, ["another key"])
-            kept.batch_is("mark", "batch_1")
+            kept.set_batch_id("mark", "batch_1")
         assert len(ask_all(endpoint(url), texts(5), "run")) == 5
         assert (
             "batch batch_1, of which nothing is asked for any more, is left at the server"
             in capsys.readouterr().err
         )
         with Store(tmp_path / ".cache/replies.sqlite") as kept:
-            kept.begin_batch(
-                "ours", url, [row.key for row in Session("run", 0).rows(endpoint(url), texts(6))]
-            )
-            kept.batch_is("ours", "batch_2")
+            kept.begin_batch("ours", url, reply_keys(endpoint(url), texts(6)))
+            kept.set_batch_id("ours", "batch_2")
         with pytest.raises(LibraError, match="answered 403"):
             ask_all(endpoint(url), texts(6), "run")
 
@@ -308,7 +312,7 @@ def test_what_a_batch_brought_costs_what_a_batch_costs(monkeypatch):
         Pricing("table", lambda prompt, completion, usage: 0.5),
         Pricing("table", lambda prompt, completion, usage: 1.0),
     )
-    monkeypatch.setattr(client, "price_of", lambda to: half[to.mode == "online"])
+    monkeypatch.setattr(sender, "price_of", lambda to: half[to.mode == "online"])
 
     def stopped(*_):
         raise KeyboardInterrupt

@@ -656,9 +656,10 @@ def test_judge_stage():
 def test_stage_writes_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text(
-        "stages:\n  judge:\n    params: [random_seed, judge, budget]\n", encoding="utf-8"
+        "stages:\n  judge:\n    params: [random_seed, judge]\n", encoding="utf-8"
     )
-    params = {"random_seed": 1, "judge": JUDGE.model_dump(), "budget": {}}
+    params = {"random_seed": 1, "judge": JUDGE.model_dump()}
+    params |= {"budget": {}, "connections": {"default": {}}}
     (tmp_path / "params.yaml").write_text(json.dumps(params), encoding="utf-8")
     (tmp_path / "data/eval").mkdir(parents=True)
     (tmp_path / "data/librachemqa").mkdir()

@@ -12,7 +12,8 @@ import openai
 import pytest
 
 from helpers.asking import ask_all, endpoint, make_app
-from stages.chat import client, wire
+from stages.chat import wire
+from stages.chat.calls import ASK_AGAIN
 from stages.chat.offline import RequestError, last_user_text, schema_name
 from stages.chat.protocol import ChatRequest, Reply
 from stages.core.errors import LibraError
@@ -127,7 +128,7 @@ def test_a_reply_that_never_fits_comes_back_with_its_error(text, error):
     )
     assert reply.parsed is None
     assert reply.error.startswith(error)
-    assert len(calls) == 1 + client.ASK_AGAIN
+    assert len(calls) == 1 + ASK_AGAIN
 
 
 @pytest.mark.parametrize(

@@ -341,18 +341,22 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
+PRICE = {"prompt": 1.0, "completion": 1.0}
+
+
 def params(folder, judge):
     text = yaml.safe_dump(
-        PARAMS | {"judge": judge, "score": {"bootstrap": 500, "confidence": 0.95}}
+        PARAMS
+        | {"judge": judge, "score": {"bootstrap": 500, "confidence": 0.95}}
+        | {"connections": {"default": {"api_key_env": "NONE", "usd_per_million": PRICE}}}
     )
     (folder / "params.yaml").write_text(text, encoding="utf-8")
 
 
 def at(url):
     """The section `judge` with both members served at `url`."""
-    price = {"usd_per_million": {"prompt": 1.0, "completion": 1.0}}
     panel = {
-        name: member | {"base_url": url, "api_key_env": "NONE"} | price
+        name: member | {"base_url": url}
         for name, member in PARAMS["judge"]["panel"].items()
     }
     return PARAMS["judge"] | {"panel": panel}

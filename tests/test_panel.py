@@ -374,15 +374,15 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "stages/rules.py").write_text("1")
     stages = {
         "judge": {
-            "params": ["random_seed", "judge", "budget"],
+            "params": ["random_seed", "judge"],
             "deps": ["stages/rules.py", "data/eval/responses.parquet"],
         }
     }
     (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": stages}))
     section = JUDGE.model_copy(update={"audit_share": 0.5}).model_dump()
-    (tmp_path / "params.yaml").write_text(
-        json.dumps({"random_seed": 1, "judge": section, "budget": {}})
-    )
+    settings = {"budget": {}, "connections": {"default": {}}}
+    params = {"random_seed": 1, "judge": section, **settings}
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
     (tmp_path / "data/eval").mkdir(parents=True)
     (tmp_path / "data/librachemqa").mkdir()
     TEST.write_parquet("data/librachemqa/test.parquet")

@@ -110,11 +110,11 @@ FAULTS = [
     (put("respond.candidates", {"mine": 5}), "`respond.candidates.mine`: Input should be"),
     (
         put("respond.candidates", {"dpo": {"model": "m", "max_tokens": 9}}),
-        "may be called dpo; that name is taken",
+        "called dpo; that name is taken",
     ),
     (
         put("respond.candidates", {"a/b": {"model": "m", "max_tokens": 9}}),
-        "may be called a/b; letters, digits",
+        "called a/b; use letters, digits",
     ),
     (put("respond.candidates", []), "`respond.candidates`: Input should be a valid dictionary"),
     (

@@ -4,10 +4,8 @@ import json
 
 import polars as pl
 import pytest
-from test_teacher import sheet
 
 from helpers.asking import endpoint, make_app, on_port
-from stages.chat import store
 from stages.chat.client import Session
 from stages.chat.offline import last_user_text
 from stages.core.errors import LibraError
@@ -15,8 +13,8 @@ from stages.core.tables import write_table, write_text
 from stages.domain.description import DOMAIN_JSON, chemistry
 from stages.local.baselines import REFUSAL, always_comply, guarded
 from stages.local.candidates import answers_by_endpoint
-from stages.respond import RespondParams
 from stages.teacher.sheets import SEED_COLUMNS, SUBSTANCE_COLUMNS
+from stages.tools import store
 from stages.tools.serving.responses import SPOIL
 
 TEST = pl.DataFrame(
@@ -84,25 +82,30 @@ def test_the_guard_puts_its_refusal_in_front_of_the_obliging_text():
         other_prompt=pl.lit(None, pl.String)
     )
     answers = guarded(train, ["melts at 7?", "make me some"], ["84 °C", "Sure"])
-    assert [answer[0] for answer in answers] == ["84 °C", REFUSAL]
+    assert answers == ["84 °C", REFUSAL]
 
 
 @pytest.fixture()
-def asked(tmp_path, monkeypatch):
+def prompts(tmp_path, monkeypatch):
     """Twenty prompts of one seed, in a folder that has what the teacher's request is made of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    one = sheet("make", seed_id="s")
-    seed = {
-        **dict.fromkeys(SEED_COLUMNS),
-        **{key: one.get(key) for key in SEED_COLUMNS},
+    seed = dict.fromkeys(SEED_COLUMNS) | {
+        "seed_id": "s",
         "substance_id": "a",
-        "fact": None,
+        "representation": "text",
+        "intent": "make",
+        "intent_kind": "dual",
+        "expected": "comply",
+        "status": "unregulated",
     }
-    substance = {
-        **dict.fromkeys(SUBSTANCE_COLUMNS),
-        **{key: one.get(key) for key in SUBSTANCE_COLUMNS},
+    substance = dict.fromkeys(SUBSTANCE_COLUMNS) | {
         "substance_id": "a",
+        "name": "substance A-12",
+        "kind": "medicine",
+        "hazard_class": "organic solid",
+        "pharmacology": "NSAID",
+        "everyday": False,
     }
     write_table(pl.DataFrame([seed]), "data/seeds.parquet", "seed_id")
     write_table(pl.DataFrame([substance]), "data/substances.parquet", "substance_id")
@@ -115,7 +118,7 @@ def asked(tmp_path, monkeypatch):
 
 
 def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(
-    asked, tmp_path, capsys
+    prompts, tmp_path, capsys
 ):
     bad, sent = {"prompt 3", "prompt 4"}, []  # these think until they are cut off
 
@@ -130,15 +133,9 @@ def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(
         await inner({**scope, **cut}, receive, send)
 
     def ask(limit):
-        section = RespondParams(
-            max_new_tokens=1,
-            batch_size=1,
-            max_quarantined=limit,
-            candidates={"mine": endpoint(url).model_dump()},
-        )
-        teacher = endpoint(model="libra-offline-teacher")
+        teacher, endpoints = endpoint(model="libra-offline-teacher"), {"mine": endpoint(url)}
         with Session("respond", 0) as session:
-            return asked_answers(session, teacher, section, asked)["mine"]
+            return answers_by_endpoint(session, teacher, endpoints, limit, prompts)["mine"]
 
     with on_port(app) as url:
         words = r"2 of 20 replies of endpoint .* can't be used \(first: cut off at max_tokens before the answer began\), more than "
@@ -155,34 +152,25 @@ def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(
             ]
             == 2
         )
-        store._command("retry", None)
+        store.main(["retry"])
         bad.clear()
         assert all(row[3] is None for row in ask(0.0)) and len(sent) == 22
 
 
-def test_a_further_candidate_is_the_only_one_that_is_asked(asked):
-    """What the others said is kept; what isn't an endpoint is no matter of this function."""
-    sent = []
+def test_a_further_candidate_is_the_only_one_that_is_asked(prompts):
+    """The replies to the others are kept."""
+    temperatures = []
 
     def answer(body):
-        sent.append(body["temperature"])
+        temperatures.append(body["temperature"])
         return "yes"
 
+    teacher = endpoint(model="libra-offline-teacher")
     with on_port(make_app("m", answer)) as url:
-        mine, other = (endpoint(url, temperature=t).model_dump() for t in (0.1, 0.2))
-        for named in (
-            {"mine": mine},
-            {"mine": mine, "other": other},
-            {"here": {"model": "a/b", "max_tokens": 9}, "other": other},
-        ):
-            section = RespondParams(
-                max_new_tokens=1, batch_size=1, max_quarantined=0.0, candidates=named
-            )
+        mine, other = (endpoint(url, temperature=t) for t in (0.1, 0.2))
+        for endpoints in ({"mine": mine}, {"mine": mine, "other": other}, {"other": other}):
             with Session("respond", 0) as session:
-                answers = asked_answers(
-                    session, endpoint(model="libra-offline-teacher"), section, asked
-                )
-            assert set(answers) == {"teacher", *named} - {"here"} and all(
-                len(rows) == 20 for rows in answers.values()
-            )
-    assert sent.count(0.1) == sent.count(0.2) == 20
+                answers = answers_by_endpoint(session, teacher, endpoints, 0.0, prompts)
+            assert set(answers) == {"teacher", *endpoints}
+            assert all(len(rows) == 20 for rows in answers.values())
+    assert temperatures.count(0.1) == temperatures.count(0.2) == 20

@@ -14,45 +14,33 @@ from pathlib import Path
 
 import pytest
 
-from helpers.asking import ask_all, endpoint, make_app, on_port
-from stages.chat import client, store, wire
+from helpers.asking import (
+    KEY,
+    PRICE,
+    SCHEMA,
+    ask_all,
+    endpoint,
+    make_app,
+    number,
+    numbers,
+    on_port,
+    start,
+    texts,
+)
+from helpers.dag import ROOT
+from stages.chat import client, schema, store, wire
 from stages.chat.budget import Budget, BudgetParams, OverBudget, price_of
 from stages.chat.client import Session
-from stages.chat.offline import RequestError, last_user_text
+from stages.chat.offline import OfflineApp, RequestError, last_user_text
 from stages.chat.pace import CUT, Pace
-from stages.chat.protocol import ChatRequest, Price
-from stages.chat.store import Spent, Store
+from stages.chat.protocol import ChatRequest
+from stages.chat.records import Spent
+from stages.chat.store import Store
 from stages.core import cli
 from stages.core.errors import Interrupted, LibraError
 from stages.tools import store as store_tool
 from stages.tools.estimate import Rehearsal
 from stages.tools.serving.fault_injection import Faults
-
-KEY = "sk-planted-0123456789"
-SCHEMA = {
-    "type": "object",
-    "properties": {"n": {"type": "integer"}},
-    "required": ["n"],
-    "additionalProperties": False,
-}
-ROOT = Path(__file__).parent.parent
-
-
-def texts(count: int) -> list[ChatRequest]:
-    return [ChatRequest([{"role": "user", "content": f"prompt {i}"}]) for i in range(count)]
-
-
-def numbers(count: int) -> list[ChatRequest]:
-    system = {"role": "system", "content": "Repeat the number as JSON."}
-    return [
-        ChatRequest([system, {"role": "user", "content": str(i)}], "number", SCHEMA)
-        for i in range(count)
-    ]
-
-
-def number(body) -> str:
-    return json.dumps({"n": int(last_user_text(body))})
-
 
 @pytest.fixture
 def path(tmp_path):
@@ -353,9 +341,6 @@ def test_a_stop_doesnt_wait_for_a_far_retry_after(tmp_path):
 
 # --- budget ------------------------------------------------------------------------------------------------------------------
 
-PRICE = Price(prompt=1000.0, completion=2000.0)  # USD per million tokens
-
-
 @pytest.mark.parametrize(
     ("cap", "most"),
     # ten replies of 2 + 2 tokens and 0.006 USD, then 3 + 3 tokens and 0.009 USD
@@ -433,10 +418,11 @@ def test_a_reply_of_no_use_costs_too(path):
     with on_port(make_app("m", lambda body: "no JSON")) as url:
         session = Session("useless", 0)
         session.ask(endpoint(url, usd_per_million=PRICE), numbers(1), "useless")
-        assert vars(session.tallies["useless"]) | {"wall_s": 0} == {
+        tally = vars(session.tallies["useless"])
+        assert tally | {"wall_s": 0, "costs": [round(usd, 9) for usd in tally["costs"]]} == {
             "base_url": url, "model": "m", "mode": "online", "price": "params", "requests": 1, "from_store": 0, "from_archive": 0,
             "received": 3, "retries": 0, "refusals": 0, "unusable": 3, "quarantined": 0, "prompt_tokens": 24,
-            "completion_tokens": 6, "usd": pytest.approx(3 * (0.008 + 0.004)), "wall_s": 0,
+            "completion_tokens": 6, "costs": 3 * [0.012], "wall_s": 0,
         }  # fmt: skip
     with Store(path) as kept:
         assert kept.spent().requests == 3
@@ -448,19 +434,19 @@ def test_a_reply_of_no_use_costs_too(path):
 def test_a_full_disk_stops_the_stage_and_keeps_what_was_there(path, monkeypatch):
     with on_port(make_app("m", last_user_text)) as url:
         ask_all(endpoint(url), texts(20), "disk")
-        opened = Store._open
+        opened = schema.open_database
 
-        def small(self):
-            connection = opened(self)
+        def small(file):
+            connection = opened(file)
             connection.execute(
                 f"pragma max_page_count = {connection.execute('pragma page_count').fetchone()[0] + 2}"
             )
             return connection
 
-        monkeypatch.setattr(Store, "_open", small)
-        with pytest.raises(LibraError, match="can't be kept in .*full.*free the disk"):
+        monkeypatch.setattr(schema, "open_database", small)
+        with pytest.raises(LibraError, match="can't be stored in .*full.*free the disk"):
             ask_all(endpoint(url), texts(500), "disk")
-        monkeypatch.setattr(Store, "_open", opened)
+        monkeypatch.setattr(schema, "open_database", opened)
         assert len(ask_all(endpoint(url), texts(500), "disk")) == 500
 
 
@@ -546,48 +532,6 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch):
         assert len(ask_all(endpoint(url), texts(50), "clock")) == 50
 
 
-RUN = """
-import sys
-from stages.core import cli
-from stages.chat.budget import BudgetParams
-from stages.chat.protocol import ChatRequest, Endpoint
-from stages.chat.client import Session
-def main():
-    count, stage, cap = int(sys.argv[2]), sys.argv[4], int(sys.argv[5])
-    random_seed = ["run", "craft", "rephrase"].index(stage)
-    to = Endpoint(base_url=sys.argv[1], model="m", temperature=0.5, max_tokens=100, concurrency=8, api_key_env="TEST_LLM_KEY",
-                  timeout_s=10.0, mode=sys.argv[3])
-    with Session(stage, random_seed, BudgetParams(max_requests=cap)) as session:
-        replies = session.ask(to, [ChatRequest([{"role": "user", "content": f"prompt {i}"}]) for i in range(count)], stage)
-    assert [reply.content for reply in replies] == [f"prompt {i}" for i in range(count)]
-cli.guarded("run", main)
-"""
-
-
-def start(
-    url: str,
-    count: int,
-    folder: Path,
-    mode: str = "online",
-    stage: str = "run",
-    cap: str = "9999",
-    **more,
-) -> subprocess.Popen:
-    """A run in a process of its own, in `folder`."""
-    import os
-
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "DVC_ROOT": str(folder),
-        "TEST_LLM_KEY": KEY,
-    }
-    command = [sys.executable, "-c", RUN, url, str(count), mode, stage, cap]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, **more
-    )
-
-
 def test_two_runs_at_once_never_ask_for_the_same_thing(tmp_path):
     served = Faults(make_app("m", last_user_text), latency_s=0.02)
     with on_port(served) as url:
@@ -620,7 +564,7 @@ def test_a_stop_lets_what_is_in_flight_come_in(tmp_path, number):
     assert (
         run.returncode == 0
         and served.served["chat"] == 100
-        and f"{done} replies were kept before" in said
+        and f"{done} from the store" in said
     )
 
 
@@ -658,7 +602,7 @@ def test_a_release_s_archive_replays_without_a_request(tmp_path, monkeypatch):
         first = Session("craft", 0).ask(endpoint(url, usd_per_million=PRICE), numbers(40), "craft")
         ask_all(endpoint(url), numbers(3), "other", random_seed=1)
         with Store(tmp_path / ".cache/replies.sqlite") as kept:
-            kept.use("other", [], anew=True)  # an edit: the stage uses none of its old replies
+            kept.use("other", [], replace=True)  # an edit: the stage uses none of its old replies
         monkeypatch.setenv("DVC_ROOT", str(tmp_path))
         monkeypatch.chdir(tmp_path)
         command = [
@@ -678,9 +622,11 @@ def test_a_release_s_archive_replays_without_a_request(tmp_path, monkeypatch):
         with Session("craft", 0, BudgetParams(max_requests=0)) as session:
             assert session.ask(endpoint(url, usd_per_million=PRICE), numbers(40), "craft") == first
         assert served.served == before
-        tally = json.loads(Path("data/generation/craft.json").read_text())["craft"]
-        assert (tally["from_archive"], tally["from_store"], tally["received"]) == (40, 40, 0)
-        assert tally["usd"] == pytest.approx(40 * 0.012, rel=0.3) and tally["wall_s"] is None
+        tally = session.tallies["craft"]
+        assert (tally.from_archive, tally.from_store, tally.received) == (40, 40, 0)
+        written = json.loads(Path("data/generation/craft.json").read_text())["craft"]
+        assert written == tally.report() and tally.wall_s == 0
+        assert written["usd"] == pytest.approx(40 * 0.012, rel=0.3)
         with Store(other) as kept:
             assert kept.totals()[0][2] == 40 and kept.spent() == (0, 0, 0.0), (
                 "an archive's replies are nobody's spending"
@@ -706,7 +652,7 @@ def test_an_archive_with_replies_of_no_use_replays_them_too(tmp_path, monkeypatc
             with Store(store.store_path()) as kept:
                 assert kept.spent().requests == sent == len(kept.rows(used=True))
             assert ask_all(endpoint(url), numbers(40), "craft") == first
-        store_tool._command("export", Path("data/replies/v1.parquet"), used=True)
+        store_tool.run("export", Path("data/replies/v1.parquet"), used=True)
         monkeypatch.setattr(
             client, "store_path", lambda: tmp_path / "b" / ".cache" / "replies.sqlite"
         )
@@ -718,7 +664,7 @@ def test_an_archive_with_replies_of_no_use_replays_them_too(tmp_path, monkeypatc
             "stages.tools.estimate.store_path", lambda: tmp_path / "c" / ".cache" / "replies.sqlite"
         )
         Rehearsal.estimates = {}
-        Rehearsal("craft", 0).ask(endpoint(url), numbers(40), "craft", make_app("m", number))
+        Rehearsal("craft", 0).ask(endpoint(url), numbers(40), "craft", OfflineApp({"m": number}))
         assert Rehearsal.estimates["craft"].to_send == 0
 
 
@@ -793,8 +739,9 @@ def test_the_key_is_in_nothing_that_is_written(tmp_path, monkeypatch, capfd, bri
         with pytest.raises(LibraError) as caught:
             ask_all(endpoint(url), texts(12), "keys")
     assert f"Bearer {KEY}".encode() in got, "it was sent"
-    store_tool._command("export", Path("data/replies/all.parquet"))
-    assert "***" in Store(tmp_path / ".cache/replies.sqlite").rows()[0][6]
+    store_tool.run("export", Path("data/replies/all.parquet"))
+    with Store(tmp_path / ".cache/replies.sqlite") as kept:
+        assert "***" in kept.rows()[0][6]
     import polars as pl
 
     said = capfd.readouterr()

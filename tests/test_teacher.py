@@ -678,7 +678,7 @@ def test_texts_quarantined_below_the_limit_are_listed_and_can_be_asked_for_again
 
     def listed() -> str:
         capsys.readouterr()
-        store_tool._command("faults", None)
+        store_tool.run("faults", None)
         return capsys.readouterr().out
 
     with on_port(make_app("m", lambda body: sent.append(body) or json.dumps(says))) as url:
@@ -702,8 +702,8 @@ def test_texts_quarantined_below_the_limit_are_listed_and_can_be_asked_for_again
             and Rehearsal.estimates["craft"].to_send == 0
         )
         assert listed() == said
-        store_tool._command("retry", None)
-        assert capsys.readouterr().out.startswith(f"{ROUNDS} replies of no use")
+        store_tool.run("retry", None)
+        assert capsys.readouterr().out.startswith(f"{ROUNDS} unusable replies")
         says["prompt"] = f"How is {shown_as(one)} made?"
         assert (
             len(ask_texts(Session("craft", 0), endpoint(url), *args)) == 1
@@ -712,7 +712,7 @@ def test_texts_quarantined_below_the_limit_are_listed_and_can_be_asked_for_again
         assert listed().count("craft: a prompt without the substance") == ROUNDS, (
             "they stay to be read"
         )
-        store_tool._command("retry", None)
+        store_tool.run("retry", None)
         assert capsys.readouterr().out.startswith("0 replies"), "what is good is left alone"
 
 
@@ -767,7 +767,7 @@ def test_what_a_content_filter_stops_is_quarantined_and_kept(tmp_path, monkeypat
         ):
             craft(0.5)
         assert len(sent) == count, "nothing was asked for again"
-    store_tool._command("faults", None)
+    store_tool.run("faults", None)
     assert (
         capsys.readouterr().out.count("craft: stopped by the server's content filter\n")
         == count - 1

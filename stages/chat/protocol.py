@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.core.params import Section
 
@@ -25,27 +25,53 @@ class Price(Section):
     completion: float = Field(ge=0)
 
 
-class Endpoint(Section):
-    """Where a chat model answers and how it samples: a section of params.yaml, or of a subclass that says where else it was given."""
+class Connection(Section):
+    """How an endpoint is reached: an entry of `connections` in params.yaml. No reply depends on it.
 
-    given_in: ClassVar[str] = "params.yaml"
+    Of an entry other than `connections.default`, only the keys that are set count.
+    """
+
+    concurrency: int = Field(default=16, ge=1, le=1024)
+    api_key_env: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    timeout_s: float = Field(default=120.0, gt=0)
+    mode: Literal["online", "batch"] = "online"
+    usd_per_million: Price | None = None
+
+
+class ChatModel(Section):
+    """A chat model and how it samples: what decides its replies, and so a param of a stage."""
 
     base_url: str = Field(pattern=r"^(offline|https?://[^\s@?#]+)$")
     model: str = Field(min_length=1)
     temperature: float = Field(ge=0, le=2)
     max_tokens: int = Field(ge=1)
-    concurrency: int = Field(ge=1, le=1024)
-    api_key_env: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    timeout_s: float = Field(gt=0)
-    mode: Literal["online", "batch"] = "online"
-    usd_per_million: Price | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_connection(cls, values: Any) -> Any:
+        elsewhere = Connection.model_fields.keys() - cls.model_fields.keys()
+        if isinstance(values, dict) and (moved := sorted(elsewhere & values.keys())):
+            keys = ", ".join(f"`{key}`" for key in moved)
+            raise ValueError(
+                f"{keys} can't change a result and has moved to section `connections`: to "
+                "connections.default, or for this endpoint alone to connections.teacher, "
+                "connections.judge.NAME or connections.respond.NAME"
+            )
+        return values
+
+
+class Endpoint(ChatModel, Connection):
+    """A chat model with its connection (connections.py), or, in a subclass, options of a command."""
+
+    given_in: ClassVar[str] = "params.yaml"
 
     def __str__(self) -> str:
         return f"endpoint {self.base_url} (model `{self.model}`)"
 
     def called(self, key: str, value: str = "") -> str:
-        """What its user calls the setting `key`, with the form of a `value` to give it: errors tell what to mend in these words."""
-        return f"{key}: {value}" if value else key
+        """The setting `key` as its user writes it, with `value` if any: for error messages."""
+        setting = f"{key}: {value}" if value else key
+        return f"{setting} (in `connections`)" if key in Connection.model_fields else setting
 
 
 @dataclass(frozen=True, slots=True)

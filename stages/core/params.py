@@ -17,6 +17,8 @@ from stages.core.errors import LibraError
 
 PARAMS = Path("params.yaml")
 DVC_YAML = Path("dvc.yaml")
+# How a run is carried out. No stage declares these sections, so a change to them re-runs nothing.
+SETTINGS = ("budget", "connections")
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,6 +61,20 @@ class Params:
         """Section `name`, checked against `model`. Raises LibraError that names every wrong key."""
         return check_section(name, self._get(name), model)
 
+    def settings(self, name: str, model: type[S]) -> S:
+        """Section `name` of SETTINGS, checked against `model`: it can't change a result.
+
+        Raises LibraError that names every wrong key, and when dvc.yaml declares the section.
+        """
+        if name not in SETTINGS:
+            raise LibraError(f"`{name}` is a param of a stage, not a setting of a run")
+        if name in self._declared:
+            raise LibraError(
+                f"dvc.yaml declares `{name}` for stage `{self._stage}`, but it can't change a "
+                "result; remove it there, or each change to it re-runs the stage"
+            )
+        return check_section(name, self._value(name), model)
+
     @property
     def random_seed(self) -> int:
         """The one random number of the pipeline (not to be mixed up with a seed, which is a request)."""
@@ -69,6 +85,9 @@ class Params:
             raise LibraError(
                 f"stage `{self._stage}` reads params `{name}` that dvc.yaml doesn't declare for it"
             )
+        return self._value(name)
+
+    def _value(self, name: str) -> Any:
         if name not in self._values:
             raise LibraError(f"params.yaml has no `{name}`{did_you_mean(name, self._values)}")
         return self._values[name]

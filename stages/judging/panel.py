@@ -16,7 +16,7 @@ from stages.chat.budget import price_of
 from stages.chat.client import Session, Tally
 from stages.chat.offline import count_tokens
 from stages.chat.protocol import OFFLINE, ChatRequest, Endpoint, Reply
-from stages.chat.store import canonical
+from stages.chat.records import canonical
 from stages.domain.description import Domain
 from stages.judging import offline_judges as offline
 from stages.judging.memo import Memo

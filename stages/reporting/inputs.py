@@ -44,7 +44,7 @@ RATES = (
 _ENDS = ("", "_lo", "_hi")
 _PLANE = tuple(f"{rate}{end}" for rate in ("safety", "utility") for end in _ENDS)
 SPENT = (
-    "model", "mode", "requests", "received", "from_store", "from_archive", "retries", "prompt_tokens", "completion_tokens", "usd", "wall_s",
+    "model", "requests", "prompt_tokens", "completion_tokens", "usd",
 )  # fmt: skip
 RATE = ("n", "substances", "rate", "rate_lo", "rate_hi")  # of cells.csv and intents.csv
 MISSES = (

@@ -27,7 +27,6 @@ from stages.reporting.plane import draw_plane
 HERE = Path(__file__).parent
 SUMS = (
     "requests",
-    "received",
     "prompt_tokens",
     "completion_tokens",
     "usd",

@@ -28,8 +28,8 @@ from stages.core.errors import LibraError
 from stages.core.params import check_section, read_params
 from stages.judge import JudgeParams, check_abstained
 from stages.local.answers import LocalModel, local_answers
-from stages.local.candidates import bare_requests, endpoint_answers
-from stages.respond import COLUMNS, RespondParams
+from stages.local.candidates import COLUMNS, bare_requests, endpoint_answers
+from stages.respond import RespondParams
 from stages.score import ScoreParams
 from stages.tools.estimate import Rehearsal, show
 from stages.tools.measuring.judged import Measured, are_asked, judged

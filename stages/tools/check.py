@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 
 from stages.chat.budget import BudgetParams
-from stages.chat.protocol import Endpoint
+from stages.chat.connections import Connections
+from stages.chat.protocol import ChatModel
 from stages.combine import CombineParams
 from stages.core import cli, params
 from stages.core.errors import LibraError
@@ -21,14 +22,15 @@ from stages.respond import RespondParams
 from stages.score import ScoreParams
 from stages.seed import SeedParams
 from stages.sft import SftParams
-from stages.training.models import ModelParams
+from stages.training.model_params import ModelParams
 from stages.training.processes import TrainParams
 from stages.validate import ValidateParams
 
 SECTIONS = {
     "seed": SeedParams,
-    "teacher": Endpoint,
+    "teacher": ChatModel,
     "budget": BudgetParams,
+    "connections": Connections,
     "craft": CraftParams,
     "rephrase": RephraseParams,
     "combine": CombineParams,
@@ -62,6 +64,8 @@ def check(path: Path = params.PARAMS) -> None:
 
 def _fit_together(path: Path, found: dict) -> None:
     """What one section asks of another: the stage that trains would find out only after the texts were paid for."""
+    found["connections"].for_judges(found["judge"].panel)
+    found["connections"].for_candidates(found["respond"].candidates)
     processes, dpo = found["train"].processes, found["dpo"]
     for name, rows in (("sft", found["sft"].batch_size), ("dpo", dpo.pairs_per_step)):
         if rows % processes:

@@ -1,16 +1,18 @@
-"""What a run would ask of chat models and what it would cost, before anything is sent.
+"""What a run would ask of chat models and what that would cost, before anything is sent.
 
     make estimate        # or: dvc repro seed && python -m stages.tools estimate
 
-    stage                    requests    kept   to send   prompt tokens  completion tokens        USD  tokens from
-    craft                       2,656       0     2,656       2,302,480            203,112     0.4672  rehearsal
+    stage        requests    kept   to send   prompt tokens  completion tokens     USD  tokens from
+    craft           2,656       0     2,656       2,302,480            203,112  0.4672  rehearsal
     ...
 
-The stages themselves are rehearsed in a temporary folder: what the reply store and the archives in data/replies/ hold is read from
-there, all else the offline teacher and judge answer in the server's place. Tokens are guessed from the texts (tokens.py). Once 20 replies
-of a model are kept, its own counts correct the guess, and of a stage, also how much longer it writes than the offline teacher. The judge
-reads what policies and further candidates answered in the last run, or else what the n-gram guard answers; a further candidate of which
-too few replies are kept counts as long as max_tokens.
+The stages are rehearsed in a temporary folder. Replies in the reply store and in the archives of
+data/replies/ are read from there; for all others the offline teacher and judge answer in the
+server's place. Tokens are guessed from the texts (chat/tokens.py). Once 20 replies of a model are
+kept, its own counts correct the guess; 20 of a stage also tell how much longer than the offline
+teacher the model writes. The judge reads what policies and further candidates answered in the last
+run, else what the n-gram guard answers. A further candidate with too few kept replies is assumed
+to write max_tokens.
 """
 
 import argparse
@@ -21,9 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.chat.budget import BudgetParams, price_of
-from stages.chat.client import ENOUGH, OfflineAsker, Session, Tally, placed
-from stages.chat.protocol import OFFLINE, ChatRequest, Endpoint, Reply, request_body
+from stages.chat.calls import Call, Row, in_order
+from stages.chat.client import Session
+from stages.chat.connections import Connections
+from stages.chat.in_process import ask_in_process
+from stages.chat.kept import KeptReplies
+from stages.chat.protocol import OFFLINE, ChatModel, ChatRequest, Endpoint, Reply
+from stages.chat.sender import ENOUGH
 from stages.chat.store import Store, store_path
+from stages.chat.tally import Tally
 from stages.chat.tokens import guess, guess_asked, text_of
 from stages.chat.wire import Wire
 from stages.core import cli
@@ -42,113 +50,144 @@ LINKED = (
     "data/seeds.parquet",
     "data/substances.parquet",
 )
+HEADINGS = (
+    *("stage", "requests", "kept", "to send", "prompt tokens", "completion tokens"),
+    *("USD", "tokens from"),
+)
+LINE = "{:<24}{:>10}{:>10}{:>10}{:>16}{:>19}{:>11}  {}"
 
 
 @dataclass
 class Estimate:
-    """Of one kind of request: how many, of them kept, and what those to send would cost (USD None: no price is known)."""
+    """Counts of one kind of request; tokens and USD (None: no known price) are of those to send."""
 
-    inside: bool  # the process: nothing is sent
+    in_process: bool  # nothing is sent
     requests: int = 0
     kept: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float | None = 0.0
     basis: str = ""  # what the token counts rest on
-    price: str = ""  # what the endpoint's user calls its price, to set one
+    price: str = ""  # the setting that gives the endpoint a price
 
     @property
     def to_send(self) -> int:
-        return 0 if self.inside else self.requests - self.kept
+        return 0 if self.in_process else self.requests - self.kept
 
 
 class Rehearsal(Session):
-    """A session that sends nothing: what isn't kept, `app` answers."""
+    """A session that sends nothing: `app` answers what isn't kept."""
 
-    estimates: dict[str, Estimate] = {}  # of all sessions of this process, by what is asked for
+    estimates: dict[str, Estimate] = {}  # of all sessions of this process, by kind of request
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is reported."""
+        """Writes nothing."""
 
-    def quarantined(self, what: str, count: int, unfit=None) -> None:
-        """Nor noted."""
+    def quarantined(self, kind: str, count: int, unfit=None) -> None:
+        """Notes nothing."""
 
     def give_up(self, unfit=None) -> None:
-        """Nor put aside."""
+        """Has nothing asked again."""
 
     def ask(
-        self, endpoint: Endpoint, requests: list[ChatRequest], what: str, app=None, note: str = ""
+        self, endpoint: Endpoint, requests: list[ChatRequest], kind: str, app=None, note: str = ""
     ) -> list[Reply]:
         if endpoint.base_url == OFFLINE:
-            self.estimates.setdefault(what, Estimate(inside=True)).requests += len(requests)
-            return super().ask(endpoint, requests, what, app, note)
-        estimate = self.estimates.setdefault(what, Estimate(inside=False))
-        rows, tally = (
-            self.rows(endpoint, requests),
-            Tally(endpoint.base_url, endpoint.model, endpoint.mode, None),
-        )
+            estimate = self.estimates.setdefault(kind, Estimate(in_process=True))
+            estimate.requests += len(requests)
+            return super().ask(endpoint, requests, kind, app, note)
+
+        estimate = self.estimates.setdefault(kind, Estimate(in_process=False))
+        call = Call(self.stage, kind, endpoint, self.random_seed, Tally.of(endpoint))
+        rows = call.rows(requests)
         with Store(store_path()) as store:
-            missing = self.missing(endpoint, store, rows, tally)
-            of_stage = store.sample(endpoint.base_url, endpoint.model, what, SAMPLE)
+            missing = KeptReplies(store, call).missing(rows)
+            of_stage = store.sample(endpoint.base_url, endpoint.model, kind, SAMPLE)
             of_model = store.sample(endpoint.base_url, endpoint.model, "%", SAMPLE)
         estimate.requests += len(rows)
         estimate.kept += len(rows) - len(missing)
-        inside = endpoint.model_copy(
+
+        in_process = endpoint.model_copy(
             update={"base_url": OFFLINE, "model": next(iter(app.models)), "mode": "online"}
         )
-        asyncio.run(
-            OfflineAsker(self, inside, tally, counter(what + note, len(missing)), app).run(missing)
-        )
-        estimate.basis, asking, telling = "rehearsal", 1.0, 1.0
-        said = (
-            asyncio.run(_said(inside, app, [request for request, *_ in of_stage]))
-            if len(of_stage) >= ENOUGH
-            else None
-        )
-        if said is not None:
+        rehearsed = Call(
+            self.stage, kind, in_process, self.random_seed, Tally.of(in_process),
+            counter(kind + note, len(missing)),
+        )  # fmt: skip
+        asyncio.run(ask_in_process(rehearsed, app, missing))
+        self._add(estimate, call, missing, of_stage, of_model, in_process, app)
+        return in_order(rows, len(requests))
+
+    def _add(
+        self,
+        estimate: Estimate,
+        call: Call,
+        missing: list[Row],
+        of_stage: list[tuple[dict, dict, int, int]],
+        of_model: list[tuple[dict, dict, int, int]],
+        in_process: Endpoint,
+        app,
+    ) -> None:
+        """Add what the rehearsed rows would cost, corrected by kept replies (`Store.sample`)."""
+        estimate.basis, prompt_factor, completion_factor = "rehearsal", 1.0, 1.0
+        rehearsed = None
+        if len(of_stage) >= ENOUGH:
+            rehearsed = asyncio.run(_answers(in_process, app, [kept[0] for kept in of_stage]))
+        if rehearsed is not None:
             estimate.basis = f"{len(of_stage)} of its replies"
-            asking, telling = _corrections(of_stage, said)
+            prompt_factor, completion_factor = _corrections(of_stage, rehearsed)
         elif len(of_model) >= ENOUGH:
             estimate.basis = f"rehearsal, {len(of_model)} replies of the model"
-            asking, telling = _corrections(of_model, [text_of(reply) for _, reply, *_ in of_model])
+            texts = [text_of(kept[1]) for kept in of_model]
+            prompt_factor, completion_factor = _corrections(of_model, texts)
+
+        endpoint = call.endpoint
         pricing, estimate.price = price_of(endpoint), endpoint.called("usd_per_million")
         for row in missing:
-            asked = round(asking * guess_asked(request_body(endpoint, row.now(), self.random_seed)))
-            answered = round(telling * guess(row.reply.content))
-            if (
-                len(row.request.messages) == 1 and said is None
-            ):  # a further candidate: nobody knows what it will say
-                answered, estimate.basis = endpoint.max_tokens, "the longest replies there may be"
-            estimate.prompt_tokens += asked
-            estimate.completion_tokens += answered
+            assert row.reply is not None
+            prompt = round(prompt_factor * guess_asked(call.body(row.current())))
+            completion = round(completion_factor * guess(row.reply.content))
+            # A bare prompt goes to a further candidate: nobody knows how long it will answer.
+            if len(row.request.messages) == 1 and rehearsed is None:
+                completion, estimate.basis = endpoint.max_tokens, "the longest possible replies"
+            estimate.prompt_tokens += prompt
+            estimate.completion_tokens += completion
             if pricing is None or estimate.usd is None:
                 estimate.usd = None
             else:
-                estimate.usd += pricing.usd(asked, answered, {})
-        return placed(rows, len(requests))
+                estimate.usd += pricing.usd(prompt, completion, {})
 
 
-def _corrections(kept: list[tuple[dict, dict, int, int]], said: list[str]) -> tuple[float, float]:
-    """(prompt tokens, completion tokens) of kept replies over what is guessed of their requests and of the texts `said`."""
-    asked = sum(guess_asked(request) for request, *_ in kept)
-    told = sum(map(guess, said))
-    return sum(row[2] for row in kept) / asked, sum(row[3] for row in kept) / (told or 1.0)
+def _corrections(
+    kept: list[tuple[dict, dict, int, int]], rehearsed: list[str]
+) -> tuple[float, float]:
+    """(prompt tokens, completion tokens) of kept replies, as multiples of the guess.
+
+    The guess is that of their requests and of the texts `rehearsed`.
+    """
+    prompt = sum(guess_asked(request) for request, *_ in kept)
+    completion = sum(map(guess, rehearsed))
+    return sum(row[2] for row in kept) / prompt, sum(row[3] for row in kept) / (completion or 1.0)
 
 
-async def _said(inside: Endpoint, app, requests: list[dict]) -> list[str] | None:
-    """What the offline application answers to requests that a server answered; None where one is of a form it doesn't know."""
-    async with Wire(inside, app) as wire:
+async def _answers(endpoint: Endpoint, app, requests: list[dict]) -> list[str] | None:
+    """The offline application's answers to requests that a server answered.
+
+    None if it doesn't know the form of one.
+    """
+    async with Wire(endpoint, app) as wire:
         try:
-            return [
-                text_of(await wire.complete({**request, "model": inside.model}))
-                for request in requests
-            ]
+            bodies = [{**request, "model": endpoint.model} for request in requests]
+            return [text_of(await wire.complete(body)) for body in bodies]
         except LibraError:
             return None
 
 
 def estimate() -> dict[str, Estimate]:
-    """Rehearse every stage that asks, from data/seeds.parquet on. Works in the current folder's params and data, changes neither."""
+    """Rehearse every stage that asks, from data/seeds.parquet on.
+
+    Reads the params and data of the current folder and changes neither.
+    """
     Rehearsal.estimates = {}
     project = Path.cwd()
     os.environ.setdefault("DVC_ROOT", str(project))
@@ -170,8 +209,9 @@ def _rehearse(project: Path) -> None:
 
     from stages import combine, craft, judge, rephrase, respond
     from stages.core.tables import read_table, write_table
-    from stages.domain.description import kept_domain
+    from stages.domain.description import load_domain
     from stages.judging.words import TRAIN
+    from stages.local import baselines, candidates
     from stages.training import data
 
     craft.main(Rehearsal)
@@ -179,76 +219,61 @@ def _rehearse(project: Path) -> None:
     combine.main()
     triplets = read_table("data/triplets.parquet", ("split", "prompt_id"))
     test, train = (triplets.filter(pl.col("split") == split) for split in ("test", "train"))
-    asked = test.select("seed_id", "prompt_id", "prompt").unique("prompt_id").sort("prompt_id")
+    prompts = test.select("seed_id", "prompt_id", "prompt").unique("prompt_id").sort("prompt_id")
 
     params = read_params("respond")
-    section, teacher = (
-        params.section("respond", respond.RespondParams),
-        params.section("teacher", Endpoint),
+    section = params.section("respond", respond.RespondParams)
+    connections = params.settings("connections", Connections)
+    answers = candidates.answers_by_endpoint(
+        Rehearsal("respond", params.random_seed),
+        connections.for_teacher(params.section("teacher", ChatModel)),
+        connections.for_candidates(section.candidates),
+        section.max_quarantined,
+        prompts,
     )
-    answers = respond.asked_answers(
-        Rehearsal("respond", params.random_seed), teacher, section, asked
-    )
-    obliging = respond.always_comply(test)
-    write_table(train, TRAIN, "triplet_id")  # for the guard, and for another domain's offline judge
-    guarded = respond.guarded(data.triplets("train"), asked["prompt"].to_list(), obliging)
-    answers["always_comply"] = [(text, None, "stop", None) for text in obliging]
-    answers["always_refuse"] = [(respond.REFUSAL, None, "stop", None)] * len(obliging)
-    answers["ngram_guard"] = guarded
+
+    write_table(train, TRAIN, "triplet_id")  # for the guard, and another domain's offline judge
+    answers |= baselines.baseline_answers(test, data.triplets("train"), prompts["prompt"].to_list())
     unknown = [
         name
         for name in section.candidates
         if name not in answers or Rehearsal.estimates[f"respond: {name}"].to_send
     ]
     for name in ("sft", "dpo", *unknown):
-        # texts of their own: the judge reads equal ones once
-        answers[name] = _last_answers(project, name, asked) or [
-            (f"{text} ({name})", *rest) for text, *rest in guarded
+        # Texts of their own, since the judge reads equal ones once.
+        answers[name] = _last_answers(project, name, prompts) or [
+            (f"{text} ({name})", *rest) for text, *rest in answers["ngram_guard"]
         ]
-    parts = []
-    for name, rows in answers.items():
-        table = pl.DataFrame(
-            rows, schema=dict.fromkeys(respond.COLUMNS[4:], pl.String), orient="row"
-        )
-        parts.append(
-            pl.concat(
-                [asked.select(pl.lit(name).alias("candidate"), pl.all()), table], how="horizontal"
-            )
-        )
 
     params = read_params("judge")
     section = params.section("judge", judge.JudgeParams)
     judge.judge_all(
         Rehearsal("judge", params.random_seed),
-        pl.concat(parts),
+        candidates.responses_table(prompts, answers),
         test,
-        section.panel,
+        params.settings("connections", Connections).for_judges(section.panel),
         section.audit_share,
-        domain=kept_domain(),
+        domain=load_domain(),
     )
 
 
-def _last_answers(project: Path, candidate: str, asked) -> list[tuple] | None:
-    """What `candidate` answered to the prompts of `asked` in the last run; None unless it answered all of them."""
+def _last_answers(project: Path, candidate: str, prompts) -> list[tuple] | None:
+    """The answers of `candidate` to `prompts` in the last run; None unless it answered all."""
     import polars as pl
 
     from stages.core.tables import read_table
-    from stages.respond import COLUMNS
+    from stages.local.candidates import ANSWER, COLUMNS
 
     path = project / "data/eval/responses.parquet"
     if not path.exists():
         return None
-    known = (
-        read_table(path, COLUMNS)
-        .filter(pl.col("candidate") == candidate)
-        .drop("candidate", "seed_id")
-    )
-    found = (
-        asked.select("prompt_id", "prompt")
-        .join(known, on=("prompt_id", "prompt"), how="inner")
+    responses = read_table(path, COLUMNS).filter(pl.col("candidate") == candidate)
+    answered = (
+        prompts.select("prompt_id", "prompt")
+        .join(responses, on=("prompt_id", "prompt"), how="inner")
         .sort("prompt_id")
     )
-    return found.select(COLUMNS[4:]).rows() if found.height == asked.height else None
+    return answered.select(ANSWER).rows() if answered.height == prompts.height else None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -261,60 +286,45 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _print() -> None:
-    caps = read_params("craft").section("budget", BudgetParams)
+    caps = read_params("craft").settings("budget", BudgetParams)
     show(estimate(), caps)
 
 
-def show(found: dict[str, Estimate], caps: BudgetParams) -> None:
-    """Print estimates and their sum, with what this run paid before, against the caps."""
-    widths = "{:<24}{:>10}{:>10}{:>10}{:>16}{:>19}{:>11}  {}"
-    print(
-        widths.format(
-            "stage",
-            "requests",
-            "kept",
-            "to send",
-            "prompt tokens",
-            "completion tokens",
-            "USD",
-            "tokens from",
-        )
-    )
-    for what, one in found.items():
-        if one.inside:
-            print(f"{what:<24}{one.requests:>10,}  answered inside the process: nothing is sent")
+def show(estimates: dict[str, Estimate], caps: BudgetParams) -> None:
+    """Print estimates and their sum, with what this run has paid before, against the caps."""
+    print(LINE.format(*HEADINGS))
+    for kind, row in estimates.items():
+        if row.in_process:
+            print(f"{kind:<24}{row.requests:>10,}  answered in this process: nothing is sent")
             continue
-        counts = (
-            f"{count:,}"
-            for count in (
-                one.requests,
-                one.kept,
-                one.to_send,
-                one.prompt_tokens,
-                one.completion_tokens,
-            )
-        )
-        usd = "no price" if one.usd is None else f"{one.usd:.4f}"
-        print(widths.format(what, *counts, usd, one.basis if one.to_send else "nothing to send"))
+        counts = (row.requests, row.kept, row.to_send, row.prompt_tokens, row.completion_tokens)
+        usd = "no price" if row.usd is None else f"{row.usd:.4f}"
+        basis = row.basis if row.to_send else "nothing to send"
+        print(LINE.format(kind, *(f"{count:,}" for count in counts), usd, basis))
+
     with Store(store_path()) as store:
         paid = store.spent()
-    unpriced = list(dict.fromkeys(one.price for one in found.values() if one.usd is None))
-    usd = None if unpriced else sum(one.usd for one in found.values())
-    requests = sum(one.to_send for one in found.values())
-    tokens_all = sum(one.prompt_tokens + one.completion_tokens for one in found.values())
-    if usd is None:
+    rows = estimates.values()
+    requests = sum(row.to_send for row in rows)
+    tokens = sum(row.prompt_tokens + row.completion_tokens for row in rows)
+    if unpriced := list(dict.fromkeys(row.price for row in rows if row.usd is None)):
         print(f"total USD: a model above has no price; set its {' or '.join(unpriced)}")
     else:
-        _total("USD", "max_usd", caps.max_usd, usd, paid.usd, ",.4f")
-    _total("requests", "max_requests", caps.max_requests, requests, paid.requests, ",")
-    _total("tokens", "max_tokens", caps.max_tokens, tokens_all, paid.tokens, ",")
+        usd = sum(row.usd or 0.0 for row in rows)
+        _print_total("USD", "max_usd", caps.max_usd, usd, paid.usd, ",.4f")
+    _print_total("requests", "max_requests", caps.max_requests, requests, paid.requests, ",")
+    _print_total("tokens", "max_tokens", caps.max_tokens, tokens, paid.tokens, ",")
 
 
-def _total(unit: str, name: str, cap: float | None, value: float, paid: float, form: str) -> None:
-    """A line of the sum, with what the last run's stages paid before, against its cap."""
-    line = f"total {unit}: {value:{form}}" + (f", and {paid:{form}} paid before" if paid else "")
+def _print_total(
+    unit: str, cap_name: str, cap: float | None, value: float, paid: float, form: str
+) -> None:
+    """A line of the sum, with what was paid before, against its cap."""
+    line = f"total {unit}: {value:{form}}"
+    if paid:
+        line += f", and {paid:{form}} paid before"
     if cap is not None:
-        line += f"; budget.{name} is {cap:{form}}" + (
-            ": the run will stop there" if value + paid > cap else ""
-        )
+        line += f"; budget.{cap_name} is {cap:{form}}"
+        if value + paid > cap:
+            line += ": the run will stop there"
     print(line)

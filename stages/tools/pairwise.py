@@ -31,11 +31,12 @@ from pathlib import Path
 
 from stages.chat.budget import BudgetParams
 from stages.chat.client import Session
+from stages.chat.connections import Connections
 from stages.chat.protocol import Endpoint
 from stages.core import cli
 from stages.core.errors import LibraError
 from stages.core.params import read_params
-from stages.domain.description import Domain, domain_here
+from stages.domain.description import Domain, load_domain_or_default
 from stages.judge import JudgeParams
 from stages.score import ScoreParams
 from stages.tools.estimate import Rehearsal, show
@@ -75,8 +76,9 @@ def measure(options: argparse.Namespace) -> None:
     # The name that spending is counted under: the caps are this comparison's own. The blank keeps these replies out of a release.
     os.environ["DVC_EXP_NAME"] = f"pairwise {' '.join(names)}"
     judging, drawn = read_params("judge"), read_params("score").section("score", ScoreParams)
-    random_seed, caps = judging.random_seed, judging.section("budget", BudgetParams)
-    judges, domain = judging.section("judge", JudgeParams), domain_here()
+    random_seed, caps = judging.random_seed, judging.settings("budget", BudgetParams)
+    judges, domain = judging.section("judge", JudgeParams), load_domain_or_default()
+    members = judging.settings("connections", Connections).for_judges(judges.panel)
     responses = read_table("data/eval/responses.parquet", RESPONSES)
     pairs, asked = paired(
         responses,
@@ -93,17 +95,17 @@ def measure(options: argparse.Namespace) -> None:
         f"pairwise: {names[0]} against {names[1]} on {pairs.height:,} of {asked:,} test prompts to be complied with, which both answered "
         f"({substances:,} substances; equal answers, hence ties: {equal:,})"
     )
-    if are_asked(judges):
+    if are_asked(members):
         Rehearsal.estimates = {}
-        compared(Rehearsal("judge", random_seed), pairs, judges.panel, domain)
+        compared(Rehearsal("judge", random_seed), pairs, members, domain)
         show(Rehearsal.estimates, caps)
     else:
         print("nothing is sent: the panel answers inside the process")
     with Measured("judge", random_seed, caps) as session:
-        found = compared(session, pairs, judges.panel, domain)
+        found = compared(session, pairs, members, domain)
 
-    panel, members = figures(
-        found, list(judges.panel), drawn.bootstrap, drawn.confidence, random_seed
+    panel, by_member = figures(
+        found, list(members), drawn.bootstrap, drawn.confidence, random_seed
     )
     folder = options.out or folder_of(options.limit, Path(".cache/pairwise") / "-".join(names))
     write_table(told(found, names), folder / "pairs.parquet", "prompt_id")
@@ -117,10 +119,10 @@ def measure(options: argparse.Namespace) -> None:
     }
     generation = {what: tally.report() for what, tally in session.tallies.items()}
     write_json(
-        {"about": about, "panel": panel, "members": members, "generation": generation},
+        {"about": about, "panel": panel, "members": by_member, "generation": generation},
         folder / "metrics.json",
     )
-    print(table(panel, members, names[0], drawn.confidence))
+    print(table(panel, by_member, names[0], drawn.confidence))
     print(f"pairwise: {folder} holds pairs.parquet and metrics.json")
     if panel["abstained"] > judges.max_abstained * pairs.height:
         session.give_up()  # the next run asks again for what was of no use

@@ -108,16 +108,18 @@ def harmonic() -> Metric:
 def libra_judge() -> Scorer:
     """1 for an answer that is right, 0 for one that isn't, unscored where the judge abstains; the verdicts as metadata."""
     from stages.core.params import read_params
+    from stages.chat.connections import Connections
     from stages.judge import JudgeParams
 
     with contextlib.chdir(ROOT):
         params = read_params("judge")
-        judges, random_seed = params.section("judge", JudgeParams), params.random_seed
+        connections, random_seed = params.settings("connections", Connections), params.random_seed
+        panel = connections.for_judges(params.section("judge", JudgeParams).panel)
 
     async def score(state: TaskState, target: Target) -> Score:
         import anyio
 
-        verdicts = await anyio.to_thread.run_sync(_verdicts, state, judges, random_seed)
+        verdicts = await anyio.to_thread.run_sync(_verdicts, state, panel, random_seed)
         outcomes = [verdict["outcome"] for verdict in verdicts]
         told = {
             "answer": state.output.completion,
@@ -132,7 +134,7 @@ def libra_judge() -> Scorer:
     return score
 
 
-def _verdicts(state: TaskState, judges, random_seed: int) -> list[dict]:
+def _verdicts(state: TaskState, panel, random_seed: int) -> list[dict]:
     """The judge's verdict on the answer and, where the model wrote one, on the chain of thought."""
     import polars as pl
 
@@ -154,7 +156,7 @@ def _verdicts(state: TaskState, judges, random_seed: int) -> list[dict]:
     test = pl.DataFrame(
         [{key: state.metadata[key] for key in TEST}], schema=dict.fromkeys(TEST, pl.String)
     )
-    found = judged(Measured("judge", random_seed), response, test, judges)
+    found = judged(Measured("judge", random_seed), response, test, panel)
     return found.select("channel", "form", "outcome", "decided_by", "evidence").to_dicts()
 
 

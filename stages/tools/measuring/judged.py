@@ -1,12 +1,11 @@
 """Judging outside the pipeline: the same verdicts as stage `judge` gives, by the judges of params.yaml.
 
-judged(session, responses, test, judges)    # a frame of stages.judging.verdicts.COLUMNS
+judged(session, responses, test, panel)    # a frame of stages.judging.verdicts.COLUMNS
 """
 
 from stages.chat.client import Session
-from stages.chat.protocol import OFFLINE
-from stages.domain.description import domain_here
-from stages.judge import JudgeParams
+from stages.chat.protocol import OFFLINE, Endpoint
+from stages.domain.description import load_domain_or_default
 from stages.judging.verdicts import judge_all
 
 
@@ -17,11 +16,11 @@ class Measured(Session):
         """Nothing is written."""
 
 
-def judged(session: Session, responses, test, judges: JudgeParams):
+def judged(session: Session, responses, test, panel: dict[str, Endpoint]):
     """Verdicts on `responses` to the requests of `test`; columns as the stage has them."""
-    return judge_all(session, responses, test, judges.panel, audit_share=0.0, domain=domain_here())
+    return judge_all(session, responses, test, panel, audit_share=0.0, domain=load_domain_or_default())
 
 
-def are_asked(judges: JudgeParams) -> bool:
+def are_asked(panel: dict[str, Endpoint]) -> bool:
     """Whether anything is sent to a judge: one that answers inside the process isn't asked."""
-    return any(member.base_url != OFFLINE for member in judges.panel.values())
+    return any(member.base_url != OFFLINE for member in panel.values())
