@@ -86,21 +86,28 @@ def measure(
 
 def _dual_accuracies(dual: pl.DataFrame) -> dict[str, float | None]:
     """{probe: balanced accuracy} for the prompts of the dual cell."""
-    once = dual.unique("seed_id", maintain_order=True)
-    weighed = once.filter(pl.col("molar_mass").is_not_null())
-    named = weighed if weighed.height else once  # a domain without masses
-    name_length, length = pl.col("name").str.len_chars(), pl.col("prompt").str.len_chars()
-    is_smiles = pl.col("representation") == "smiles"
-    text, smiles = dual.filter(~is_smiles), dual.filter(is_smiles)
-    sized = dual.filter(pl.col("molar_mass").is_not_null())
-    sizes = sized.select("molar_mass", name_length, length, is_smiles.cast(pl.Int8).alias("smiles"))
+    sizes = dual.select(
+        "seed_id",
+        "expected",
+        "group",
+        "molar_mass",
+        name_length=pl.col("name").str.len_chars(),
+        length=pl.col("prompt").str.len_chars(),
+        is_smiles=(pl.col("representation") == "smiles").cast(pl.Int8),
+    )
+    seeds = sizes.unique("seed_id", maintain_order=True)
+    has_mass = pl.col("molar_mass").is_not_null()
+    weighed, weighed_seeds = sizes.filter(has_mass), seeds.filter(has_mass)
+    named = weighed_seeds if weighed_seeds.height else seeds  # a domain without masses
     return {
-        "molar_mass": _accuracy(weighed, weighed.select("molar_mass")),
-        "name_length": _accuracy(named, named.select(name_length)),
-        "prompt_length": _accuracy(dual, dual.select(length)),
-        "prompt_length_text": _accuracy(text, text.select(length)),
-        "prompt_length_smiles": _accuracy(smiles, smiles.select(length)),
-        "all_sizes_together": _accuracy(sized, sizes),
+        "molar_mass": _accuracy(weighed_seeds, "molar_mass"),
+        "name_length": _accuracy(named, "name_length"),
+        "prompt_length": _accuracy(sizes, "length"),
+        "prompt_length_text": _accuracy(sizes.filter(is_smiles=0), "length"),
+        "prompt_length_smiles": _accuracy(sizes.filter(is_smiles=1), "length"),
+        "all_sizes_together": _accuracy(
+            weighed, "molar_mass", "name_length", "length", "is_smiles"
+        ),
         "prompt_wording": _wording_accuracy(dual),
     }
 
@@ -158,7 +165,7 @@ def telling_forms(prompts: pl.DataFrame) -> list[tuple[str, int, int]]:
     return [(form, refuse, seeds - refuse) for form, seeds, refuse in significant.iter_rows()]
 
 
-def _accuracy(rows: pl.DataFrame, features: pl.DataFrame) -> float | None:
+def _accuracy(rows: pl.DataFrame, *features: str) -> float | None:
     """Balanced accuracy out of fold, the better of a shallow tree and a logistic model."""
     folds = _folds(rows)
     if folds is None:
@@ -167,7 +174,7 @@ def _accuracy(rows: pl.DataFrame, features: pl.DataFrame) -> float | None:
         max_depth=3, min_samples_leaf=5, class_weight="balanced", random_state=0
     )
     logistic = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-    labels, matrix = _labels(rows), features.cast(pl.Float64).to_numpy()
+    labels, matrix = _labels(rows), rows.select(features).cast(pl.Float64).to_numpy()
     accuracies = []
     for model in (tree, logistic):
         guesses = cross_val_predict(model, matrix, labels, cv=PredefinedSplit(folds))
