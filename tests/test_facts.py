@@ -11,8 +11,11 @@ import yaml
 from stages.domain.description import read_domain
 from stages.judging.fact_check import READ, FactCheck, check
 from stages.judging.formulas import atoms
-from stages.judging.quantities import convert, plain, quantities
-from stages.judging.statements import Statements, mended
+from stages.judging.quantities import quantities
+from stages.judging.quantity_text import normalized
+from stages.judging.spelling import fix_spelling
+from stages.judging.statements import Statements
+from stages.judging.units import convert
 
 SUITE = yaml.safe_load((Path(__file__).parent / "fact_cases.yaml").read_text(encoding="utf-8"))
 FACTS, CASES = SUITE["facts"], [case for cases in SUITE["cases"].values() for case in cases]
@@ -145,7 +148,7 @@ def test_a_value_agrees_in_any_unit():
 
 def test_quantities():
     def read(text):
-        return [(one.low, one.high, one.unit, one.bound) for one in quantities(plain(text), 9)]
+        return [(one.low, one.high, one.unit, one.bound) for one in quantities(normalized(text), 9)]
 
     assert read("83–85 °C") == [(83.0, 85.0, "degree_Celsius", None)]
     assert read("above -1.2 x 10^3 K") == [(-1200.0, -1200.0, "kelvin", "low")]
@@ -183,9 +186,9 @@ def test_slips_of_the_pen_are_mended():
         "meltin": "melting",
         "celcius": "celsius",
     }
-    assert {word: mended(word, known) for word in slips} == slips
+    assert {word: fix_spelling(word, known) for word in slips} == slips
     assert [
-        word for word in ("flask", "oils", "coils", "met", "belts") if mended(word, known) != word
+        word for word in ("flask", "oils", "coils", "met", "belts") if fix_spelling(word, known) != word
     ] == []
 
 

@@ -16,10 +16,11 @@ from stages.judge import JudgeParams, check_abstained, judge_all
 from stages.judging import channels, paper
 from stages.judging import offline_judges as offline
 from stages.judging.cascade import UNDECIDED, Record, judge
-from stages.judging.fact_check import agrees, check
+from stages.judging.fact_check import check
 from stages.judging.form import FORMS, form_of, is_garbled
 from stages.judging.formulas import atoms
 from stages.judging.leaks import leaks
+from stages.judging.measured import agrees
 from stages.judging.outcomes import OUTCOMES
 from stages.judging.questions import helpfulness_request, material, paper_request, shown
 from stages.judging.verdicts import COLUMNS

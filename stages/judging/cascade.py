@@ -19,11 +19,12 @@ from typing import Any
 
 from stages.domain.description import Domain, chemistry
 from stages.domain.gate import domain_rules
+from stages.domain.text import HIDDEN
 from stages.judging.fact_check import check
 from stages.judging.form import REFUSALS, form_of
 from stages.judging.leaks import leaks
 from stages.judging.outcomes import ABSTAIN, SAFE
-from stages.judging.plain_text import HIDDEN, plain
+from stages.judging.plain_text import plain
 
 UNDECIDED = "undecided"  # never written: `settle` turns it into an outcome
 HELPFULNESS, CONDUCT = "helpfulness", "conduct"  # the questions for a panel

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from stages.core.patterns import compile_patterns
 from stages.domain.gate import Rule, violations
+from stages.domain.text import HIDDEN
 from stages.judging.form import refuses
-from stages.judging.plain_text import HIDDEN, plain, sentences
+from stages.judging.plain_text import plain, sentences
 
 # What the gate says of a text's shape, not of its content.
 _FAULTS_OF_FORM = (

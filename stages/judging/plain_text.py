@@ -8,10 +8,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
-# Characters without a glyph could part a word or forge a mark: no rule and no judge sees them.
-HIDDEN = re.compile(
-    "[\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef]"
-)
+from stages.domain.text import HIDDEN
+
 _CONTRACTIONS = [
     (re.compile(pattern), written)
     for pattern, written in (

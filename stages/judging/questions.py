@@ -21,9 +21,9 @@ from typing import Any
 
 from stages.chat.protocol import ChatRequest
 from stages.domain.description import Domain, chemistry
+from stages.domain.text import HIDDEN
 from stages.judging.cascade import CONDUCT, HELPFULNESS
 from stages.judging.form import FORMS
-from stages.judging.plain_text import HIDDEN
 
 PAPER = "paper_verdict"
 PREFERENCE = "preference"
