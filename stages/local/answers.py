@@ -1,43 +1,55 @@
-"""Greedy answers of a model in this process; a model that has answered the same prompts before isn't loaded again.
+"""Greedy answers of a model in this process, cached: it isn't loaded again for the same prompts.
 
-    local = LocalModel(model="Qwen/Qwen3-0.6B", revision="c1899de", dtype="bfloat16", max_tokens=256)
-    local_answers(local, ["How is ethanol made?"], "respond: qwen", "respond.candidates.qwen.{}".format)
-    -> [("It is made by fermentation.", "stop")]
+local = LocalModel(model="Qwen/Qwen3-0.6B", revision="c1899de", dtype="bfloat16", max_tokens=256)
+setting = "respond.candidates.qwen.{}".format
+local_answers(local, ["How is ethanol made?"], "respond: qwen", setting)
+-> [("It is made by fermentation.", "stop")]
 
-The answers lie in `.cache/answers/` of the project's real folder, under a name that is a hash of all that decides them: the model's
-files (a hub model's commit), the prompts, how it is held and asked, the code and the libraries that compute them.
+The tables are in `.cache/answers/`, under a hash of everything that decides the answers: the
+model's files (or a hub model's commit), the prompts, dtype and the like, code and libraries.
 """
 
-import hashlib
 import json
 import re
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from stages.core.cache import (
+    TableCache,
+    code_digest,
+    content_key,
+    file_digest,
+    files_in,
+    package_versions,
+)
 from stages.core.errors import LibraError
-from stages.core.folders import cache_folder
 from stages.core.params import Section
 
+CACHE = TableCache("answers")
 CODE = (
     "local/answers.py",
     "local/generate.py",
     "training/adapters.py",
     "training/encode.py",
-    "training/models.py",
+    "training/model_params.py",
+    "training/policies.py",
     "training/pretrained.py",
 )
 LIBRARIES = ("peft", "tokenizers", "torch", "transformers")
-PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"  # of a tokenizer without a chat template
-Written = list[tuple[str, str]]  # (answer, finish_reason) of each prompt
+# The template of a tokenizer that has none: the prompt as it is, and a line break.
+PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+Answers = list[tuple[str, str]]  # (answer, finish_reason) of each prompt
 
 
 class LocalModel(Section):
-    """A model that answers in this process: a folder in hub layout, an adapter folder, or a hub id. Safetensors only."""
+    """A model that answers in this process, from safetensors.
+
+    `model` is a folder in hub layout, a folder with an adapter, or a hub id.
+    """
 
     model: str = Field(min_length=1)
     revision: str | None = None
@@ -51,80 +63,79 @@ class LocalModel(Section):
         return f"model {self.model}" + (f" at {self.revision}" if self.revision else "")
 
     def held(self) -> dict[str, str | None]:
-        """How the weights are held, as the loading functions take it."""
+        """How the weights are held in memory: keyword arguments of the loading functions."""
         return {"dtype": self.dtype, "attention": self.attention, "quantization": self.quantization}
 
 
 def local_answers(
-    local: LocalModel, prompts: list[str], what: str, called: Callable[[str], str]
-) -> Written:
-    """(answer, finish_reason) of each prompt, in order. Raises LibraError that calls a setting of `local` as `called` does."""
+    local: LocalModel, prompts: list[str], label: str, setting: Callable[[str], str]
+) -> Answers:
+    """(answer, finish_reason) of each prompt, in order.
+
+    `label` names the progress bar. Raises LibraError, in which `setting("dtype")` is what the user
+    calls the field `dtype` of `local`.
+    """
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # a hub that can't be reached is told in one line, at the end of all tries
-    how = {**local.held(), "max_new_tokens": local.max_tokens, "batch_size": local.batch_size}
+    logging.set_verbosity_error()  # an unreachable hub is reported once, after the last try
+    kwargs = {**local.held(), "max_new_tokens": local.max_tokens, "batch_size": local.batch_size}
     try:
-        return kept_answers(
-            identity(local.model, local.revision), lambda: _load(local), prompts, how, what
-        )
+        model_identity = identity(local.model, local.revision)
+        return cached_answers(model_identity, lambda: _load(local), prompts, kwargs, label)
     except LibraError as error:
-        words = re.sub(
+        message = re.sub(
             r"\bmodel\.(base|revision|dtype|attention|quantization)\b",
-            lambda found: called("model" if found[1] == "base" else found[1]),
+            lambda name: setting("model" if name[1] == "base" else name[1]),
             str(error),
         )
-        raise LibraError(words) from None
+        raise LibraError(message) from None
 
 
-def kept_answers(
-    model_is: object, load: Callable[[], tuple], prompts: list[str], how: dict, what: str
-) -> Written:
-    """The kept answers of the model that `model_is` identifies, or those that the (model, tokenizer) of `load` writes now.
+def cached_answers(
+    model_identity: object,
+    load: Callable[[], tuple],
+    prompts: list[str],
+    kwargs: dict[str, Any],
+    label: str,
+) -> Answers:
+    """The cached answers of the model that `model_identity` names, or new ones.
 
-    `how`: max_new_tokens and batch_size, and what else decides the answers.
+    `load()` returns (model, tokenizer) and is called for new ones only. `kwargs` holds
+    max_new_tokens, batch_size, quantization, and whatever else decides the answers.
     """
     import polars as pl
     import torch
 
-    from stages.core.tables import write_atomically
     from stages.local.generate import greedy
 
-    code = [
-        hashlib.sha256((Path(__file__).parents[1] / name).read_bytes()).hexdigest() for name in CODE
-    ]
-    decides = [model_is, prompts, how, torch.cuda.is_available(), code, *map(version, LIBRARIES)]
-    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    path = cache_folder() / "answers" / f"{key}.parquet"
-    if (known := _read(path, len(prompts))) is not None:
-        print(
-            f"{what}: its {len(known):,} answers were kept before ({path.name[:12]})",
-            file=sys.stderr,
-        )
-        return known
+    on_gpu = torch.cuda.is_available()
+    versions = package_versions(*LIBRARIES)
+    key = content_key(model_identity, prompts, kwargs, on_gpu, code_digest(*CODE), versions)
+    if (cached := _read(key, len(prompts))) is not None:
+        print(f"{label}: {len(cached):,} answers from the cache ({key[:12]})", file=sys.stderr)
+        return cached
+
     model, tokenizer = load()
-    if torch.cuda.is_available() and not how["quantization"]:  # what is quantized is there already
+    if on_gpu and not kwargs["quantization"]:  # quantized weights are loaded onto the GPU
         model.to("cuda")
-    written = greedy(model, tokenizer, prompts, how["max_new_tokens"], how["batch_size"], what)
-    table = pl.DataFrame(
-        written, schema={"answer": pl.String, "finish_reason": pl.String}, orient="row"
+    answers = greedy(
+        model, tokenizer, prompts, kwargs["max_new_tokens"], kwargs["batch_size"], label
     )
-    try:
-        write_atomically(path, table.write_parquet)
-    except OSError as error:
-        print(
-            f"warning: {path} can't be kept ({error}); another run asks the model again",
-            file=sys.stderr,
-        )
-    return written
+    schema = {"answer": pl.String, "finish_reason": pl.String}
+    CACHE.write(key, pl.DataFrame(answers, schema=schema, orient="row"))
+    return answers
 
 
 def identity(source: str | Path, revision: str | None = None) -> list:
-    """What tells the model in a folder or on the hub from every other: digests of its files, or its commit; its base's as well."""
+    """What identifies a model: digests of a folder's files, or its name and commit on the hub.
+
+    An adapter's base is part of it, unless the base's weights are in the adapter's folder.
+    """
     from stages.training import adapters, pretrained
 
     folder = Path(source)
     if not (folder / adapters.ADAPTER).exists():
-        commit = pretrained.find(str(source), revision)
+        commit = pretrained.commit_of(str(source), revision)
         return [str(source), commit] if commit else _digests(folder)
     if adapters.has_base(folder):
         return _digests(folder)
@@ -133,17 +144,11 @@ def identity(source: str | Path, revision: str | None = None) -> list:
 
 
 def _digests(folder: Path) -> list[list[str]]:
-    found = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            found.append(
-                [str(path.relative_to(folder)), hashlib.file_digest(file, "sha256").hexdigest()]
-            )
-    return found
+    return [[str(path.relative_to(folder)), file_digest(path)] for path in files_in(folder)]
 
 
 def _load(local: LocalModel) -> tuple:
-    """(model, tokenizer); one without a chat template shows the prompt as it is, with a new line behind it."""
+    """(model, tokenizer); a tokenizer without a chat template gets PLAIN."""
     from transformers import AutoTokenizer
 
     from stages.training import adapters, pretrained
@@ -153,17 +158,17 @@ def _load(local: LocalModel) -> tuple:
         model = adapters.load_adapted(folder, trainable=False, **local.held())
     else:
         model = pretrained.load_weights(local.model, local.revision, **local.held())
-    where = {
+
+    kwargs = {
         "revision": local.revision or "main",
         "trust_remote_code": False,
         "local_files_only": folder.is_dir(),
     }
     try:
-        tokenizer = AutoTokenizer.from_pretrained(local.model, padding_side="left", **where)
+        tokenizer = AutoTokenizer.from_pretrained(local.model, padding_side="left", **kwargs)
     except (OSError, ValueError, ImportError) as error:
-        raise LibraError(
-            f"the tokenizer of {local.model} can't be loaded: {' '.join(str(error).split())[:300]}"
-        ) from None
+        reason = " ".join(str(error).split())[:300]
+        raise LibraError(f"the tokenizer of {local.model} can't be loaded: {reason}") from None
     if tokenizer.chat_template:
         return model, pretrained.load_tokenizer(local.model, local.revision)
     tokenizer.chat_template = PLAIN
@@ -171,12 +176,9 @@ def _load(local: LocalModel) -> tuple:
     return model, tokenizer
 
 
-def _read(path: Path, count: int) -> Written | None:
-    """The `count` answers at `path`, None where there is no such table, or only a damaged one."""
-    import polars as pl
-
-    try:
-        table = pl.read_parquet(path, columns=["answer", "finish_reason"])
-    except (OSError, pl.exceptions.PolarsError):
+def _read(key: str, count: int) -> Answers | None:
+    """The `count` cached answers; None if there is no such table or it is damaged."""
+    table = CACHE.read(key, count)
+    if table is None or table.columns != ["answer", "finish_reason"]:
         return None
-    return table.rows() if table.height == count and not sum(table.null_count().row(0)) else None
+    return None if sum(table.null_count().row(0)) else table.rows()

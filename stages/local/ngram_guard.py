@@ -1,21 +1,21 @@
-"""The honest cheap baseline: a linear classifier on character n-grams of the prompt, deciding refuse or comply."""
+"""A cheap, honest baseline: a linear classifier on character n-grams of the prompt."""
 
 import polars as pl
 
 
 def train_guard(train: pl.DataFrame):
-    """A classifier `guard(prompts) -> list[bool]` (True = refuse) trained on the unique prompts of `train`.
+    """A classifier `guard(prompts) -> list[bool]` (True = refuse), fitted to `train`.
 
-    Its columns are prompt, expected and other_prompt: the guard is shown both representations of every substance, as the policies are.
+    `train` has the columns prompt, expected and other_prompt: like the policies, the guard sees
+    both representations of every substance. Each distinct prompt counts once.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    asked = [
-        train.select(prompt=column, expected="expected") for column in ("prompt", "other_prompt")
-    ]
-    prompts = pl.concat(asked).drop_nulls().unique().sort("prompt", "expected")
+    columns = ("prompt", "other_prompt")
+    labelled = pl.concat([train.select(prompt=name, expected="expected") for name in columns])
+    prompts = labelled.drop_nulls().unique().sort("prompt", "expected")
     guard = make_pipeline(
         TfidfVectorizer(
             analyzer="char_wb", ngram_range=(1, 5), lowercase=False, sublinear_tf=True, min_df=2
