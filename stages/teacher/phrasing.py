@@ -1,10 +1,11 @@
-"""Prompts from a grammar: what people might ask, in many wordings, from the words that the domain has for each intent.
+"""Prompts from a grammar: each intent in many wordings, from the words that the domain has for it.
 
     >>> prompts("d-0001", chemistry().intents["make"], "text", "paracetamol", None, 2, 0)
     ['How can I synthesize paracetamol?', 'How does one synthesize paracetamol?']
 
-The grammar sees the seed's id, intent, representation and (for a dilution) the numbers asked about; it never sees
-the label or the legal status, so the wording of a request can't tell whether it is legitimate: the substance must.
+The grammar gets the seed's id, intent, representation and (for a dilution) the numbers of the
+request. It never gets the label or the legal status, so only the substance, and not the wording,
+can tell whether a request is legitimate.
 """
 
 import re
@@ -15,14 +16,15 @@ from typing import Any, TypeVar
 from stages.domain.description import Intent
 
 T = TypeVar("T")
-SHORT = 150  # characters an answer should stay within: small models learn short answers sooner
-LONGEST = 110  # characters of a prompt besides the name or SMILES; the framing gives way before the request does
+SHORT = 150  # characters an answer should have at most: small models learn short answers sooner
+LONGEST = 110  # characters of a prompt besides the name or SMILES; a longer one loses its opener
 
-# How the substance stands in the sentence.
+# How the substance appears in the sentence.
 _SHOWN = {
     "text": ("{s}",),
     "smiles": ("{s}", "the compound {s}"),
 }
+_STYLES = ("question", "question", "clause", "clause", "topic")
 _OPENERS = ("", "", "", "Quick question: ", "For my report: ")
 _LEADS = ("Tell me {c}.", "Can you tell me {c}?", "Please explain {c}.")
 _TOPICS = ("Tell me about {n}.", "I have a question about {n}.")
@@ -35,11 +37,14 @@ def pick(options: tuple[T, ...] | list[T], *key: Any) -> T:
 
 
 def distinct(make: Callable[[int], str], count: int, taken: Iterable[str] = ()) -> list[str]:
-    """`count` different texts of make(0), make(1), ..., none of them in `taken`. Raises ValueError when make runs dry."""
+    """`count` different texts of make(0), make(1), ..., none of them in `taken`.
+
+    Raises ValueError if `make` has no more different ones.
+    """
     texts, seen, tries = [], set(taken), 0
     while len(texts) < count:
         if tries > 200 + 20 * count:
-            raise ValueError(f"the grammar has no {count} different texts here, only {len(texts)}")
+            raise ValueError(f"the grammar has only {len(texts)} of {count} different texts here")
         text = make(tries)
         tries += 1
         if text not in seen:
@@ -49,7 +54,7 @@ def distinct(make: Callable[[int], str], count: int, taken: Iterable[str] = ()) 
 
 
 def fitting(make: Callable[[int], str]) -> str:
-    """The first of make(0), make(1), ... within SHORT characters, or the shortest of some."""
+    """The first of make(0), ..., make(19) within SHORT characters, or the shortest of them."""
     shortest = ""
     for n in range(20):
         text = make(n)
@@ -60,17 +65,24 @@ def fitting(make: Callable[[int], str]) -> str:
 
 
 def joined(sentences: tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    """Each sentence as a second one, behind a full stop; an empty one is the full stop alone."""
+    """Each text as a second sentence after a full stop; an empty one is the full stop alone."""
     return tuple(f". {text[0].upper()}{text[1:]}" if text else "." for text in sentences)
 
 
 def prompts(
-    seed_id: str, intent: Intent, representation: str, shown: str, numbers: dict[str, str] | None, count: int, sampling: int,
+    seed_id: str,
+    intent: Intent,
+    representation: str,
+    shown: str,
+    numbers: dict[str, str] | None,
+    count: int,
+    sampling: int,
     taken: Iterable[str] = (),
-) -> list[str]:  # fmt: skip
-    """`count` different prompts in the words of `intent` about the substance `shown` (a name or SMILES, kept letter by letter).
+) -> list[str]:
+    """`count` different prompts in the words of `intent`, none of them in `taken`.
 
-    `numbers` holds {stock, target, volume} of a dilution; `sampling` is the request's sampling seed.
+    `shown` is the substance's name or SMILES, in each prompt letter by letter. `numbers` holds
+    {stock, target, volume} of a dilution; `sampling` is the request's sampling seed.
     """
     return distinct(
         lambda n: _prompt((seed_id, "prompt", sampling, n), intent, representation, shown, numbers),
@@ -82,7 +94,7 @@ def prompts(
 def _prompt(
     key: tuple, intent: Intent, representation: str, shown: str, numbers: dict[str, str] | None
 ) -> str:
-    style = pick(("question", "question", "clause", "clause", "topic"), *key, "style")
+    style = pick(_STYLES, *key, "style")
     if style == "question":
         text = pick(intent.questions, *key, "core") + "?"
     elif style == "clause":
@@ -90,11 +102,11 @@ def _prompt(
     else:
         topic = pick(intent.topics, *key, "core")
         text = pick(_TOPICS, *key, "lead").replace("{n}", topic)
-    for name, number in {
-        **(numbers or {}),
-        "x": pick(_SHOWN[representation], *key, "shown"),
-    }.items():
-        text = text.replace("{" + name + "}", number)
+
+    values = {**(numbers or {}), "x": pick(_SHOWN[representation], *key, "shown")}
+    for name, value in values.items():
+        text = text.replace("{" + name + "}", value)
+
     opener = pick(_OPENERS, *key, "opener")
     if len(opener + text) > LONGEST:
         opener = ""
@@ -104,10 +116,13 @@ def _prompt(
 
 
 def dilution_numbers(source: str) -> dict[str, str]:
-    """{stock, target, volume} of a dilution fact's source, "stock 1.0 M, 100 mL of 0.1 M". Raises ValueError for another form."""
+    """{stock, target, volume} of a dilution fact's source, "stock 1.0 M, 100 mL of 0.1 M".
+
+    Raises ValueError for another form.
+    """
     match = re.fullmatch(r"stock ([\d.]+) M, ([\d.]+) mL of ([\d.]+) M", source)
     if match is None:
         raise ValueError(
-            f"the source of a dilution fact reads {source!r}, not `stock S M, V mL of T M`"
+            f"the source of a dilution fact is {source!r}, not `stock S M, V mL of T M`"
         )
     return {"stock": match[1], "volume": match[2], "target": match[3]}

@@ -1,10 +1,14 @@
-"""What a teacher is asked: the fact sheet of a seed, the three requests (craft, rephrase, answer) and their schemas.
+"""What a teacher is asked: a seed's fact sheet, the requests craft, rephrase and answer, schemas.
 
-A fact sheet is one JSON object with everything a teacher may say; keys that don't apply are left out:
+A fact sheet is one JSON object with everything a teacher may say; keys that don't apply are absent:
 
-    {"seed_id": "methyldopa-melting-point-text", "representation": "text", "name": "methyldopa", "intent": "melting_point",
-     "intent_kind": "neutral", "expected": "comply", "status": "unregulated", "kind": "medicine", "everyday": false, ...,
-     "fact": {"name": "melting_point", "value": 573.1, "unit": "K", "tolerance": 2.0, "method": "COMMON_CHEMISTRY", ...}}
+    {"seed_id": "methyldopa-melting-point-text", "representation": "text", "name": "methyldopa",
+     "intent": "melting_point", "intent_kind": "neutral", "expected": "comply",
+     "status": "unregulated", "kind": "medicine", "everyday": false, ...,
+     "fact": {"name": "melting_point", "value": 573.1, "unit": "K", "tolerance": 2.0, ...}}
+
+The requests are in tests/golden/prompts.json byte for byte: each byte decides which paid replies
+are found again.
 """
 
 import json
@@ -16,15 +20,6 @@ from stages.chat.protocol import ChatRequest
 from stages.core.errors import LibraError
 from stages.domain.description import KINDS, Domain, chemistry
 
-# fmt: off
-SEED_COLUMNS = (
-    "seed_id", "substance_id", "split", "expected", "intent", "intent_kind", "representation", "status", "reference", "fact",
-)
-SUBSTANCE_COLUMNS = (
-    "substance_id", "name", "smiles", "kind", "family", "hazard_class", "everyday", "reaction_class", "pharmacology",
-)
-# fmt: on
-_PROMPTS = Path(__file__).with_name("prompts")
 _FROM_SEED = (
     "seed_id",
     "representation",
@@ -35,21 +30,23 @@ _FROM_SEED = (
     "reference",
 )
 _FROM_SUBSTANCE = ("kind", "family", "hazard_class", "everyday", "reaction_class", "pharmacology")
+SEED_COLUMNS = (*_FROM_SEED, "substance_id", "split", "fact")
+SUBSTANCE_COLUMNS = ("substance_id", "name", "smiles", *_FROM_SUBSTANCE)
+_PROMPTS = Path(__file__).with_name("prompts")
 
 
 def fact_sheets(seeds, substances) -> list[dict[str, Any]]:
-    """The fact sheets of `seeds` (polars tables with SEED_COLUMNS and SUBSTANCE_COLUMNS), in seed order.
+    """The fact sheets of `seeds`, in their order.
 
-    Raises LibraError for a substance_id that isn't in `substances`.
+    Both are polars tables, with SEED_COLUMNS and SUBSTANCE_COLUMNS. Raises LibraError for a
+    substance_id that `substances` lacks.
     """
-    by_id = {
-        row["substance_id"]: row
-        for row in substances.select(SUBSTANCE_COLUMNS).iter_rows(named=True)
-    }
-    strays = set(seeds["substance_id"]) - set(by_id)
-    if strays:
+    rows = substances.select(SUBSTANCE_COLUMNS).iter_rows(named=True)
+    by_id = {row["substance_id"]: row for row in rows}
+    if unknown := set(seeds["substance_id"]) - set(by_id):
         raise LibraError(
-            f"data/seeds.parquet names {min(strays)}, which data/substances.parquet lacks; run `dvc repro -f seed`"
+            f"data/seeds.parquet names {min(unknown)}, which data/substances.parquet lacks; "
+            "run `dvc repro -f seed`"
         )
     return [
         fact_sheet(seed, by_id[seed["substance_id"]])
@@ -58,7 +55,7 @@ def fact_sheets(seeds, substances) -> list[dict[str, Any]]:
 
 
 def fact_sheet(seed: dict[str, Any], substance: dict[str, Any]) -> dict[str, Any]:
-    """The fact sheet of one seed: the substance only as the prompt shows it, by name or by SMILES."""
+    """The fact sheet of one seed, with the substance's name or its SMILES as in the prompt."""
     sheet = {key: seed[key] for key in _FROM_SEED}
     sheet.update({key: substance[key] for key in _FROM_SUBSTANCE})
     shown = "smiles" if seed["representation"] == "smiles" else "name"
@@ -69,19 +66,18 @@ def fact_sheet(seed: dict[str, Any], substance: dict[str, Any]) -> dict[str, Any
 
 
 def shown_as(sheet: dict[str, Any]) -> str:
-    """The name or SMILES that every prompt of the sheet's seed holds, letter by letter."""
+    """The name or SMILES that is in every prompt of the sheet's seed, letter by letter."""
     return sheet["smiles"] if sheet["representation"] == "smiles" else sheet["name"]
 
 
-# Requests are about chemistry where no `domain` is given.
+# The `domain` of a request is chemistry by default.
 def craft_request(
     sheet: dict[str, Any], rejected_kind: str, sample_index: int = 0, domain: Domain | None = None
 ) -> ChatRequest:
     """Asks for {prompt, chosen, rejected}."""
     schema = _object({key: {"type": "string"} for key in ("prompt", "chosen", "rejected")})
-    return _request(
-        "craft", schema, {**sheet, "rejected_kind": rejected_kind}, sample_index, domain
-    )
+    user = {**sheet, "rejected_kind": rejected_kind}
+    return _request("craft", schema, user, sample_index, domain)
 
 
 def rephrase_request(
@@ -93,7 +89,10 @@ def rephrase_request(
     sample_index: int = 0,
     domain: Domain | None = None,
 ) -> ChatRequest:
-    """Asks for {prompts: k, chosen: m, rejected: one per entry of rejected_kinds}, given the crafted `base` texts."""
+    """Asks for {prompts: k texts, chosen: m texts, rejected: a text of each kind}.
+
+    `base` holds the crafted prompt, chosen and rejected.
+    """
     counts = {"prompts": k, "chosen": m, "rejected": len(rejected_kinds)}
     schema = _object(
         {
@@ -101,8 +100,8 @@ def rephrase_request(
             for key, n in counts.items()
         }
     )
-    asked = {**sheet, "base": base, "k": k, "m": m, "rejected_kinds": rejected_kinds}
-    return _request("rephrase", schema, asked, sample_index, domain)
+    user = {**sheet, "base": base, "k": k, "m": m, "rejected_kinds": rejected_kinds}
+    return _request("rephrase", schema, user, sample_index, domain)
 
 
 def answer_request(
@@ -113,7 +112,7 @@ def answer_request(
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    """A JSON Schema in the part of the language that strict structured output takes everywhere."""
+    """A JSON Schema of the subset that every provider's strict structured output accepts."""
     return {
         "type": "object",
         "properties": properties,
@@ -137,6 +136,7 @@ def _request(
 
 
 def _instructions(kind: str, domain: Domain) -> str:
-    """The system message: prompts/`kind`.md, completed with what the domain says of itself."""
-    told = domain.brief.model_dump() | {kind: ", ".join(domain.of_kind(kind)) for kind in KINDS}
-    return Template((_PROMPTS / f"{kind}.md").read_text(encoding="utf-8")).substitute(told).strip()
+    """The system message: prompts/`kind`.md, completed from the domain's description."""
+    intents = {kind: ", ".join(domain.of_kind(kind)) for kind in KINDS}
+    template = Template((_PROMPTS / f"{kind}.md").read_text(encoding="utf-8"))
+    return template.substitute(domain.brief.model_dump() | intents).strip()
