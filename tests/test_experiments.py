@@ -1,133 +1,121 @@
-"""The README's recipes for comparing experiments, run as they stand there, in a copy of the small pipeline."""
+"""The recipes of docs/experiments.md for comparing experiments, run in a small pipeline."""
 
 import re
 import shlex
-import shutil
 import sqlite3
 import time
 
 import pytest
 import yaml
-from test_pipeline import call, commit, ran, small
 
 from helpers.browser import CHROMIUM, browser
 from helpers.dag import ROOT
+from helpers.small_pipeline import call, commit, small_pipeline, stages_run
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 NAMES = ("beta-0.3", "beta-0.05", "beta-1")
+PLOTS = 4
 
 
 def recipes() -> list[str]:
-    """The commands of the README's section on comparing, in order."""
-    part = (
-        (ROOT / "README.md")
-        .read_text(encoding="utf-8")
-        .split("\n## Compare\n")[1]
-        .split("\n## ")[0]
-    )
-    block = re.search(r"```sh\n(.*?)```", part, re.S)[1]
+    """The commands of the section on comparing, in order."""
+    page = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
+    section = page.split("\n## Compare\n")[1].split("\n## ")[0]
+    block = re.search(r"```sh\n(.*?)```", section, re.S)[1]
     return [command for line in block.splitlines() if (command := line.partition("  #")[0].strip())]
 
 
 @pytest.fixture
 def folder(tmp_path_factory):
-    """A copy of the small pipeline after its first run, with the results committed and an MLflow store of its own."""
-    made, _ = small(tmp_path_factory.getbasetemp())
-    copy = tmp_path_factory.mktemp("experiments") / "libra"
-    shutil.copytree(made, copy, symlinks=True)
-    (copy / "mlflow.db").unlink()
-    commit(copy)
-    return copy
+    """The small pipeline with its results committed, and an MLflow store of its own."""
+    folder, _ = small_pipeline(tmp_path_factory)
+    (folder / "mlflow.db").unlink()
+    commit(folder)
+    return folder
 
 
 @pytest.mark.parametrize(
     "param", ["score.bootstrap", pytest.param("dpo.beta", marks=pytest.mark.slow)]
 )
 def test_recipes(folder, param):
-    """With dpo.beta as written, which trains three times; and, quicker, with a param of `score` in its place."""
-    said = {}
+    """With dpo.beta as written, which trains three times, or with a param of `score` instead."""
+    section, key = param.split(".")
+    values = {name: float(name.removeprefix("beta-")) for name in NAMES}
+    if param != "dpo.beta":
+        values = {name: 100 + round(100 * beta) for name, beta in values.items()}
+
+    outputs = {}
     for command in recipes():
         if param != "dpo.beta":
             command = re.sub(
                 r"dpo\.beta=([\d.]+)",
-                lambda found: f"{param}={100 + round(100 * float(found[1]))}",
+                lambda match: f"{param}={values[f'beta-{match[1]}']}",
                 command,
             )
             command = command.replace(r"dpo\.beta", re.escape(param))
-        said[" ".join(shlex.split(command)[:4])] = call(folder, *shlex.split(command))
+        words = shlex.split(command)
+        outputs[" ".join(words[:4])] = call(folder, *words)
         if "queue start" in command:
             wait_for_queue(folder)
-    assert len(said) == len(recipes()) - 1, "two put into the queue"
-    assert ran(said["dvc exp run -n"])[0] == param.split(".")[0]
-    table = said["dvc exp show --drop"]
-    assert (
-        all(name in table for name in NAMES)
-        and param in table
-        and "dpo.harmonic" in table
-        and "always_" not in table
-    )
-    assert param in said[f"dvc exp diff {NAMES[0]}"]
+    assert len(outputs) == len(recipes()) - 1, "two are queued by the same words"
+    assert stages_run(outputs["dvc exp run -n"])[0] == section
 
-    values = {
-        name: 100 + round(100 * float(name[5:])) if param != "dpo.beta" else float(name[5:])
-        for name in NAMES
-    }
-    section, key = param.split(".")
-    assert yaml.safe_load((folder / "params.yaml").read_text())[section][key] == values["beta-1"], (
-        "applied"
-    )
+    table = outputs["dvc exp show --drop"]
+    assert all(name in table for name in NAMES)
+    assert param in table and "dpo.harmonic" in table and "always_" not in table
+    assert param in outputs[f"dvc exp diff {NAMES[0]}"]
+
+    applied = yaml.safe_load((folder / "params.yaml").read_text())
+    assert applied[section][key] == values["beta-1"]
     assert "up to date" in call(folder, "dvc", "status")
     branch = yaml.safe_load(call(folder, "git", "show", "try-beta-1:params.yaml"))
     assert branch[section][key] == values["beta-1"]
 
-    with sqlite3.connect(folder / "mlflow.db") as store:  # either name leads to the other
-        found = dict(
-            store.execute(
-                "select name, value from runs join tags using (run_uuid) where key = 'dvc_experiment'"
-            )
-        )
-        ended = {status for (status,) in store.execute("select status from runs")}
-    assert {
-        f"{stage}-{name}": name for name in NAMES for stage in {section, "score"}
-    } == found and ended == {"FINISHED"}
-    refs = call(folder, "git", "for-each-ref", "refs/exps", "--format=%(refname)")
-    assert all(name in refs for name in found.values())
-
+    assert_recorded(folder, {section, "score"})
     page = folder / "dvc_plots/index.html"
-    assert all(name in page.read_text() for name in NAMES[::2])
+    assert all(name in page.read_text() for name in ("beta-0.3", "beta-1"))
     assert "dvc_plots" not in call(folder, "git", "status", "--porcelain")
-    assert_drawn(page, 4)
+    assert_drawn(page)
 
 
 def test_plots_open_with_no_network(folder):
     call(folder, "dvc", "plots", "show")
-    assert_drawn(folder / "dvc_plots/index.html", 4)
+    assert_drawn(folder / "dvc_plots/index.html")
 
 
-def assert_drawn(page, plots: int) -> None:
-    """`page` loads nothing from elsewhere and, where there is a browser to see it, draws all its plots without a complaint."""
-    assert not re.search(
-        r"""<(script|link|img)[^>]*(src|href)=["']?https?:""", page.read_text(encoding="utf-8")
-    )
+def assert_recorded(folder, stages: set[str]) -> None:
+    """MLflow has a finished run of each of `stages` for every experiment, under DVC's name."""
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        query = (
+            "select name, value from runs join tags using (run_uuid) where key = 'dvc_experiment'"
+        )
+        experiments = dict(store.execute(query))
+        statuses = {status for (status,) in store.execute("select status from runs")}
+    assert experiments == {f"{stage}-{name}": name for name in NAMES for stage in stages}
+    assert statuses == {"FINISHED"}
+    refs = call(folder, "git", "for-each-ref", "refs/exps", "--format=%(refname)")
+    assert all(name in refs for name in experiments.values())
+
+
+def assert_drawn(page) -> None:
+    """`page` loads nothing from elsewhere and, if there is a browser, draws all its plots."""
+    html = page.read_text(encoding="utf-8")
+    assert not re.search(r"""<(script|link|img)[^>]*(src|href)=["']?https?:""", html)
     if CHROMIUM is None:
         return
+    drawn = "document.querySelectorAll('.vega-embed :is(canvas, svg.marks)').length"
     with browser() as tab:
         tab.open(page)
-        until = time.monotonic() + 20
-        while (
-            tab.value("document.querySelectorAll('.vega-embed :is(canvas, svg.marks)').length")
-            < plots
-        ):
-            assert time.monotonic() < until, tab.faults
+        while tab.value(drawn) < PLOTS:
+            assert tab.faults == []
+            time.sleep(0.1)
         assert tab.requests == [tab.url] and tab.faults == []
 
 
 def wait_for_queue(folder) -> None:
-    """Until the experiments in the queue have ended, all of them well."""
-    until = time.monotonic() + 300
+    """Wait until the experiments in the queue have ended; none of them must fail."""
     while re.search(r"Queued|Running", status := call(folder, "dvc", "queue", "status")):
-        assert time.monotonic() < until, status
         time.sleep(3)
-    assert "Failed" not in status, "".join(
-        call(folder, "dvc", "queue", "logs", name) for name in NAMES[1:]
-    )
+    if "Failed" in status:
+        logs = [call(folder, "dvc", "queue", "logs", name) for name in NAMES[1:]]
+        pytest.fail("".join(logs))
