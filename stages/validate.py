@@ -8,9 +8,9 @@ params `validate`. Writes data/librachemqa/: train.parquet, validation.parquet a
 
     {"dual": {"molar_mass": 0.52, "name_length": 0.54, ...}, "dual_seeds": 1594, ...}
 
-Everything is checked before anything is written, and the folder is replaced as a whole, so a
-failure leaves the previous one as it was. DVC, however, removes a stage's outputs before it runs:
-after a failed `dvc repro`, `dvc checkout data/librachemqa` restores it from the cache.
+Everything is checked before anything is written, and the folder is replaced as a whole. But DVC
+removes a stage's outputs before it runs: after a failed `dvc repro`, `dvc checkout
+data/librachemqa` restores the previous dataset from the cache.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     Tables = tuple[pl.LazyFrame, pl.DataFrame, pl.DataFrame, Domain]
 
 RELEASE = Path("data/librachemqa")
-SOURCES = [Path(f"data/{name}.parquet") for name in ("triplets", "seeds", "substances")]
+SOURCES = [
+    Path("data/triplets.parquet"),
+    Path("data/seeds.parquet"),
+    Path("data/substances.parquet"),
+]
 FIX = (
     "Nothing was written. Fix the stage or the catalog that made these rows. If DVC removed "
     f"{RELEASE} before this run, `dvc checkout {RELEASE}` restores it."

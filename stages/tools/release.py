@@ -1,10 +1,10 @@
 """Released versions of the dataset: make, list, get and verify them.
 
-    python -m stages.tools release make v1.0.0         # check, push, describe, commit, tag
-    python -m stages.tools release list                # version, date, rows, hash and commit
-    python -m stages.tools release get v1.0.0 FOLDER   # download a version (librachemqa-v1.0.0/)
-    python -m stages.tools release verify v1.0.0       # check every object of a version in its remote
-    python -m stages.tools release verify FOLDER       # check a folder against its SHA256SUMS
+    python -m stages.tools release make v1.0.0        # check, push, describe, commit, tag
+    python -m stages.tools release list               # version, date, rows, hash and commit
+    python -m stages.tools release get v1.0.0 FOLDER  # download a version (librachemqa-v1.0.0/)
+    python -m stages.tools release verify v1.0.0      # check the objects of a version in its remote
+    python -m stages.tools release verify FOLDER      # check a folder against its SHA256SUMS
 
 Versions are in data/released/versions.csv, so a clone of the branch is enough: no tags and no
 history are needed. `make` (also: make release VERSION=v1.0.0) needs a clean tree and a clean
