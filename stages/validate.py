@@ -36,8 +36,8 @@ SOURCES = [
     Path("data/substances.parquet"),
 ]
 FIX = (
-    "Nothing was written. Fix the stage or the catalog that made these rows. If DVC removed "
-    f"{RELEASE} before this run, `dvc checkout {RELEASE}` restores it."
+    "Nothing was written. Fix the stage or catalog behind these rows. "
+    f"If DVC removed {RELEASE} before this run, `dvc checkout {RELEASE}` restores it."
 )
 
 
@@ -76,16 +76,15 @@ def main() -> None:
 
         publish(write, RELEASE)
         bar.update()
-
     counts = {
         split: pl.scan_parquet(RELEASE / f"{split}.parquet").select(pl.len()).collect().item()
         for split in SPLITS
     }
     by_split = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     print(f"validate: {sum(counts.values()):,} valid triplets ({by_split}) written to {RELEASE}")
-    for title, cell in (("in the dual cell", "dual"), ("overall", "overall")):
-        accuracies = ", ".join(f"{name} {accuracy}" for name, accuracy in probes[cell].items())
-        print(f"validate: balanced accuracy of the label probes {title}: {accuracies}")
+    for scope in ("dual", "overall"):
+        accuracies = ", ".join(f"{name} {accuracy}" for name, accuracy in probes[scope].items())
+        print(f"validate: balanced accuracy of the label probes ({scope}): {accuracies}")
 
 
 def inputs() -> "Tables":
