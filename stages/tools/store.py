@@ -1,20 +1,22 @@
-"""Look into the reply store: what was paid for, archives of it, and the replies of no use.
+"""Look into the reply store: costs, archives, and unusable replies.
 
-python -m stages.tools store                            # requests, tokens and cost by stage and model
-python -m stages.tools store export FILE.parquet        # all of it as an archive
-python -m stages.tools store export --used FILE.parquet # what the last run of each stage used: goes with a release
-python -m stages.tools store import FILE                # what is not there yet of an archive, or of a store that was set aside
-python -m stages.tools store retry                      # ask for the replies of no use once more, next time
-python -m stages.tools store faults                     # the replies of no use: stage, fault, key, the server's JSON
+    python -m stages.tools store                            # requests, tokens and USD by stage
+    python -m stages.tools store export FILE.parquet        # archive of everything in it
+    python -m stages.tools store export --used FILE.parquet # only what each stage's last run used
+    python -m stages.tools store import FILE                # merge an archive or another store
+    python -m stages.tools store retry                      # request unusable replies again
+    python -m stages.tools store faults                     # print them: stage, fault, key, JSON
+
+Reads and writes .cache/replies.sqlite; `export` writes the Parquet file, `import` reads it. A store
+of any earlier version can be imported as well. What was bought stays bought, and its batches under
+way are fetched by the next run. An archive with --used goes with a release (in data/replies/), and
+counts as nobody's spending.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from stages.chat.store import COLUMNS, SQLITE, Store, store_path, taken_over
 from stages.core import cli
-from stages.core.errors import LibraError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,59 +35,44 @@ def main(arguments: list[str] | None = None) -> None:
         "file",
         nargs="?",
         type=Path,
-        help="the archive, a Parquet file (import: or a store that was set aside)",
+        help="the archive, a Parquet file (import: or another store, an SQLite file)",
     )
     parser.add_argument(
         "--used", action="store_true", help="export only what the last run of each stage used"
     )
     options = parser.parse_intermixed_args(arguments)  # a file after --used
     if (options.command in ("export", "import")) != (options.file is not None):
-        parser.error("export and import take a file, show, retry and faults take none")
+        parser.error("export and import need a file; show, retry and faults take none")
     if options.used and options.command != "export":
         parser.error("--used goes with export")
-    cli.guarded("store", lambda: _command(options.command, options.file, options.used))
+    cli.guarded("store", lambda: run(options.command, options.file, options.used))
 
 
-def _command(command: str, file: Path | None, used: bool = False) -> None:
-    import polars as pl
-
-    from stages.core.tables import read_table, write_table
+def run(command: str, file: Path | None = None, used: bool = False) -> None:
+    """Run one of the commands. Raises LibraError."""
+    from stages.chat.archives import export_archive, import_file
+    from stages.chat.store import Store, store_path
 
     with Store(store_path()) as store:
         if command == "export":
-            rows = store.rows(used)
-            if not rows:
-                which = "that the last run of a stage used" if used else "to export"
-                raise LibraError(
-                    f"{store.path} holds no replies {which}, so {file} isn't written; what `offline` answers is never kept"
-                )
-            table = pl.DataFrame(rows, _schema(), orient="row")
-            write_table(table, file, "key")
-            print(f"{table.height:,} replies written to {file}")
+            print(f"{export_archive(store, file, used):,} replies written to {file}")
         elif command == "import":
-            old = file.is_file() and file.open("rb").read(len(SQLITE)) == SQLITE
-            rows = taken_over(file) if old else read_table(file, COLUMNS).select(COLUMNS).rows()
-            print(f"{store.take(rows):,} of {len(rows):,} replies were new")
+            new, total = import_file(store, file)
+            print(f"{new:,} of {total:,} replies were new")
         elif command == "retry":
-            print(f"{store.retry():,} replies of no use will be asked for again")
+            print(f"{store.retry():,} unusable replies will be requested again")
         elif command == "faults":
             for stage, fault, key, reply in store.faults():
                 print(f"{stage}: {fault}\n  {key}\n  {reply}")
         else:
-            totals = store.totals()
-            print(f"{store.path}: {sum(row[2] for row in totals):,} replies")
-            for stage, model, replies, useless, asked, told, usd in totals:
-                cost = "no price" if usd is None else f"{usd:,.4f} USD"
-                extra = f", {useless:,} of no use" if useless else ""
-                print(
-                    f"  {stage:<24} {model:<32} {replies:>9,} replies {asked:>12,} + {told:,} tokens, {cost}{extra}"
-                )
+            _show(store)
 
 
-def _schema() -> dict[str, Any]:
-    import polars as pl
-
-    kinds = dict.fromkeys(
-        ("sample_index", "prompt_tokens", "completion_tokens", "received"), pl.Int64
-    ) | {"usd": pl.Float64}
-    return {column: kinds.get(column, pl.String) for column in COLUMNS}
+def _show(store) -> None:
+    totals = store.totals()
+    print(f"{store.path}: {sum(row[2] for row in totals):,} replies")
+    for stage, model, replies, unusable, prompt_tokens, completion_tokens, usd in totals:
+        cost = "no price" if usd is None else f"{usd:,.4f} USD"
+        extra = f", {unusable:,} unusable" if unusable else ""
+        counts = f"{replies:>9,} replies {prompt_tokens:>12,} + {completion_tokens:,} tokens"
+        print(f"  {stage:<24} {model:<32} {counts}, {cost}{extra}")
