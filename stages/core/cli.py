@@ -1,16 +1,21 @@
-"""What every `python -m stages.NAME` shares: --help from the module's own words, and errors as one line."""
+"""What every `python -m stages.NAME` shares: --help from its docstring, and one-line errors.
+
+if __name__ == "__main__":
+    cli.run("seed", main, __doc__)
+"""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 
 from stages.core.errors import Interrupted, LibraError
 
 
-def run(name: str, main: Callable[[], None], doc: str) -> None:
-    """Parse the command line of stage `name`, run `main`, and turn a LibraError into one line and exit status 1.
+def run(name: str, main: Callable[[], None], doc: str | None) -> None:
+    """Parse the command line of stage `name` and run `main` as `guarded` does.
 
-    `doc` is the module's docstring: it says what the stage reads, writes and which params change it.
+    `doc` is the module's docstring: what the stage reads, writes, and which params change it.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{name}",
@@ -22,7 +27,10 @@ def run(name: str, main: Callable[[], None], doc: str) -> None:
 
 
 def guarded(name: str, main: Callable[[], None]) -> None:
-    """Call `main`; a LibraError, a full disk or Ctrl-C ends the process with one line on stderr (exit status 1; 130 if stopped)."""
+    """Call `main`; a LibraError, a file error or Ctrl-C ends the process with one line on stderr.
+
+    The exit status is 1, or 130 if stopped. Anything else is a bug and keeps its traceback.
+    """
     try:
         main()
     except Interrupted as error:
@@ -31,14 +39,12 @@ def guarded(name: str, main: Callable[[], None]) -> None:
     except LibraError as error:
         sys.exit(f"{name}: error: {error}")
     except OSError as error:
-        if error.errno is None or error.filename is None and error.errno != 28:
+        if error.errno is None or (error.filename is None and error.errno != errno.ENOSPC):
             raise
-        sys.exit(
-            f"{name}: error: {error.strerror}: {error.filename or 'while writing'}; free space or mend the path, then run again"
-        )
+        place = error.filename or "while writing"
+        fix = "free space or fix the path, then run again"
+        sys.exit(f"{name}: error: {error.strerror}: {place}; {fix}")
     except KeyboardInterrupt:
-        print(
-            f"{name}: stopped by Ctrl-C; outputs are renamed into place only when whole, so nothing is half-written",
-            file=sys.stderr,
-        )
+        kept = "no output is half-written, since each is renamed into place when complete"
+        print(f"{name}: stopped by Ctrl-C; {kept}", file=sys.stderr)
         sys.exit(130)

@@ -1,14 +1,17 @@
-"""The project's real folder: `dvc exp run --queue` works in a temporary copy, and DVC_ROOT names the project it belongs to."""
+"""Folders for what is no output of a stage: records, caches, the reply store.
+
+`dvc exp run --queue` works in a temporary copy; DVC_ROOT is the project it belongs to.
+"""
 
 import os
 from pathlib import Path
 
 
 def project_folder() -> Path:
-    """Where what isn't an output of a stage belongs: records, caches."""
+    """The project's real folder."""
     return Path(os.environ.get("DVC_ROOT") or ".").resolve()
 
 
 def cache_folder() -> Path:
-    """What outlives a run but can be done without, or isn't for DVC to keep."""
+    """`.cache/` of the project's real folder: outlives a run, and DVC doesn't track it."""
     return project_folder() / ".cache"

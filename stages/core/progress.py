@@ -1,36 +1,30 @@
-"""Progress for people: what, how many, how long still; on a terminal a bar, in a log a line every few seconds."""
+"""Progress on stderr: a bar on a terminal, a line every few seconds in a log.
+
+for substance in progress(substances, "facts"):
+    ...
+"""
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """`items`, counted on stderr as they pass."""
+def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """`items`, counted as they pass."""
     from tqdm import tqdm
 
-    return iter(
-        tqdm(
-            items,
-            desc=what,
-            total=total,
-            mininterval=_interval(),
-            dynamic_ncols=True,
-            file=sys.stderr,
-        )
-    )
+    return iter(tqdm(items, desc=label, total=total, **_options()))
 
 
-def counter(what: str, total: int):
-    """A tqdm counter for work that finishes out of order: call `.update()` once a piece, `.close()` at the end."""
+def counter(label: str, total: int) -> Any:
+    """A tqdm counter for work that finishes out of order: `.update()` per item, then `.close()`."""
     from tqdm import tqdm
 
-    return tqdm(
-        desc=what, total=total, mininterval=_interval(), dynamic_ncols=True, file=sys.stderr
-    )
+    return tqdm(desc=label, total=total, **_options())
 
 
-def _interval() -> float:
-    return 0.2 if sys.stderr.isatty() else 3.0
+def _options() -> dict[str, Any]:
+    interval = 0.2 if sys.stderr.isatty() else 3.0  # seconds
+    return {"mininterval": interval, "dynamic_ncols": True, "file": sys.stderr}
