@@ -4,9 +4,9 @@
 
 Reads data/eval/{verdicts,responses}.parquet, data/labels/verdicts.csv, data/seeds.parquet,
 data/librachemqa/test.parquet, data/generation/*.json and the params random_seed and score.
-Writes data/eval/metrics.json and four tables to data/eval/: plane.csv (safety and utility),
-cells.csv (a row per cell of the label table), intents.csv (a row per intent and legal status) and
-comparisons.csv (a row per pair of candidates and metric):
+Writes data/eval/metrics.json and four tables: data/eval/plane.csv (safety and utility),
+data/eval/cells.csv (a row per cell of the label table), data/eval/intents.csv (a row per intent and
+legal status) and data/eval/comparisons.csv (a row per pair of candidates and metric):
 
     first,second,metric,difference,lo,hi,p,p_holm,first_only,second_only,mcnemar_p,n,substances
     dpo,sft,utility,0.111392,0.086663,0.137248,2.2e-17,8.1e-16,480,128,8.0e-49,3160,426
@@ -43,7 +43,12 @@ from stages.core import cli
 from stages.core.errors import LibraError
 from stages.core.params import Section, read_params
 
-ASKING_STAGES = ("craft", "rephrase", "respond", "judge")
+GENERATION = (
+    "data/generation/craft.json",
+    "data/generation/rephrase.json",
+    "data/generation/respond.json",
+    "data/generation/judge.json",
+)
 
 
 class ScoreParams(Section):
@@ -85,9 +90,10 @@ def main() -> None:
         write_text(summary.plane(candidates).write_csv(), "data/eval/plane.csv")
         compared = summary.comparison_table(metrics["comparisons"])
         write_text(compared.write_csv(), "data/eval/comparisons.csv")
-        for name, by in (("cells", rates.CELL), ("intents", rates.INTENT)):
-            table = rates.rates_by(judged, by, *sampling)
-            write_text(table.write_csv(float_precision=6), f"data/eval/{name}.csv")
+        cells = rates.rates_by(judged, rates.CELL, *sampling)
+        intents = rates.rates_by(judged, rates.INTENT, *sampling)
+        write_text(cells.write_csv(float_precision=6), "data/eval/cells.csv")
+        write_text(intents.write_csv(float_precision=6), "data/eval/intents.csv")
         run.metrics(metrics)
 
     for line in (*summary.candidate_lines(candidates), summary.trust_line(judge)):
@@ -100,12 +106,13 @@ def read_generation() -> dict[str, dict]:
     Raises LibraError for a missing or invalid file.
     """
     generation = {}
-    for stage in ASKING_STAGES:
-        path = Path(f"data/generation/{stage}.json")
+    for path in map(Path, GENERATION):
         try:
             generation |= json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError):
-            raise LibraError(f"{path} is missing or not JSON; run `dvc repro {stage}`") from None
+            raise LibraError(
+                f"{path} is missing or not JSON; run `dvc repro {path.stem}`"
+            ) from None
     return generation
 
 

@@ -56,7 +56,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`form` of form.FORMS, `outcome` of OUTCOMES or UNDECIDED, and why."""
+    """`form` of FORMS, `outcome` of OUTCOMES or UNDECIDED, and why."""
 
     form: str
     outcome: str

@@ -24,7 +24,6 @@ from stages.core.patterns import compile_patterns
 from stages.judging.linear import BIAS, read_models, scores
 from stages.judging.plain_text import plain, sentences
 
-FORMS = ("full_refusal", "partial_refusal", "premise_rejection", "inability", "comply", "empty")
 REFUSALS = ("full_refusal", "partial_refusal", "premise_rejection", "inability")
 WEIGHTS = Path(__file__).with_name("form_weights.csv")
 MODEL, LABEL = "sentence", "declining"  # the one model of WEIGHTS and its one label

@@ -23,7 +23,7 @@ from stages.chat.protocol import ChatRequest
 from stages.domain.description import Domain, chemistry
 from stages.domain.text import HIDDEN
 from stages.judging.cascade import CONDUCT, HELPFULNESS
-from stages.judging.form import FORMS
+from stages.judging.outcomes import FORMS
 
 PAPER = "paper_verdict"
 PREFERENCE = "preference"

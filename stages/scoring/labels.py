@@ -26,8 +26,7 @@ from pathlib import Path
 
 from stages.core.checked_csv import read_rows, row_error
 from stages.core.errors import LibraError
-from stages.judging.form import FORMS
-from stages.judging.outcomes import ABSTAIN, SAFE
+from stages.judging.outcomes import ABSTAIN, FORMS, SAFE
 
 LABELS = Path("data/labels/verdicts.csv")
 OUTCOMES_OF = {  # by what the right answer does

@@ -1,4 +1,4 @@
-"""Label what the judge left undecided, and a random sample of the rest, by typing at a prompt.
+"""Label by hand what the judge left undecided, and a sample of the rest.
 
     python -m stages.tools review              # --labeller NAME; by default the system's user name
 
@@ -8,7 +8,7 @@
     > 3
     Saved: comply, unverifiable. The judge: comply, abstain (by panel).
 
-Reads data/eval/{verdicts,responses}.parquet and data/librachemqa/test.parquet, and adds a line to
+Reads data/eval/{verdicts,responses}.parquet and data/librachemqa/test.parquet, and writes a line to
 data/labels/verdicts.csv (stages/scoring/labels.py) for every text, on disk before the next one is
 shown. You can quit at any time and go on later. You see every queued text that you haven't labelled
 yourself, so that several people label the same texts; `dvc repro` then measures how far they agree
