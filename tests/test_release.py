@@ -96,18 +96,17 @@ def test_the_versions_file_has_the_released_commit_and_hash(here):
 
 
 @pytest.mark.parametrize(
-    ("text", "error"),
+    ("lines", "error"),
     [
-        ("version,commit\n", "the header must be version,commit,md5,rows,date"),
-        ("{header}\nv1.0.0,abc\n", "line 2: 5 columns expected"),
-        ("{header}\nv1,{rest}\n", "line 2: `v1` is not a valid version"),
-        ("{header}\nv1.0.0,{rest}\nv1.0.0,{rest}\n", "line 3: v1.0.0 is listed twice"),
+        (["version,commit", "v1.0.0,abc"], "column md5, rows, date is missing"),
+        (["{header}", "v1,{rest}"], "column version: `v1` is not a valid version"),
+        (["{header}", "v1.0.0,{rest}", "v1.0.0,{rest}"], "line 3 .*: listed twice"),
     ],
 )
-def test_a_malformed_versions_file_is_an_error(tmp_path, monkeypatch, text, error):
+def test_a_malformed_versions_file_is_an_error(tmp_path, monkeypatch, lines, error):
     header, rest = "version,commit,md5,rows,date", f"{'a' * 40},{'b' * 32}.dir,1,2026-01-01"
     path = tmp_path / "versions.csv"
-    path.write_text(text.format(header=header, rest=rest))
+    path.write_text("".join(f"{line.format(header=header, rest=rest)}\n" for line in lines))
     monkeypatch.setattr(versions_file, "VERSIONS", path)
     with pytest.raises(LibraError, match=error):
         read_versions()

@@ -14,6 +14,7 @@ import io
 import re
 from typing import NamedTuple
 
+from stages.core.checked_csv import read_rows, row_error
 from stages.core.errors import LibraError
 from stages.tools.releasing.objects import BUNDLE
 
@@ -53,27 +54,21 @@ def is_version(name: str) -> bool:
 
 
 def read_versions() -> dict[str, Version]:
-    """{version: its row}, lowest number first; empty without the file.
+    """{version: its row}, lowest number first; empty if there is no file yet.
 
-    Raises LibraError with the line number of a malformed row.
+    Raises LibraError with line and column for a malformed cell.
     """
     if not VERSIONS.exists():
         return {}
-    with VERSIONS.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.reader(file))
-    if not lines or tuple(lines[0]) != Version._fields:
-        raise LibraError(f"{VERSIONS}: the header must be {','.join(Version._fields)}")
     versions = {}
-    for line, cells in enumerate(lines[1:], start=2):
-        if len(cells) != len(Version._fields):
-            raise LibraError(f"{VERSIONS}, line {line}: {len(Version._fields)} columns expected")
-        for (name, pattern), cell in zip(_PATTERNS.items(), cells, strict=True):
-            if not re.fullmatch(pattern, cell):
-                raise LibraError(f"{VERSIONS}, line {line}: `{cell}` is not a valid {name}")
-        version, commit, md5, rows, date = cells
-        if version in versions:
-            raise LibraError(f"{VERSIONS}, line {line}: {version} is listed twice")
-        versions[version] = Version(version, commit, md5, int(rows), date)
+    for row in read_rows(VERSIONS, Version._fields):
+        for column, pattern in _PATTERNS.items():
+            if not re.fullmatch(pattern, row[column]):
+                raise row_error(VERSIONS, row, column, f"`{row[column]}` is not a valid {column}")
+        if row["version"] in versions:
+            raise row_error(VERSIONS, row, "version", "listed twice")
+        cells = {column: row[column] for column in Version._fields}
+        versions[row["version"]] = Version(**cells | {"rows": int(row["rows"])})
     return dict(sorted(versions.items(), key=lambda item: number(item[0])))
 
 
