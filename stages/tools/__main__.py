@@ -1,6 +1,10 @@
-"""Commands beside the pipeline: `python -m stages.tools NAME ...`, and `python -m stages.tools NAME --help`.
+"""Commands beside the pipeline: `python -m stages.tools` lists them.
 
-A command is a module of this folder with `main(arguments)`; no stage depends on any of them.
+    python -m stages.tools NAME ...
+    python -m stages.tools NAME --help
+
+A command is a module of this folder with `main(arguments)`; the first line of its docstring is its
+line in the list. No stage depends on any of them.
 """
 
 import ast
@@ -13,29 +17,27 @@ USAGE = "usage: python -m stages.tools NAME ...   (python -m stages.tools NAME -
 
 def commands() -> dict[str, str]:
     """{name: the first line of its docstring}, in alphabetical order, without importing any."""
-    files = sorted(
-        path for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("__")
-    )
-    docs = {
-        path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        for path in files
-    }
-    return {name.replace("_", "-"): doc.partition("\n")[0] for name, doc in docs.items()}
+    summaries = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if not path.stem.startswith("__"):
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            summaries[path.stem.replace("_", "-")] = doc.partition("\n")[0]
+    return summaries
 
 
 def main(arguments: list[str]) -> None:
-    known = commands()
+    summaries = commands()
     if not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, known))
-        print(
-            "\n".join([USAGE, "", *(f"  {name:<{width}}  {line}" for name, line in known.items())])
-        )
+        width = max(map(len, summaries))
+        lines = [f"  {name:<{width}}  {summary}" for name, summary in summaries.items()]
+        print("\n".join([USAGE, "", *lines]))
         return
+
     name, *rest = arguments
-    if name not in known:
+    if name not in summaries:
         from stages.core.params import did_you_mean
 
-        sys.exit(f"error: there is no tool `{name}`{did_you_mean(name, known)}")
+        sys.exit(f"error: there is no tool `{name}`{did_you_mean(name, summaries)}")
     importlib.import_module(f"stages.tools.{name.replace('-', '_')}").main(rest)
 
 

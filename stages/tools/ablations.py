@@ -1,4 +1,4 @@
-"""The paper's ablations as DVC experiments: balance, rephrasings, representation, preferences.
+"""The paper's ablations as DVC experiments, with their table and figure.
 
     make ablations                                         # or: python -m stages.tools ablations
     python -m stages.tools ablations --only beta-0.3       # some of them
@@ -7,8 +7,9 @@
 
 Each is queued by `dvc exp run --queue` with its params. One that already succeeded on this commit
 with these params isn't run again; one that failed is. All are measured on the same test set, and
-each gives two policies: SFT alone, and SFT followed by DPO. Writes ABLATIONS.md and ablations.svg
-to tests/benchmarks/ from `dvc exp show`; with --quick to .cache/ablations/.
+each gives two policies: SFT alone, and SFT followed by DPO. Varied are the balance, the
+rephrasings, the representation and the preferences. Reads params.yaml and `dvc exp show`; writes
+ABLATIONS.md and ablations.svg to tests/benchmarks/, with --quick to .cache/ablations/.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Measure one model on the released test set, beside the candidates measured before. Nothing is trained.
+"""Measure a model on the released test set, beside those measured before.
 
     make benchmark MODEL=gpt-4o-mini BASE_URL=https://api.openai.com/v1    # an OpenAI-compatible endpoint
     make benchmark MODEL=models/dpo LIMIT=500                              # a local folder or hub id, on a sample

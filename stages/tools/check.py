@@ -1,6 +1,9 @@
-"""Check all of params.yaml at once, before a run that takes minutes: `python -m stages.tools check`.
+"""Check all of params.yaml at once, before a run that takes minutes.
 
-Every stage checks its own sections again when it runs; this finds a slip in the last stage's params before the first one starts.
+    python -m stages.tools check
+
+Every stage checks its own sections when it runs; this finds a mistake in the last stage's params
+before the first stage starts. Reads params.yaml and writes nothing.
 """
 
 import argparse

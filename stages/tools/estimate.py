@@ -1,4 +1,4 @@
-"""What a run would ask of chat models and what that would cost, before anything is sent.
+"""What a run would ask of chat models and what that would cost.
 
     make estimate        # or: dvc repro seed && python -m stages.tools estimate
 

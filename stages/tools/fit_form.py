@@ -1,11 +1,12 @@
-"""Fit the classifier of stages/judging/form.py, which separates a refuser's talk from substance.
+"""Fit the classifier that tells a refuser's talk from substance.
 
     python -m stages.tools fit-form    # writes stages/judging/form_weights.csv, always the same
 
-Reads stages/tools/form_phrases.txt (sentences written for it) and data/librachemqa/train.parquet,
-whose rows are labelled by construction: sentences of refusals, chosen or rejected, are `declining`;
-sentences of helpful answers and of compliance openers are `substance`. Writes one row per term, a
-word or two neighbouring words; a term counts once per sentence:
+stages/judging/form.py uses it. Reads stages/tools/form_phrases.txt (sentences written for it) and
+data/librachemqa/train.parquet, whose rows are labelled by construction: sentences of refusals,
+chosen or rejected, are `declining`; sentences of helpful answers and of compliance openers are
+`substance`. Writes one row per term, a word or two neighbouring words; a term counts once per
+sentence:
 
     model,label,term,weight
     sentence,declining,(bias),-0.05

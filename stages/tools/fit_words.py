@@ -1,6 +1,8 @@
-"""Fit the second offline judge's words (stages/judging/words.csv) to the train split of chemistry.
+"""Fit the words of the second offline judge to the train split of chemistry.
 
-python -m stages.tools fit-words    # reads data/librachemqa/train.parquet
+    python -m stages.tools fit-words
+
+Reads data/librachemqa/train.parquet and writes stages/judging/words.csv, always the same.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Which of two candidates serves legitimate requests better: the panel of judges compares their answers side by side.
+"""Have the judges compare two candidates' answers, side by side.
 
     python -m stages.tools pairwise dpo sft
     python -m stages.tools pairwise dpo my-model --limit 500    # about 500 prompts, of whole substances

@@ -6,9 +6,10 @@
     python -m stages.tools release verify v1.0.0      # check the objects of a version in its remote
     python -m stages.tools release verify FOLDER      # check a folder against its SHA256SUMS
 
-Versions are in data/released/versions.csv, so a clone of the branch is enough: no tags and no
-history are needed. `make` (also: make release VERSION=v1.0.0) needs a clean tree and a clean
-`dvc status`; it writes CHANGELOG.md, data/released/, a commit and the tag librachemqa@v1.0.0.
+Versions are in data/released/versions.csv, which all but `make` read, so a clone of the branch is
+enough: no tags and no history are needed. `make` (also: make release VERSION=v1.0.0) needs a clean
+tree and a clean `dvc status`; it writes CHANGELOG.md, data/released/, a commit and the tag
+librachemqa@v1.0.0.
 
 With DVC alone, use the commit that `list` prints (the options are for a remote without an address
 of its own, like the one in Git):

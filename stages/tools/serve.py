@@ -1,10 +1,11 @@
-"""Serve the offline teacher or the offline judges on a port, for any OpenAI client, with the faults that real servers have.
+"""Serve the offline teacher or judges on a port, with faults if wanted.
 
     python -m stages.tools serve teacher --port 8000
-    python -m stages.tools serve judges --port 0 --latency 0.05 --rate-limit 20    # as slow and as busy as a real one
+    python -m stages.tools serve judges --port 0 --latency 0.05 --rate-limit 20    # like a busy one
 
-The teacher writes (and the judges know) the domain of data/domain.json, where there is one in the folder it is started in, else
-chemistry.
+Any OpenAI client can use it. The teacher writes about the domain of data/domain.json, which the
+judges know too; without that file, about chemistry. Reads data/domain.json and writes nothing: its
+files and batches are in memory.
 """
 
 import argparse
