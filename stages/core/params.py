@@ -1,7 +1,11 @@
 """params.yaml, read strictly: a stage sees the sections dvc.yaml declares for it and nothing else.
 
-Each stage describes its own section as a pydantic model (`Section` below), so a mistyped key or a value out of
-range stops the run with the key's name before any work is done. `python -m stages.tools check` checks them all.
+    params = read_params("dpo")
+    dpo, random_seed = params.section("dpo", DpoParams), params.random_seed
+
+Each stage describes its section as a pydantic model (a `Section`), so a mistyped key or a value out
+of range stops the run with the key's name before any work is done. `python -m stages.tools check`
+checks them all.
 """
 
 import difflib
@@ -22,7 +26,7 @@ SETTINGS = ("budget", "connections")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML with the floats of YAML 1.2: DVC writes 0.00001 as `1e-05`, which YAML 1.1 takes for text."""
+    """PyYAML with the floats of YAML 1.2: to YAML 1.1, `1e-05`, as DVC writes it, is a text."""
 
 
 _Loader.add_implicit_resolver(
@@ -31,7 +35,7 @@ _Loader.add_implicit_resolver(
 
 
 class Section(BaseModel):
-    """Base of a stage's params: unknown keys are refused, values keep the type they are declared with."""
+    """Base of a stage's params: unknown keys are refused, and values aren't converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -42,7 +46,7 @@ S = TypeVar("S", bound=Section)
 def read_params(stage: str) -> "Params":
     """The params that dvc.yaml declares for `stage`.
 
-    Raises LibraError when a file is missing or isn't YAML, or when the stage isn't in dvc.yaml.
+    Raises LibraError if a file is missing or isn't YAML, or if the stage isn't in dvc.yaml.
     """
     stages = read_yaml(DVC_YAML).get("stages", {})
     if stage not in stages:
@@ -52,13 +56,13 @@ def read_params(stage: str) -> "Params":
 
 
 class Params:
-    """The declared part of params.yaml: `params.section("seed", SeedParams)` and `params.random_seed`."""
+    """The declared part of params.yaml, and the settings of a run."""
 
     def __init__(self, stage: str, declared: list[str], values: dict[str, Any]):
         self._stage, self._declared, self._values = stage, declared, values
 
     def section(self, name: str, model: type[S]) -> S:
-        """Section `name`, checked against `model`. Raises LibraError that names every wrong key."""
+        """Section `name`, checked against `model`. Raises LibraError naming every wrong key."""
         return check_section(name, self._get(name), model)
 
     def settings(self, name: str, model: type[S]) -> S:
@@ -77,7 +81,7 @@ class Params:
 
     @property
     def random_seed(self) -> int:
-        """The one random number of the pipeline (not to be mixed up with a seed, which is a request)."""
+        """The random seed of the whole pipeline (a seed, by contrast, is a request)."""
         return check_random_seed(self._get("random_seed"))
 
     def _get(self, name: str) -> Any:
@@ -94,7 +98,10 @@ class Params:
 
 
 def check_section(name: str, values: Any, model: type[S], source: str = "params.yaml") -> S:
-    """`values` as `model`; LibraError lists each wrong key of section `name` (or, "", of all of `source`) with what was expected."""
+    """`values` of section `name` as `model`; with name "" they are all of `source`.
+
+    Raises LibraError listing every wrong key and what was expected.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -107,7 +114,7 @@ def check_section(name: str, values: Any, model: type[S], source: str = "params.
                 lines.append(f"`{key}` is not a param{hint}")
             elif fault["type"] == "missing":
                 lines.append(f"`{key}` is missing")
-            elif fault["type"] == "value_error":  # a check over several keys, in our own words
+            elif fault["type"] == "value_error":  # our own check, over several keys
                 lines.append(
                     f"`{key}`: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"])
                 )
@@ -117,7 +124,7 @@ def check_section(name: str, values: Any, model: type[S], source: str = "params.
 
 
 def check_random_seed(value: Any) -> int:
-    """`value` as the random seed; LibraError when it isn't a whole number of at least 0."""
+    """`value` as the random seed. Raises LibraError if it isn't a whole number of at least 0."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise LibraError(
             f"params.yaml: random_seed must be a whole number of at least 0, not {value!r}"
@@ -133,11 +140,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping. Raises LibraError when it is missing or isn't one."""
+    """The mapping in a YAML file. Raises LibraError if the file is missing or isn't one."""
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
     except FileNotFoundError:
-        raise LibraError(f"{path} is not here; run this from the project's top folder") from None
+        raise LibraError(f"{path} not found; run this from the project's top folder") from None
     except yaml.YAMLError as error:
         raise LibraError(f"{path} isn't valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):

@@ -1,6 +1,9 @@
-"""The MLflow record of a stage: params, metrics, curves, what it was made from, and the model, one run a stage.
+"""The MLflow record of a stage: params, metrics, curves, input hashes and the model.
 
-Runs go to `mlflow.db` in the project's folder, or to the server in MLFLOW_TRACKING_URI. The record is a by-product: run ids and
+    with tracking.run("score", {"score": {...}}, ["data/librachemqa"]) as record:
+        record.metrics({"dpo": {"safety": 0.9}})
+
+Runs go to `mlflow.db` in the project's folder, or to the server in MLFLOW_TRACKING_URI. Run ids and
 times stay in MLflow, so a stage's outputs are the same bytes whether it is recorded or not.
 """
 
@@ -19,18 +22,19 @@ from stages.core.errors import LibraError
 from stages.core.folders import cache_folder, project_folder
 
 EXPERIMENT = "libra"
-MADE_BY = (
+# What decides a run; not dvc.lock and results, which a run changes.
+SOURCES = (
     "stages",
     "params.yaml",
     "dvc.yaml",
     "data/catalog",
     "data/labels",
     "requirements.lock",
-)  # not dvc.lock and results: a run changes them
+)
 
 
 def tracking_uri() -> tuple[str, str | None]:
-    """(tracking URI, artifact location): the server in MLFLOW_TRACKING_URI, else SQLite in the project's real folder."""
+    """(tracking URI, artifact location) of the server, or of SQLite in the project's folder."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri, None
     root = project_folder()
@@ -39,10 +43,11 @@ def tracking_uri() -> tuple[str, str | None]:
 
 @contextmanager
 def run(stage: str, params: Mapping[str, Any], inputs: Sequence[str]) -> Iterator["Record"]:
-    """An MLflow run named after `stage` with `params`, the git revision, the DVC experiment and the hashes of `inputs`.
+    """An MLflow run of `stage` with `params`, git revision, DVC experiment and input hashes.
 
-    `inputs` are paths of DVC outputs; their hashes come from dvc.lock. Raises LibraError when the store can't be reached:
-    before the work starts, so that nothing is lost.
+    `inputs` are paths of DVC outputs; their hashes come from dvc.lock.
+
+    Raises LibraError if the store can't be reached: before the work starts, so nothing is lost.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -60,28 +65,27 @@ def run(stage: str, params: Mapping[str, Any], inputs: Sequence[str]) -> Iterato
         mlflow.set_tracking_uri(uri)
         with _one_at_a_time():
             client = mlflow.MlflowClient()
-            found = client.get_experiment_by_name(EXPERIMENT)
-            experiment = (
-                found.experiment_id
-                if found
-                else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
-            )
-        started = mlflow.start_run(
-            experiment_id=experiment, run_name=_run_name(stage), tags=_tags(stage, inputs)
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment:
+                experiment_id = experiment.experiment_id
+            else:
+                experiment_id = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        active_run = mlflow.start_run(
+            experiment_id=experiment_id, run_name=_run_name(stage), tags=_tags(stage, inputs)
         )
-    except Exception as error:  # MLflow raises its own, SQLAlchemy's and requests' errors alike
+    except Exception as error:  # MLflow's own, SQLAlchemy's, or requests'
         raise LibraError(
-            f"the MLflow store {uri} can't be used ({str(error).splitlines()[0][:200]}); "
+            f"the MLflow store {uri} can't be used ({_first_line(error)}); "
             "start the server, or unset MLFLOW_TRACKING_URI to record into mlflow.db"
         ) from None
-    with started:
+    with active_run:
         mlflow.log_params(_flat(params))
         yield Record(uri)
 
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Keeps other processes of the project waiting: MLflow makes a new SQLite store in steps that two can't take at once."""
+    """Other processes of the project wait: two can't create an SQLite store of MLflow at once."""
     cache_folder().mkdir(exist_ok=True)
     with (cache_folder() / "mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -89,13 +93,13 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 class Record:
-    """An open MLflow run. A store that dies while it is written to costs the record, never the stage's work."""
+    """An open MLflow run. If its store fails, a warning is printed and the stage goes on."""
 
     def __init__(self, uri: str):
         self._uri = uri
 
     def metrics(self, values: Mapping[str, Any]) -> None:
-        """Log the numbers of `values` (nested dicts become `a.b` keys) in one batch; nulls are left out."""
+        """Log the numbers in `values` in one batch; nested dicts become `a.b` keys."""
         import mlflow
 
         numbers = {
@@ -103,10 +107,11 @@ class Record:
             for key, value in _flat(values).items()
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         }
-        self._guarded(lambda: mlflow.log_metrics(numbers))
+        with self._loss_is_a_warning():
+            mlflow.log_metrics(numbers)
 
     def curve(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Log a training curve: dicts with a `step` and numbers, all in one batch a thousand."""
+        """Log a training curve: dicts with a `step` and numbers, in batches of a thousand."""
         import mlflow
         from mlflow.entities import Metric
 
@@ -116,30 +121,29 @@ class Record:
             for key, value in row.items()
             if key != "step" and value is not None
         ]
-        run_id = mlflow.active_run().info.run_id
-        client = mlflow.MlflowClient()
-        self._guarded(
-            lambda: [
-                client.log_batch(run_id, metrics=points[i : i + 1000])
-                for i in range(0, len(points), 1000)
-            ]
-        )
+        active_run = mlflow.active_run()
+        assert active_run is not None  # a Record exists inside of `run` only
+        with self._loss_is_a_warning():
+            client = mlflow.MlflowClient()
+            for i in range(0, len(points), 1000):
+                client.log_batch(active_run.info.run_id, metrics=points[i : i + 1000])
 
     def model(
         self, folder: str | Path, name: str, base_folder: Callable[[Path], str | None]
     ) -> None:
-        """Log the policy in `folder` and register it as `name`, so that `mlflow.transformers.load_model` loads it back.
+        """Log the policy in `folder` and register it, for `mlflow.transformers.load_model`.
 
-        Of an adapted policy the adapter is logged, with the folder its base is in on this machine, which `base_folder` tells (None for
-        whole weights): left alone MLflow would write a local base's weights under the names they have beneath the adapter.
+        Of an adapter, only its own weights are logged, with the folder of its base on this machine.
+        `base_folder` returns that, or None for full weights. By itself MLflow would save a local
+        base's weights under the names they have inside the adapter.
         """
         import mlflow
         from peft import PeftModel
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        def log() -> None:
+        with self._loss_is_a_warning():
             base = base_folder(Path(folder))
-            model = AutoModelForCausalLM.from_pretrained(base or folder, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(base or folder, local_files_only=True)
             if base:
                 model = PeftModel.from_pretrained(model, folder)
             mlflow.transformers.log_model(
@@ -154,22 +158,21 @@ class Record:
                 pip_requirements=["torch", "transformers", "accelerate"] + ["peft"] * bool(base),
             )
 
-        self._guarded(log)
-
     def files(self, *paths: str | Path) -> None:
         """Log small files as artifacts."""
         import mlflow
 
-        self._guarded(lambda: [mlflow.log_artifact(str(path)) for path in paths])
+        with self._loss_is_a_warning():
+            for path in paths:
+                mlflow.log_artifact(str(path))
 
-    def _guarded(self, log) -> None:
+    @contextmanager
+    def _loss_is_a_warning(self) -> Iterator[None]:
         try:
-            log()
-        except Exception as error:  # as above: any store error
-            print(
-                f"warning: MLflow store {self._uri} lost a part of the record: {str(error).splitlines()[0][:200]}",
-                file=sys.stderr,
-            )
+            yield
+        except Exception as error:  # as in `run`: any error of the store
+            problem = f"lost part of the record: {_first_line(error)}"
+            print(f"warning: MLflow store {self._uri} {problem}", file=sys.stderr)
 
 
 def _run_name(stage: str) -> str:
@@ -195,7 +198,7 @@ def _tags(stage: str, inputs: Sequence[str]) -> dict[str, str]:
 
 
 def _git_revision() -> str:
-    """HEAD, with `-dirty` behind it (as `git describe --dirty` says it) where MADE_BY differs from it; `none` outside of Git."""
+    """HEAD, with `-dirty` appended if SOURCES differ from it; `none` outside of Git."""
 
     def git(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=False)
@@ -203,20 +206,20 @@ def _git_revision() -> str:
     revision = git("rev-parse", "--verify", "HEAD").stdout.strip()
     if not revision:
         return "none"
-    # 1 says that something differs; 0 that nothing does.
-    return (
-        f"{revision}-dirty"
-        if git("diff", "--quiet", "HEAD", "--", *MADE_BY).returncode
-        else revision
-    )
+    differs = git("diff", "--quiet", "HEAD", "--", *SOURCES).returncode != 0
+    return f"{revision}-dirty" if differs else revision
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{key}": value}
-        )
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
