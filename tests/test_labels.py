@@ -4,6 +4,8 @@ import re
 from dataclasses import astuple, replace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from helpers.dag import ROOT
 from stages.core.errors import LibraError
@@ -24,6 +26,18 @@ def test_labels_are_read_as_written(tmp_path):
     assert quoted.text_key == ("b-p1", "reasoning", "1" * 64)
     write_labels([], tmp_path / "labels.csv")
     assert read_labels(tmp_path / "labels.csv") == []
+
+
+NAMES = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1)
+
+
+@given(st.lists(NAMES, unique=True))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_name_of_a_labeller_survives(tmp_path, names):
+    """Names with quotes, commas and any script: one label each on the same text."""
+    labels = [replace(LEAK, labeller=name) for name in names]
+    write_labels(labels, tmp_path / "labels.csv")
+    assert read_labels(tmp_path / "labels.csv") == labels
 
 
 def test_several_people_can_label_one_text(tmp_path):
