@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same curve, one voice, one error; and the files for a cluster's launcher."""
+"""Several processes train as one does: the same curve, one voice, one error; launcher files."""
 
 import json
 import os
@@ -11,10 +11,10 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import project, table  # noqa: F401
 
 from helpers.dag import ROOT
-from helpers.stage_process import PYTHON, environment, stage
+from helpers.stage_process import PYTHON, environment, run_stage
+from helpers.tiny_training import table, training_project
 from stages import dpo, sft
 from stages.core.errors import LibraError
 from stages.training import processes
@@ -23,58 +23,70 @@ TORCHRUN = [*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per
 LAUNCH = ROOT / "stages/training/launch"
 
 
+@pytest.fixture()
+def project(tmp_path, monkeypatch):
+    return training_project(tmp_path, monkeypatch)
+
+
 def curve(name: str) -> pl.DataFrame:
     return pl.read_csv(f"models/{name}/training.csv")
 
 
-def same(one: pl.DataFrame, two: pl.DataFrame) -> None:
+def assert_same(one: pl.DataFrame, two: pl.DataFrame) -> None:
+    """Curves that are equal up to rounding."""
     assert one.columns == two.columns and one.height == two.height
     for column in one.columns:
         for step, (alone, shared) in enumerate(zip(one[column], two[column], strict=True), start=1):
-            assert shared == (
-                None if alone is None else pytest.approx(alone, rel=1e-4, abs=2e-5)
-            ), f"{column} of step {step}"
+            if alone is None:
+                assert shared is None, f"{column} of step {step}"
+            else:
+                expected = pytest.approx(alone, rel=1e-4, abs=2e-5)
+                assert shared == expected, f"{column} of step {step}"
 
 
-def test_two_processes_give_the_curve_of_one(project):  # noqa: F811
-    """`sft` by a launcher, `dpo` by train.processes, two policies, killed and resumed in the second. Both end with half a batch, all of it one process's."""
+def test_two_processes_give_the_curve_of_one(project):
+    """`sft` by a launcher; `dpo` by train.processes: a soup, killed and resumed in its second half.
+
+    Both end with half a batch, all of it on one process.
+    """
     grid = {"pairs": "grid", "answers": 2, "batch_size": 4}
     changes = {
         "dpo": {"epochs": 3, "sft_weight": 4.0, "bpe_dropout": 0.2, "soup": 2} | grid,
         "sft": {"bpe_dropout": 0.2, "epochs": 1},
     }
     project(**changes)
-    table(7).write_parquet(
-        "data/librachemqa/train.parquet"
-    )  # 14 prompts: 4 + 4 + 4 + 2 of sft; 168 pairs of dpo, 16 a step
+    # 14 prompts: 4 + 4 + 4 + 2 rows of sft; 168 pairs of dpo, 16 a step.
+    table(7).write_parquet("data/librachemqa/train.parquet")
     table(4, 1).write_parquet("data/librachemqa/validation.parquet")
     sft.main()
     dpo.main()
     alone = {name: curve(name) for name in ("sft", "dpo")}
     assert (alone["sft"].height, alone["dpo"].height) == (4, 11)
     weights = load_file("models/dpo/model.safetensors")
-    Path("models/sft").rename("models/kept")
+    Path("models/sft").rename("models/sft_alone")
 
-    done = stage("sft", command=TORCHRUN)
+    done = run_stage("sft", launcher=TORCHRUN)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("parameters") == 1 and done.stderr.count("sft: step 4/4") == 1, (
-        "one voice"
-    )
-    same(alone["sft"], curve("sft"))
+    assert done.stdout.count("parameters") == 1, "one voice"
+    assert done.stderr.count("sft: step 4/4") == 1
+    assert_same(alone["sft"], curve("sft"))
     shutil.rmtree("models/sft")
-    Path("models/kept").rename("models/sft")
+    Path("models/sft_alone").rename("models/sft")
 
     project(**changes, train={"processes": 2})
     shutil.rmtree("models/dpo")
-    killed = stage("dpo", "step 5 of dpo 2/2", rank=1)
+    killed = run_stage("dpo", "step 5 of dpo 2/2", rank=1)
     assert killed.returncode == 1 and not Path("models/dpo").exists()
-    told = "dpo: error: process 1 of 2 was ended by SIGKILL (out of memory?); run again to go on from the last checkpoint"
-    assert [line for line in killed.stderr.splitlines() if "rror" in line] == [told]
-    done = stage("dpo")
+    errors = [line for line in killed.stderr.splitlines() if "rror" in line]
+    assert errors == [
+        "dpo: error: process 1 of 2 was killed by SIGKILL (out of memory?); "
+        "run again to resume from the last checkpoint"
+    ]
+    done = run_stage("dpo")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("dpo 1/2: ") == done.stderr.count("dpo 1/2: was trained before") == 1
+    assert done.stderr.count("dpo 1/2: ") == done.stderr.count("dpo 1/2: already trained") == 1
     assert "dpo 2/2: resumes at step 4 of 11" in done.stderr
-    same(alone["dpo"], curve("dpo"))
+    assert_same(alone["dpo"], curve("dpo"))
     shared = load_file("models/dpo/model.safetensors")
     assert all(torch.allclose(shared[name], values, atol=1e-4) for name, values in weights.items())
     assert list(Path(".cache/checkpoints").iterdir()) == []
@@ -90,203 +102,191 @@ dist.destroy_process_group()
 """
 
 
-def test_processes_that_were_joined_before_train_as_one_and_stay_joined(project):  # noqa: F811
-    """As in Ray Train's workers: the environment of torchrun without torchrun, and a group that Ray has made and will part."""
+def test_processes_with_a_group_train_as_one_and_keep_the_group(project):
+    """As in Ray Train's workers: torchrun's environment without torchrun, and a group of Ray's."""
     project(sft={"bpe_dropout": 0.2})
     sft.main()
     alone = curve("sft")
     shutil.rmtree("models/sft")
-    address = {
+    shared = environment() | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": free_port(),
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
+        "NODE_RANK": "0",
     }
-    both(
-        [*PYTHON, "-c", WORKER],
-        [
-            environment() | address | {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-            for rank in range(2)
-        ],
-    )
-    same(alone, curve("sft"))
+    ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    run_together([*PYTHON, "-c", WORKER], ranks)
+    assert_same(alone, curve("sft"))
 
 
 def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return str(free.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
 
 
-def both(command: list[str], environments: list[dict[str, str]]) -> None:
+def run_together(command: list[str], environments: list[dict[str, str]]) -> None:
     """The command once in each environment, at the same time, to its end."""
     started = [
-        subprocess.Popen(command, env=of, stderr=subprocess.PIPE, text=True) for of in environments
+        subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
+        for variables in environments
     ]
-    said = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
 
 
-def test_several_policies_are_for_whole_weights(project, monkeypatch):  # noqa: F811
-    adapted = {
-        "base": "org/model",
-        "lora": {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear"},
-    }
-    project(model=adapted, dpo={"soup": 2})
-    with pytest.raises(
-        LibraError,
-        match=r"^dpo.soup is 2, and the mean of adapters \(model.lora\) isn't .*; set dpo.soup to 1$",
-    ):
+def test_a_soup_needs_full_weights(project, monkeypatch):
+    lora = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear"}
+    project(model={"base": "org/model", "lora": lora}, dpo={"soup": 2})
+    message = r"^dpo.soup is 2, but the mean of adapters \(model.lora\) .*; set dpo.soup to 1$"
+    with pytest.raises(LibraError, match=message):
         dpo.main()
     project(dpo={"soup": 3})
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(
-        LibraError,
-        match=r"^dpo.soup is 3, and FSDP or DeepSpeed leaves no process whole weights; set dpo.soup to 1$",
-    ):
+    message = r"^dpo.soup is 3, but with FSDP or DeepSpeed no process .*; set dpo.soup to 1$"
+    with pytest.raises(LibraError, match=message):
         dpo.main()
 
 
-def test_an_error_in_one_process_ends_all_with_one_message(project):  # noqa: F811
+def test_an_error_in_one_process_ends_all_with_one_message(project):
     project(train={"processes": 2})
-    failed = stage("sft", "error", rank=1)
+    failed = run_stage("sft", "error", rank=1)
     assert failed.returncode == 1 and not Path("models").exists()
     assert failed.stderr.splitlines() == ["sft: error: substance A is missing"]
 
 
-def test_a_step_is_shared_evenly_or_not_at_all(project, monkeypatch):  # noqa: F811
+def test_a_step_is_shared_evenly_or_not_at_all(project, monkeypatch):
     project(train={"processes": 3})
-    with pytest.raises(
-        LibraError,
-        match=r"^params.yaml: sft.batch_size makes 4 rows a step, .* by the 3 processes of train.processes$",
-    ):
+    message = (
+        r"^params.yaml: sft.batch_size makes 4 rows a step, .* "
+        r"by the 3 processes of train.processes; change one of them$"
+    )
+    with pytest.raises(LibraError, match=message):
         sft.main()
     project(train={"processes": 2}, dpo={"pairs": "grid", "answers": 3, "batch_size": 1})
-    with pytest.raises(
-        LibraError,
-        match=r"^params.yaml: dpo.batch_size makes 9 rows a step, .* by the 2 processes of train.processes$",
-    ):
+    message = r"^params.yaml: dpo.batch_size makes 9 rows a step, .* by the 2 processes of"
+    with pytest.raises(LibraError, match=message):
         dpo.main()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "5")
-    with pytest.raises(LibraError, match=r"by the 5 processes that the launcher has started$"):
+    with pytest.raises(LibraError, match=r"by the 5 processes started by the launcher; change"):
         sft.main()
 
 
 def test_a_launcher_s_processes_are_not_launched_again(monkeypatch):
-    done = []
-    monkeypatch.setattr(processes, "_launch", lambda stage, count: done.append((stage, count)))
-    monkeypatch.setattr(processes, "_one_of_many", lambda train: train())
-    processes.run("sft", 1, 16, lambda: done.append("here"))
-    processes.run("sft", 2, 16, lambda: done.append("here"))
+    calls = []
+    monkeypatch.setattr(processes, "_launch", lambda stage, count: calls.append((stage, count)))
+    monkeypatch.setattr(processes, "_train_as_rank", lambda train: train())
+    processes.run("sft", 1, 16, lambda: calls.append("here"))
+    processes.run("sft", 2, 16, lambda: calls.append("here"))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    processes.run("sft", 2, 16, lambda: done.append("one of four"))
+    processes.run("sft", 2, 16, lambda: calls.append("one of four"))
     monkeypatch.setenv("WORLD_SIZE", "1")
-    processes.run("sft", 2, 16, lambda: done.append("alone"))
-    assert done == ["here", ("sft", 2), "one of four", "alone"]
+    processes.run("sft", 2, 16, lambda: calls.append("alone"))
+    assert calls == ["here", ("sft", 2), "one of four", "alone"]
 
 
-SLURM = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_JOB_ID": "71234",
-         "SLURM_STEP_ID": "2"}  # fmt: skip
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_JOB_ID": "71234",
+    "SLURM_STEP_ID": "2",
+}
+TORCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SCONTROL = """#!/bin/sh
+[ "$*" = "show hostnames gpu[07-08]" ] && echo gpu07 && echo gpu08 || echo localhost
+"""
 
 
 @pytest.fixture()
 def scontrol(tmp_path, monkeypatch):
-    """Slurm's own reader of node lists, in short."""
+    """A stand-in for Slurm's reader of node lists."""
     program = tmp_path / "bin/scontrol"
     program.parent.mkdir()
-    program.write_text(
-        '#!/bin/sh\n[ "$*" = "show hostnames gpu[07-08]" ] && echo gpu07 && echo gpu08 || echo localhost\n'
-    )
+    program.write_text(SCONTROL)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    for name in (
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "CUDA_VISIBLE_DEVICES",
-    ):
-        monkeypatch.setenv(name, "")  # so that what is set is put back
+    for name in (*TORCH_VARIABLES, "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # so that what the test sets is undone
         monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize(("gpus", "local"), [(None, "1"), ("0,1,2,3", "1"), ("0", "0")])
-def test_tasks_of_srun_are_told_what_torchrun_tells(scontrol, monkeypatch, gpus, local):
+@pytest.mark.parametrize(("gpus", "local_rank"), [(None, "1"), ("0,1,2,3", "1"), ("0", "0")])
+def test_tasks_of_srun_get_the_variables_of_torchrun(scontrol, monkeypatch, gpus, local_rank):
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     if gpus:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
-    monkeypatch.setattr(processes, "_one_of_many", lambda train: train())
-    seen = []
-    processes.run(
-        "sft",
-        1,
-        16,
-        lambda: seen.append(
-            {
-                name: os.environ[name]
-                for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-            }
-        ),
-    )
-    assert seen == [
+    monkeypatch.setattr(processes, "_train_as_rank", lambda train: train())
+    variables = []
+
+    def train():
+        variables.append({name: os.environ[name] for name in TORCH_VARIABLES})
+
+    processes.run("sft", 1, 16, train)
+    assert variables == [
         {
             "RANK": "5",
-            "LOCAL_RANK": local,
+            "LOCAL_RANK": local_rank,
             "WORLD_SIZE": "8",
             "MASTER_ADDR": "gpu07",
             "MASTER_PORT": "28640",
         }
     ]
     monkeypatch.setenv("WORLD_SIZE", "6")
-    processes.run("sft", 1, 12, lambda: seen.append(os.environ["WORLD_SIZE"]))
-    assert seen[1] == "6", "a torchrun that srun has started comes first"
+    processes.run("sft", 1, 12, train)
+    assert variables[1]["WORLD_SIZE"] == "6", "a torchrun that srun started takes precedence"
 
 
 @pytest.mark.parametrize(
-    ("gone", "told"),
+    ("missing", "reason"),
     [("SLURM_LOCALID", ": SLURM_LOCALID is missing"), ("PATH", r" \(.*'scontrol'\)")],
 )
-def test_tasks_of_srun_that_can_not_find_each_other_are_refused(scontrol, monkeypatch, gone, told):
+def test_tasks_of_srun_that_cannot_find_each_other_are_refused(
+    scontrol, monkeypatch, missing, reason
+):
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PATH", "") if gone == "PATH" else monkeypatch.delenv(gone)
-    with pytest.raises(
-        LibraError,
-        match=f"^srun has started processes that can't find each other{told}; let it start torchrun, one a node",
-    ):
+    if missing == "PATH":
+        monkeypatch.setenv("PATH", "")
+    else:
+        monkeypatch.delenv(missing)
+    fix = "let it start torchrun, one per node, as docs/training.md shows"
+    message = f"^srun started processes that can't find each other{reason}; {fix}$"
+    with pytest.raises(LibraError, match=message):
         processes.run("sft", 1, 16, lambda: pytest.fail("eight policies"))
-    assert "--ntasks-per-node 1 torchrun" in (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    assert "--ntasks-per-node 1 torchrun" in page
 
 
-def test_two_tasks_of_srun_give_the_curve_of_one(project, scontrol):  # noqa: F811
+def test_two_tasks_of_srun_give_the_curve_of_one(project, scontrol):
     project(sft={"bpe_dropout": 0.2})
     sft.main()
     alone = curve("sft")
     shutil.rmtree("models/sft")
-    step = SLURM | {
+    step = environment() | SLURM
+    step |= {
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_NODELIST": "localhost",
         "MASTER_PORT": free_port(),
     }
-    tasks = [
-        environment() | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        for rank in range(2)
-    ]
-    both([*PYTHON, "-m", "stages.sft"], tasks)
-    same(alone, curve("sft"))
+    ranks = [step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    run_together([*PYTHON, "-m", "stages.sft"], ranks)
+    assert_same(alone, curve("sft"))
 
 
 def launched(file: str, monkeypatch):
-    """What `accelerate launch --config_file FILE --num_processes 4 -m stages.dpo` makes of its command line."""
+    """How `accelerate launch --config_file FILE --num_processes 4 -m stages.dpo` is parsed."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     monkeypatch.chdir(ROOT)
     command = ["--config_file", str(LAUNCH / file), "--num_processes", "4", "-m", "stages.dpo"]
     options, *_ = _validate_launch_command(launch_command_parser().parse_args(command))
-    assert options.num_processes == 4 and options.module and options.training_script == "stages.dpo"
+    assert options.num_processes == 4 and options.module
+    assert options.training_script == "stages.dpo"
     return options
 
 
@@ -300,11 +300,9 @@ def test_accelerate_reads_the_fsdp_file(monkeypatch):
         monkeypatch.setenv(name, value)
     plugin = FullyShardedDataParallelPlugin()
     assert os.environ["ACCELERATE_USE_FSDP"] == "true" and plugin.fsdp_version == 2
-    assert (
-        plugin.reshard_after_forward
-        and plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
-    )
-    assert "SHARDED" in str(plugin.state_dict_type) and not plugin.cpu_ram_efficient_loading
+    assert plugin.reshard_after_forward and not plugin.cpu_ram_efficient_loading
+    assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+    assert "SHARDED" in str(plugin.state_dict_type)
 
 
 def test_accelerate_reads_the_deepspeed_files(monkeypatch):
@@ -312,19 +310,18 @@ def test_accelerate_reads_the_deepspeed_files(monkeypatch):
     from accelerate.utils.deepspeed import HfDeepSpeedConfig
 
     options = launched("deepspeed.yaml", monkeypatch)
-    assert options.use_deepspeed and Path(options.deepspeed_config_file) == (
-        LAUNCH / "deepspeed_zero3.json"
-    ).relative_to(ROOT)
-    settings = json.loads(Path(options.deepspeed_config_file).read_text(encoding="utf-8"))
+    file = LAUNCH / "deepspeed_zero3.json"
+    assert options.use_deepspeed
+    assert Path(options.deepspeed_config_file) == file.relative_to(ROOT)
     config = HfDeepSpeedConfig(options.deepspeed_config_file)
     assert config.is_zero3() and not config.is_offload()
-    assert settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"], (
-        "models/dpo is whole weights"
-    )
-    filled = (
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    gathers = settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
+    assert gathers, "models/dpo holds full weights"
+    filled_in_by_the_trainer = (
         "train_batch_size",
         "train_micro_batch_size_per_gpu",
         "gradient_accumulation_steps",
         "gradient_clipping",
     )
-    assert all(settings[name] == "auto" for name in filled), "the Trainer fills these in"
+    assert all(settings[name] == "auto" for name in filled_in_by_the_trainer)

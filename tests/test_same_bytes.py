@@ -1,4 +1,4 @@
-"""The default policy is the same bytes whatever the processor and the number of threads: fp32, one instruction set."""
+"""The default policy is the same bytes whatever the processor and the number of threads."""
 
 import hashlib
 import os
@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_training import project  # noqa: F401
 
 from helpers.dag import ROOT
-from stages.training.models import same_instructions
+from helpers.tiny_training import training_project
+from stages.training.determinism import same_instructions
 
 PINNED = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA")
-# What decides the order in which a sum is made: as a machine with other registers, and other settings, would have it.
+# What decides the order of a sum: as on machines with narrower and wider registers.
 MACHINES = {
-    "as it is, one thread": {"OMP_NUM_THREADS": "1"},
+    "this one, one thread": {"OMP_NUM_THREADS": "1"},
     "narrow registers": {
         "OMP_NUM_THREADS": "2",
         "ATEN_CPU_CAPABILITY": "default",
@@ -35,36 +35,32 @@ x86_64 = pytest.mark.skipif(
 )
 
 
-def trained(machine: dict[str, str], before: str = "") -> dict[str, str]:
-    """SHA-256 of the weights that `sft` and `dpo` write on such a machine, `before` run first."""
-    environment = (
-        {name: value for name, value in os.environ.items() if name not in PINNED}
-        | machine
-        | {"PYTHONPATH": str(ROOT)}
-    )
-    code = f"{before}\nfrom stages import dpo, sft\nsft.main()\ndpo.main()"
+def weight_hashes(machine: dict[str, str], preamble: str = "") -> dict[str, str]:
+    """SHA-256 of the weights that `sft` and `dpo` write on such a machine, after `preamble`."""
+    inherited = {name: value for name, value in os.environ.items() if name not in PINNED}
+    code = f"{preamble}\nfrom stages import dpo, sft\nsft.main()\ndpo.main()"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        env=environment,
+        env=inherited | machine | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return {
-        name: hashlib.sha256(Path(f"models/{name}/model.safetensors").read_bytes()).hexdigest()
-        for name in ("sft", "dpo")
-    }
+    files = {name: Path(f"models/{name}/model.safetensors") for name in ("sft", "dpo")}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
 @x86_64
-def test_weights_do_not_depend_on_threads_or_registers(project):  # noqa: F811
+def test_weights_do_not_depend_on_threads_or_registers(tmp_path, monkeypatch):
+    project = training_project(tmp_path, monkeypatch)
     project(sft={"bpe_dropout": 0.2}, dpo={"sft_weight": 4.0})
-    made = {name: trained(machine) for name, machine in MACHINES.items()}
-    assert all(hashes == made["as it is, one thread"] for hashes in made.values()), made
-    # Without the pin they do: the test above can fail.
-    free = "import stages.training.models as m\nm.same_instructions = lambda: None"
-    assert trained(MACHINES["narrow registers"], free) != made["as it is, one thread"]
+    hashes = {name: weight_hashes(machine) for name, machine in MACHINES.items()}
+    expected = hashes["this one, one thread"]
+    assert all(weights == expected for weights in hashes.values()), hashes
+    # Without the pin they do: the assertion above can fail.
+    unpin = "import stages.training.determinism as d\nd.same_instructions = lambda: None"
+    assert weight_hashes(MACHINES["narrow registers"], unpin) != expected
 
 
 @x86_64
@@ -73,5 +69,7 @@ def test_instructions_are_set_whatever_the_environment_says(monkeypatch):
         monkeypatch.setenv(name, "something else")
     same_instructions()
     assert {name: os.environ[name] for name in PINNED} == {
-        "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2",
-    }  # fmt: skip
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_CBWR": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    }

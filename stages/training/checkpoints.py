@@ -19,6 +19,7 @@ import os
 import shutil
 import sys
 import time
+import weakref
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list, gather_object
@@ -66,32 +67,29 @@ def run_folder(stage: str, commit: str | None = None) -> str:
 class Run:
     """The `folder` of a run, locked by its main process.
 
-    A second run with the same key at the same time writes nothing there.
+    A second run with the same key at the same time writes nothing there: its `is_locked` is False.
     """
 
     def __init__(self, folder: str | Path, label: str):
-        self.folder, self._lock = Path(folder), None
+        self.folder, self.is_locked = Path(folder), False
         if not processes.is_main():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = (self.folder / "lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._lock = lock
+            self.is_locked = True
         except BlockingIOError:
             lock.close()
             log(label, "another process runs the same training; this one writes no checkpoints")
-
-    @property
-    def is_locked(self) -> bool:
-        """Whether this process holds the lock, and so may use the folder."""
-        return self._lock is not None
+        # Closing the file releases the lock, also after an error.
+        self._unlock = weakref.finalize(self, lock.close)
 
     def remove(self) -> None:
         """Remove the folder: the run's policy is written."""
-        if self._lock is not None:
+        if self.is_locked:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self._lock.close()
+            self._unlock()
 
 
 class Checkpoints(TrainerCallback):

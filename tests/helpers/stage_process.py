@@ -10,7 +10,7 @@ PYTHON = [sys.executable, "-W", "ignore"]
 
 
 def environment(fault: str = "", rank: int = 0) -> dict[str, str]:
-    """For a stage's process: the project's code, one thread, and a `fault` in the process of number `rank`."""
+    """For a stage's process: the project's code, one thread, and a `fault` in process `rank`."""
     paths = os.pathsep.join([str(ROOT / "tests/helpers/faults"), str(ROOT)])
     return {
         **os.environ,
@@ -21,11 +21,15 @@ def environment(fault: str = "", rank: int = 0) -> dict[str, str]:
     }
 
 
-def stage(
-    name: str, fault: str = "", rank: int = 0, command: list[str] = PYTHON
+def run_stage(
+    name: str, fault: str = "", rank: int = 0, launcher: list[str] = PYTHON
 ) -> subprocess.CompletedProcess:
     """`python -m stages.NAME` in the current folder."""
-    said = [*command, "-m", f"stages.{name}"]
     return subprocess.run(
-        said, env=environment(fault, rank), capture_output=True, text=True, check=False, timeout=300
+        [*launcher, "-m", f"stages.{name}"],
+        env=environment(fault, rank),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )

@@ -1,8 +1,12 @@
-"""First on PYTHONPATH of a stage that a test runs in a process of its own: no MLflow, a checkpoint at every step, and a FAULT.
+"""First on PYTHONPATH of a stage that a test runs in its own process: no MLflow, and a FAULT.
 
-FAULT, in the process of number FAULT_RANK, is `error`, or what SIGKILL ends: `step 6` (after it; `step 6 of dpo 2/2`: of the second
-policy's steps), `writing 2` (half of the second checkpoint's optimizer is written), `keeping 2` (of the second finished policy only the
-weights are written); nothing without it.
+Checkpoints are written at every step. FAULT, in the process of rank FAULT_RANK, is one of:
+
+    error                  a LibraError before training
+    step 6                 SIGKILL after step 6
+    step 6 of dpo 2/2      SIGKILL after step 6 of the second policy
+    writing 2              SIGKILL when half of the second checkpoint's optimizer is written
+    keeping 2              SIGKILL when only the weights of the second finished policy are written
 """
 
 import os
@@ -12,7 +16,7 @@ from contextlib import nullcontext
 from stages.core.errors import LibraError
 from stages.training import processes
 
-what, _, when = os.environ.get("FAULT", "").partition(" ")
+fault, _, argument = os.environ.get("FAULT", "").partition(" ")
 
 
 class Record(processes.NoRecord):
@@ -34,34 +38,35 @@ def record(stage, params, inputs):
     from stages.training import checkpoints, trainer
 
     checkpoints.SECONDS, checkpoints.SHARE = 0, float("inf")
-    step_end, save, keep, written = trainer.Report.on_step_end, torch.save, soup.save_file, []
+    step_end, save, save_member = trainer.Report.on_step_end, torch.save, soup.save_file
+    saved = []
 
-    def on_step_end(self, args, state, control, **more):
-        step_end(self, args, state, control, **more)
-        step, _, whose = when.partition(" of ")
-        if state.global_step == int(step) and whose in ("", self.what):
+    def kill_after_step(self, args, state, control, **kwargs):
+        step_end(self, args, state, control, **kwargs)
+        step, _, label = argument.partition(" of ")
+        if state.global_step == int(step) and label in ("", self.label):
             kill()
 
-    def half(thing, path):
-        save(thing, path)
-        written.append(path)
-        if sum("optimizer" in str(path) for path in written) == int(when):
+    def kill_while_saving(state, path):
+        save(state, path)
+        saved.append(path)
+        if sum("optimizer" in str(path) for path in saved) == int(argument):
             os.truncate(path, os.path.getsize(path) // 2)
             kill()
 
-    def kept(weights, path):
-        keep(weights, path)
-        if f"member-{when}" in str(path):
+    def kill_after_weights(weights, path):
+        save_member(weights, path)
+        if f"member-{argument}" in str(path):
             kill()
 
     if os.environ.get("RANK", "0") == os.environ.get("FAULT_RANK", "0"):
-        if what == "step":
-            trainer.Report.on_step_end = on_step_end
-        elif what == "writing":
-            torch.save = half
-        elif what == "keeping":
-            soup.save_file = kept
-        elif what == "error":
+        if fault == "step":
+            trainer.Report.on_step_end = kill_after_step
+        elif fault == "writing":
+            torch.save = kill_while_saving
+        elif fault == "keeping":
+            soup.save_file = kill_after_weights
+        elif fault == "error":
             raise LibraError("substance A is missing")
     return nullcontext(Record())
 
