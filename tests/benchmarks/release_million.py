@@ -30,7 +30,7 @@ def build(folder: Path) -> None:
     """
     import polars as pl
 
-    from stages.combine import combine
+    from stages.domain.triplets import combine
     from stages.core.tables import ROW_GROUP
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import yaml
 
-from stages.combine import combine
+from stages.domain.triplets import combine
 from stages.domain.description import DOMAIN_JSON, chemistry
 
 SEEDS = {"train": 48, "validation": 16, "test": 32}
