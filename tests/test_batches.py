@@ -26,7 +26,7 @@ from stages.chat.client import Session
 from stages.chat.offline import RequestError, last_user_text
 from stages.chat.store import Store
 from stages.core.errors import LibraError
-from stages.tools.serving import batch_api as asgi_batches
+from stages.tools.serving import batch_api
 from stages.tools.serving.fault_injection import Faults
 
 
@@ -236,7 +236,7 @@ def test_online_a_batch_under_way_is_waited_for_and_not_paid_twice(tmp_path, cap
     assert (served.served["batches"], served.served["chat"]) == (1, 10) and session.tallies[
         "run"
     ].received == 70
-    assert "60 requests are in a batch that is paid; it is waited for" in capsys.readouterr().err
+    assert "waiting for a batch with 60 of the requests, which is paid" in capsys.readouterr().err
 
 
 def test_online_what_a_batch_cancelled_at_the_server_left_is_asked_for(tmp_path):
@@ -319,7 +319,7 @@ def test_what_a_batch_brought_costs_what_a_batch_costs(monkeypatch):
 
     with on_port(make_app("m", last_user_text)) as url:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(batches, "_collect", stopped)
+            patch.setattr(batches.Batches, "_collect", stopped)
             ask_all(endpoint(url, mode="batch"), texts(20), "run")
         session = Session("run", 0)
         session.ask(endpoint(url), texts(30), "run")
@@ -365,7 +365,7 @@ def test_a_batch_under_way_is_collected_before_a_cap_stops_and_counts_towards_it
             raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(batches, "_collect", stopped)
+            patch.setattr(batches.Batches, "_collect", stopped)
             ask_all(to, texts(20), "batch")
         session = Session("batch", 0, BudgetParams(max_requests=30))
         with pytest.raises(
@@ -375,7 +375,7 @@ def test_a_batch_under_way_is_collected_before_a_cap_stops_and_counts_towards_it
         assert session.tallies["batch"].received == 30 and served.served["batches"] == 2
         # no room at all: what is under way comes in all the same
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(batches, "_collect", stopped)
+            patch.setattr(batches.Batches, "_collect", stopped)
             ask_all(to, texts(50), "batch")
         with pytest.raises(OverBudget, match="paid for 50 replies.*10 of 30 requests are left"):
             ask_all(to, texts(60), "batch", budget=BudgetParams(max_tokens=31))

@@ -1,21 +1,23 @@
-"""Faults that real servers have, around the offline ones: an ASGI application around another, for tests of clients.
+"""The faults of real servers, around an offline one: an ASGI application that wraps another.
 
-    faulty = Faults(app, latency_s=0.05, rate_limit=20, fail_share=0.1)
+    app = Faults(app, latency_s=0.05, rate_limit=20, fail_share=0.1)
     python -m stages.tools serve teacher --port 0 --latency 0.05 --rate-limit 20 --fail-share 0.1
 
-Which request has which fault is drawn from `random_seed`, the request's body and how often it came: the same requests fare the
-same in whatever order they come in, each alone or as a line of a batch. A line can fail, be malformed or be cut short; the other faults
-are none there, and `latency_s` passes before every 16 lines.
-`faulty.served`, and GET /v1/served, count what came in:
+Which request gets which fault is drawn from `random_seed`, the request's body and how often it
+came. So the same requests fare the same in any order, alone or as lines of a batch. A line can
+fail, be malformed or be cut short; other faults don't happen there, and `latency_s` passes before
+every 16 lines. `app.served`, and GET /v1/served, count what came in:
 
     {"chat": 12, "refused": 3, "failed": 2, "files": 1, "batches": 1}
 
-chat: answered with a completion; refused: 429; failed: all other chat requests; files and batches: created. Lines of a batch
-aren't counted. Cut connections and requests that hang need a port: in process there is nothing to cut, and no time-out.
+chat: answered with a completion; refused: 429; failed: all other chat requests; files and batches:
+created. Lines of a batch aren't counted. Cut connections and requests that hang need a port: inside
+a process there is nothing to cut, and no time-out.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -44,7 +46,10 @@ _CREATED = {"/v1/files": "files", "/v1/batches": "batches"}
 
 
 class Faults:
-    """`app` with faults. Shares are of chat requests that pass the rate limit; raises ValueError for what can't be."""
+    """`app` with faults; shares are of the chat requests that pass the rate limit.
+
+    Raises ValueError for settings out of range.
+    """
 
     def __init__(
         self,
@@ -77,18 +82,18 @@ class Faults:
         self.expire_after = expire_after  # lines of a batch that are answered before it expires
         self._tokens, self._filled = max(1.0, rate_limit or 0.0), time.monotonic()
         self._random_seed, self._waits = random_seed, random.Random(random_seed)
-        self._came: Counter[bytes] = Counter()  # how often, by digest of a request's body
+        self._requests: Counter[bytes] = Counter()  # by digest of the body
         self._failures = cycle((500, 503))
         self.served = {"chat": 0, "refused": 0, "failed": 0, "files": 0, "batches": 0}
 
     async def __call__(self, scope, receive, send) -> None:
-        called = (scope.get("method"), scope.get("path"))
-        if called == ("POST", "/v1/chat/completions"):
+        method, path = scope.get("method"), scope.get("path")
+        if (method, path) == ("POST", "/v1/chat/completions"):
             await self._chat(scope, receive, send)
-        elif called == ("GET", "/v1/served"):
+        elif (method, path) == ("GET", "/v1/served"):
             await json_response(self.served)(scope, receive, send)
-        elif called[0] == "POST" and called[1] in _CREATED:
-            counting = self._counting(send, _CREATED[called[1]], None)
+        elif method == "POST" and path in _CREATED:
+            counting = self._counting(send, _CREATED[path], None)
             await self._app({**scope, FAULTS: self}, receive, counting)
         else:
             await self._app(scope, receive, send)
@@ -122,7 +127,10 @@ class Faults:
             await self._app(spoiled, receive, self._counting(send, "chat", "failed"))
 
     async def _cut(self, scope, receive, send) -> None:
-        """The reply's head with its full content-length, and half its body; the server closes the connection after it."""
+        """The reply's head with its full content-length, and half its body.
+
+        The server then closes the connection.
+        """
         messages: list[dict[str, Any]] = []
 
         async def collect(message: dict[str, Any]) -> None:
@@ -171,21 +179,21 @@ class Faults:
     def _draw(self, body: bytes) -> str | None:
         if not any(self._shares.values()):
             return None
-        try:  # a line of a batch is read and written anew: the bytes may differ, what they say doesn't
+        # A line of a batch is parsed and serialised again: other bytes, but the same request.
+        with contextlib.suppress(ValueError, RecursionError):
             body = json.dumps(json.loads(body), sort_keys=True).encode()
-        except (ValueError, RecursionError):
-            pass
         digest = blake2b(body, digest_size=16).digest()
-        self._came[digest] += 1
-        lot = random.Random(f"{self._random_seed} {self._came[digest]} {digest.hex()}").random()
+        self._requests[digest] += 1
+        key = f"{self._random_seed} {self._requests[digest]} {digest.hex()}"
+        draw = random.Random(key).random()
         for fault, share in self._shares.items():
-            if lot < share:
+            if draw < share:
                 return fault
-            lot -= share
+            draw -= share
         return None
 
     def _passes(self) -> bool:
-        """The rate limit: a bucket that fills with `rate_limit` tokens a second and holds those of one second."""
+        """Whether a request passes the rate limit: a token bucket that holds one second's worth."""
         if self._rate_limit is None:
             return True
         now = time.monotonic()
@@ -199,37 +207,37 @@ class Faults:
         return True
 
     def _counting(self, send, good: str, bad: str | None):
-        """`send` that counts a reply under `good` where its status is 200, else under `bad`."""
+        """`send`, counting a reply as `good` if its status is 200, else as `bad`."""
 
         async def counting(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start" and (
-                kind := good if message["status"] == 200 else bad
-            ):
-                self.served[kind] += 1
+            if message["type"] == "http.response.start":
+                kind = good if message["status"] == 200 else bad
+                if kind is not None:
+                    self.served[kind] += 1
             await send(message)
 
         return counting
 
 
 async def _body(receive):
-    """(a request's whole body, a `receive` that gives it once more and then what comes next)."""
+    """(a request's body, a `receive` that gives it once more and then what comes next)."""
     parts, more = [], True
     while more:
         message = await receive()
         parts.append(message.get("body", b""))
         more = message.get("more_body", False)
-    whole = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+    messages = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
 
     async def again() -> dict[str, Any]:
-        return whole.pop() if whole else await receive()
+        return messages.pop() if messages else await receive()
 
     return b"".join(parts), again
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for each keyword of Faults."""
+    """Add an option for each keyword of Faults."""
     group = parser.add_argument_group(
-        "faults, to try a client with (a share is of chat requests, drawn from --random-seed)"
+        "faults, to try a client with (shares are of chat requests, drawn from --random-seed)"
     )
     group.add_argument(
         "--latency",
@@ -252,9 +260,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--retry-after", type=float, metavar="S", help="seconds that a 429 says to wait"
     )
-    for fault, what in SHARES.items():
+    for fault, effect in SHARES.items():
         group.add_argument(
-            f"--{fault}-share", type=float, default=0.0, metavar="P", help=f"share {what}"
+            f"--{fault}-share", type=float, default=0.0, metavar="P", help=f"share {effect}"
         )
     group.add_argument(
         "--no-schema",
@@ -265,7 +273,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--expire-after",
         type=int,
         metavar="N",
-        help="a batch expires once so many of its lines are answered",
+        help="a batch expires after N of its lines are answered",
     )
     group.add_argument(
         "--random-seed", type=int, default=0, metavar="N", help="(default %(default)s)"

@@ -1,7 +1,7 @@
-"""An offline endpoint as a server for any OpenAI client: `server_of(app)` around a stages.chat.offline.OfflineApp.
+"""An offline endpoint as a server for any OpenAI client: `server_of(OfflineApp(models))`.
 
-To the chat completions of the application it adds streaming, `GET /v1/models`, and the files and batches of batch_api.py.
-It keeps no state but files and batches, in memory, and asks for no key.
+To the chat completions of the application it adds streaming, `GET /v1/models`, and the files and
+batches of batch_api.py. It keeps files and batches in memory and nothing else, and needs no key.
 """
 
 import json
@@ -19,31 +19,32 @@ from stages.core.errors import LibraError
 from stages.tools.serving.batch_api import Batches
 from stages.tools.serving.responses import SPOIL, error_response, json_response
 
+ROUTES = "POST /v1/chat/completions, GET /v1/models, /v1/files and /v1/batches"
+EVENT_CHARACTERS = 24  # of a streamed text in one event
+
 
 def server_of(app: OfflineApp) -> Starlette:
     """The ASGI application that serves the models of `app`."""
 
     async def completions(request: Request) -> Response:
         body = json_object(await request.body())
-        whole = app.complete(body, request.scope.get(SPOIL))
-        if body.get("stream"):
-            usage = bool((body.get("stream_options") or {}).get("include_usage"))
-            return StreamingResponse(_events(whole, usage), media_type="text/event-stream")
-        return json_response(whole)
+        completion = app.complete(body, request.scope.get(SPOIL))
+        if not body.get("stream"):
+            return json_response(completion)
+        usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        return StreamingResponse(_events(completion, usage), media_type="text/event-stream")
 
     async def models(_: Request) -> Response:
-        listed = [
+        data = [
             {"id": name, "object": "model", "created": 0, "owned_by": "libra"}
             for name in app.models
         ]
-        return json_response({"object": "list", "data": listed})
+        return json_response({"object": "list", "data": data})
 
     async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        known = "POST /v1/chat/completions, GET /v1/models, /v1/files and /v1/batches"
-        return error_response(
-            RequestError(f"{error.detail}: the server knows {known}", status=error.status_code)
-        )
+        message = f"{error.detail}: the server knows {ROUTES}"
+        return error_response(RequestError(message, status=error.status_code))
 
     async def request_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
@@ -60,7 +61,10 @@ def server_of(app: OfflineApp) -> Starlette:
 
 
 def listen(app, models: Collection[str], host: str, port: int) -> None:
-    """Serve on `host` and `port`. The port is open once the address is printed: a client may start at that line."""
+    """Serve on `host` and `port` until Ctrl-C. Raises LibraError if the port is taken.
+
+    The port is open once the address is printed, so a client may start at that line.
+    """
     import socket
 
     import uvicorn
@@ -69,51 +73,46 @@ def listen(app, models: Collection[str], host: str, port: int) -> None:
     try:
         listening = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        mend = "stop what listens there or give another --port (0 picks a free one)"
         raise LibraError(
-            f"can't listen on {host}, port {port} ({error.strerror}): {mend}"
+            f"can't listen on {host}, port {port} ({error.strerror}): stop what listens there or "
+            "give another --port (0 picks a free one)"
         ) from None
-    shown = f"[{host}]" if ":" in host else host
-    named = ", ".join(f"`{name}`" for name in models)
-    print(
-        f"serving model {named} at http://{shown}:{listening.getsockname()[1]}/v1 (Ctrl-C stops)",
-        flush=True,
-    )
+
+    address = f"[{host}]" if ":" in host else host
+    names = ", ".join(f"`{name}`" for name in models)
+    url = f"http://{address}:{listening.getsockname()[1]}/v1"
+    print(f"serving model {names} at {url} (Ctrl-C stops)", flush=True)
+
     # A request that is never answered (--hang-share) must not keep the server from stopping.
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     try:
-        uvicorn.Server(settings).run(sockets=[listening])
+        uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:
-        pass  # uvicorn has shut down; it passes the signal on
+        pass  # uvicorn has shut down, and passes the signal on
     finally:
         listening.close()
 
 
-def _events(whole: dict[str, Any], usage: bool) -> Iterator[str]:
-    """A completion as server-sent events: for each choice its role, its text in pieces, its end; then usage where asked for."""
-    head = {key: whole[key] for key in ("id", "created", "model")} | {
-        "object": "chat.completion.chunk"
-    }
+def _events(completion: dict[str, Any], usage: bool) -> Iterator[str]:
+    """A completion as server-sent events: per choice its role, its text in pieces, and its end.
+
+    `usage` adds the token counts.
+    """
+    head = {key: completion[key] for key in ("id", "created", "model")}
+    head["object"] = "chat.completion.chunk"
 
     def event(choices: list[dict[str, Any]], **more: Any) -> str:
         return f"data: {json.dumps({**head, 'choices': choices, **more})}\n\n"
 
-    for choice in whole["choices"]:
-        i, text = choice["index"], choice["message"]["content"]
-        yield event(
-            [{"index": i, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]
-        )
-        for start in range(0, len(text), 24):
-            yield event(
-                [
-                    {
-                        "index": i,
-                        "delta": {"content": text[start : start + 24]},
-                        "finish_reason": None,
-                    }
-                ]
-            )
-        yield event([{"index": i, "delta": {}, "finish_reason": choice["finish_reason"]}])
+    def delta(index: int, delta: dict[str, str], finish_reason: str | None = None) -> str:
+        return event([{"index": index, "delta": delta, "finish_reason": finish_reason}])
+
+    for choice in completion["choices"]:
+        index, text = choice["index"], choice["message"]["content"]
+        yield delta(index, {"role": "assistant", "content": ""})
+        for start in range(0, len(text), EVENT_CHARACTERS):
+            yield delta(index, {"content": text[start : start + EVENT_CHARACTERS]})
+        yield delta(index, {}, choice["finish_reason"])
     if usage:
-        yield event([], usage=whole["usage"])
+        yield event([], usage=completion["usage"])
     yield "data: [DONE]\n\n"
