@@ -63,16 +63,42 @@ def test_what_frames_an_answer_changes_nothing(frame):
     assert flips == []
 
 
-PIECES = (
-    "84 °C|-114|−|–|1,200|1.2e3|x 10^|10^(|±|between|and|to|not|n't|not until|melts|boils|flash|ppm|mg/m3|g/mol|mol|per|°|(|)|[|]|{|}|$|*"
-    "|**|_|\\text{|<sub>|&#|Schedule II|Annex A|not scheduled|no|C2H6O|(CH3)|·|.|,|;|:|?|!|\n|\n\n|| a | b ||\n|---|---|\n|unlike|than"
-    "|whereas|you asked|whether|Correction|eighty|hundred|point|minus|half a|below zero|\u200b|\x00|\ud7ff|٣|²|⁻|℃|1e999|9" + "9" * 400
-).split("|")  # fmt: skip
+_PIECES_TEXT = (
+    "84 °C|-114|−|–|1,200|1.2e3|x 10^|10^(|±|between|and|to|not|n't|not until|melts|boils|flash"
+    "|ppm|mg/m3|g/mol|mol|per|°|(|)|[|]|{|}|$|*|**|_|\\text{|<sub>|&#|Schedule II|Annex A"
+    "|not scheduled|no|C2H6O|(CH3)|·|.|,|;|:|?|!|\n|\n\n|| a | b ||\n|---|---|\n|unlike|than"
+    "|whereas|you asked|whether|Correction|eighty|hundred|point|minus|half a|below zero|\u200b"
+    "|\x00|\ud7ff|٣|²|⁻|℃|1e999|9" + "9" * 400
+)
+PIECES = _PIECES_TEXT.split("|")
 HOSTILE = [
-    *PIECES[1::5], "not ", "it is ", "84 ", "84 °C ", "1 000 ", "1,", "-", "unlike water ", "than a ", "you asked whether it ", "84 °C is ",
-    "is not 84 °C ", "C-", "C2 ", "(C", "CC(", "schedule ", "schedule i to ", "not in schedule ii ", "eighty ", "hundred and ", "melts ",
-    "water melts at 0 °C, but it ", "| melting point ", "x",
-]  # fmt: skip
+    *PIECES[1::5],
+    "not ",
+    "it is ",
+    "84 ",
+    "84 °C ",
+    "1 000 ",
+    "1,",
+    "-",
+    "unlike water ",
+    "than a ",
+    "you asked whether it ",
+    "84 °C is ",
+    "is not 84 °C ",
+    "C-",
+    "C2 ",
+    "(C",
+    "CC(",
+    "schedule ",
+    "schedule i to ",
+    "not in schedule ii ",
+    "eighty ",
+    "hundred and ",
+    "melts ",
+    "water melts at 0 °C, but it ",
+    "| melting point ",
+    "x",
+]
 
 
 def test_junk_never_raises_and_always_gets_a_verdict():
@@ -153,8 +179,9 @@ def test_quantities():
     assert read("83–85 °C") == [(83.0, 85.0, "degree_Celsius", None)]
     assert read("above -1.2 x 10^3 K") == [(-1200.0, -1200.0, "kelvin", "low")]
     assert read("84 ± 2 °C, 12 apples, 1 600 kg/m³") == [
-        (82.0, 86.0, "degree_Celsius", None), (1600.0, 1600.0, "kilogram*(meter**3)**-1", None),
-    ]  # fmt: skip
+        (82.0, 86.0, "degree_Celsius", None),
+        (1600.0, 1600.0, "kilogram*(meter**3)**-1", None),
+    ]
     assert read("three hundred and fifty-seven kelvin") == [(357.0, 357.0, "kelvin", None)]
     assert (
         convert(84.0, "degree_Celsius", "kelvin") == pytest.approx(357.15)
@@ -188,7 +215,9 @@ def test_slips_of_the_pen_are_mended():
     }
     assert {word: fix_spelling(word, known) for word in slips} == slips
     assert [
-        word for word in ("flask", "oils", "coils", "met", "belts") if fix_spelling(word, known) != word
+        word
+        for word in ("flask", "oils", "coils", "met", "belts")
+        if fix_spelling(word, known) != word
     ] == []
 
 

@@ -11,12 +11,11 @@ import pytest
 import yaml
 from scipy.stats import binomtest
 from test_benchmark_model import files
-from test_judging import PANEL, responses
-from test_panel import ESCAPES
 from test_steering import STEERING, in_turn, opinion, texts  # noqa: F401  (texts is a fixture)
 
 from helpers.asking import make_app, on_port
 from helpers.dag import ROOT
+from helpers.judging import ESCAPES, PANEL, responses
 from stages.chat import wire
 from stages.chat.client import Session
 from stages.chat.offline import last_user_text

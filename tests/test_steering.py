@@ -4,9 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_judging import ICE, LISTED, MASS, MELTS
 
 from helpers.asking import ask_all, endpoint
+from helpers.judging import ICE, LISTED, MASS, MELTS
 from stages.judging import offline_judges as offline
 from stages.judging.cascade import UNDECIDED, Record, Verdict, audit, judge, vote
 from stages.judging.questions import conduct_request, helpfulness_request
