@@ -1,2 +1,1 @@
-"""The report page and the figures: inputs, plots as SVG, the table of example answers, templates.
-"""
+"""The report page and the README's figures: inputs, charts, example answers, template."""
