@@ -243,8 +243,8 @@ def test_a_shallow_clone_without_tags_can_make_the_next_version(changeable, tmp_
         clone, *RELEASE, "make", "v1.0.0", fails=True
     )
     commit_data(clone, written_by("teacher-b"))
-    said = call(clone, *RELEASE, "make", "v1.1.0")
-    assert "git push origin HEAD librachemqa@v1.1.0" in said
+    output = call(clone, *RELEASE, "make", "v1.1.0")
+    assert "git push origin HEAD librachemqa@v1.1.0" in output
     text = (clone / "CHANGELOG.md").read_text()
     assert "Rows compared with v1.0.0: 0 added, 0 removed, 384 changed" in text
     assert call(clone, "git", "tag").split() == ["librachemqa@v1.1.0"]

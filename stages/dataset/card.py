@@ -57,7 +57,7 @@ def card(
         separated=domain.card.separated,
         tags="\n".join(f"- {tag}" for tag in domain.card.tags),
         field=domain.brief.field,
-        asked=", ".join(domain.of_kind("dual")),
+        dual_intents=", ".join(domain.of_kind("dual")),
         size=next(category for least, category in _SIZES if total >= least),
         files="\n".join(f"  - split: {split}\n    path: {split}.parquet" for split in SPLITS),
         labels=_label_table(domain),

@@ -228,8 +228,8 @@ def text_faults(triplets: pl.LazyFrame, substances: pl.DataFrame) -> pl.DataFram
     keys = ["prompt", "substance_id", "representation"]
     names = substances.select("substance_id", "name", "smiles")
     prompts = _distinct(triplets, *keys).join(names, on="substance_id", how="inner")
-    shown = pl.when(pl.col("representation") == "smiles").then("smiles").otherwise("name")
-    without = prompts.filter(~pl.col("prompt").str.contains(shown, literal=True).fill_null(False))
+    mention = pl.when(pl.col("representation") == "smiles").then("smiles").otherwise("name")
+    without = prompts.filter(~pl.col("prompt").str.contains(mention, literal=True).fill_null(False))
     reason = "doesn't contain the substance's name (text) or SMILES (smiles)"
     return pl.concat(
         [
@@ -250,12 +250,12 @@ def gate_faults(triplets: pl.LazyFrame, substances: pl.DataFrame, domain: Domain
     present = sorted(_distinct(triplets, "representation")["representation"].drop_nulls())
     for role, representation in product(ROLES, present):
         part = triplets.filter(pl.col("representation") == representation)
-        shown = "smiles" if representation == "smiles" else "name"
+        mention = "smiles" if representation == "smiles" else "name"
         keys = [role, "substance_id", "expected"]
         # Sorted by substance, since `mask` compiles a pattern for each name.
         texts = (
             _distinct(part, *keys)
-            .join(substances.select("substance_id", shown=shown), on="substance_id", how="left")
+            .join(substances.select("substance_id", mention=mention), on="substance_id", how="left")
             .sort("substance_id")
         )
         passed, stopped = set(), []

@@ -39,8 +39,8 @@ def prompt_forms(triplets: pl.DataFrame | pl.LazyFrame, substances: pl.DataFrame
     lazy = triplets.lazy()
     columns = ("seed_id", "substance_id", "expected", "intent", "intent_kind", "representation")
     seeds = lazy.select(columns).unique().collect(engine="streaming")
-    shown = substances.select("substance_id", "name", "smiles", "molar_mass")
-    seeds = seeds.join(shown, on="substance_id")
+    names = substances.select("substance_id", "name", "smiles", "molar_mass")
+    seeds = seeds.join(names, on="substance_id")
     prompts = lazy.select("seed_id", "prompt").unique().collect(engine="streaming")
     joined = prompts.join(seeds, on="seed_id").sort("seed_id", "prompt")
 

@@ -30,8 +30,8 @@ def build(folder: Path) -> None:
     """
     import polars as pl
 
-    from stages.domain.triplets import combine
     from stages.core.tables import ROW_GROUP
+    from stages.domain.triplets import combine
 
     folder.mkdir(parents=True, exist_ok=True)
     texts = pl.read_parquet("data/rephrasings.parquet")
@@ -134,8 +134,8 @@ def _faults(triplets, seeds, substances) -> int:
         pairs = zip(triplets[f"{role}_id"], triplets["seed_id"], strict=True)
         count += sum(not text_id.startswith(f"{seed}-") for text_id, seed in pairs)
 
-    shown = substances[["substance_id", "name", "smiles", "status"]]
-    named = triplets.merge(shown, on="substance_id", how="left")
+    mention = substances[["substance_id", "name", "smiles", "status"]]
+    named = triplets.merge(mention, on="substance_id", how="left")
     count += (named["intent_kind"] != named["intent"].map(domain.kind_of)).sum()
     labels = named[["status", "intent", "expected"]]
     pairs = labels[["status", "intent"]].drop_duplicates().itertuples(index=False)
@@ -144,15 +144,15 @@ def _faults(triplets, seeds, substances) -> int:
     count += sum(table[status, intent] != label for status, intent, label in rows)
 
     is_text = named["representation"] == "text"
-    named["shown"] = named["name"].where(is_text, named["smiles"])
-    pairs = zip(named["shown"], named["prompt"], strict=True)
+    named["mention"] = named["name"].where(is_text, named["smiles"])
+    pairs = zip(named["mention"], named["prompt"], strict=True)
     count += sum(name not in prompt for name, prompt in pairs)
     chosen, rejected = (named[role].str.strip().str.lower() for role in ("chosen", "rejected"))
     count += (chosen == rejected).sum()
 
     verdicts: dict = {}
     for role in ROLES:
-        rows = named[[role, "shown", "expected"]].drop_duplicates().itertuples(index=False)
+        rows = named[[role, "mention", "expected"]].drop_duplicates().itertuples(index=False)
         for text, name, label in rows:
             key = (mask(text, name), role, label)
             if key not in verdicts:

@@ -12,8 +12,8 @@ from pathlib import Path
 import polars as pl
 import yaml
 
-from stages.domain.triplets import combine
 from stages.domain.description import DOMAIN_JSON, chemistry
+from stages.domain.triplets import combine
 
 SEEDS = {"train": 48, "validation": 16, "test": 32}
 # (status, intent, intent_kind) of four seeds in a row: two of each label, half of them dual.
