@@ -19,9 +19,10 @@ from stages.core.tables import write_table
 from stages.judge import JudgeParams
 from stages.judging import offline_judges as offline
 from stages.local import answers
-from stages.respond import REFUSAL, RespondParams
+from stages.local.baselines import REFUSAL
+from stages.respond import RespondParams
 from stages.tools import benchmark
-from stages.tools.measuring.judged import judged
+from stages.tools.measuring.judging_session import judge_responses
 from stages.tools.measuring.sample import whole_substances
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -71,7 +72,7 @@ def project(tmp_path, monkeypatch):
     )
     judges = JudgeParams(**PARAMS["judge"])
     write_table(
-        judged(Session("judge", 1), refused, test, judges),
+        judge_responses(Session("judge", 1), refused, test, judges),
         "data/eval/verdicts.parquet",
         "prompt_id",
     )
@@ -173,7 +174,7 @@ def test_without_stored_verdicts_the_row_stands_beside_metrics_json(project, cap
     (project / "data/eval/verdicts.parquet").unlink()
     rates = {
         key: value
-        for rate in benchmark.SHOWN
+        for rate in benchmark_table.TITLES
         for key, value in ((rate, 0.5), (f"{rate}_lo", 0.4), (f"{rate}_hi", 0.6))
     }
     (project / "data/eval/metrics.json").write_text(json.dumps({"candidates": {"dpo": rates}}))

@@ -92,7 +92,7 @@ def test_the_waits_between_two_tries_grow_and_differ(monkeypatch):
     monkeypatch.setattr(Wire, "pause", pause)
 
     async def broken():
-        raise wire._Broken("no")
+        raise wire.Broken("no")
 
     async def go():
         async with Wire(endpoint("http://127.0.0.1:9/v1")) as one:
@@ -119,7 +119,7 @@ def test_a_key_that_is_a_word_spoils_no_reply(monkeypatch, key, mode):
 def test_a_real_key_is_masked_in_replies_and_any_key_in_errors(monkeypatch):
     for key in ("test", "k" * REAL_KEY):
         monkeypatch.setenv("TEST_LLM_KEY", key)
-        said = Wire(endpoint("http://127.0.0.1:9/v1")).status_words(
+        said = Wire(endpoint("http://127.0.0.1:9/v1")).status_message(
             400, {"message": f"the key {key} is odd"}
         )
         assert "the key *** is odd" in said

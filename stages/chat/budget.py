@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from stages.chat.protocol import OFFLINE, Endpoint
-from stages.chat.store import Spent
+from stages.chat.records import Spent
 from stages.chat.tokens import counted
 from stages.core.errors import LibraError
 from stages.core.params import Section
@@ -142,12 +142,12 @@ class Budget:
     def _capped(self, tokens: float, usd: float) -> list[tuple[str, float, float, float]]:
         """(name, cap, used of it, a request's share of it) of each cap that is set."""
         spent, caps = self.spent, self._caps
-        all_caps = (
+        entries: tuple[tuple[str, float | None, float, float], ...] = (
             ("usd", caps.max_usd, spent.usd, usd),
             ("requests", caps.max_requests, spent.requests, 1.0),
             ("tokens", caps.max_tokens, spent.tokens, tokens),
         )
-        return [entry for entry in all_caps if entry[1] is not None]
+        return [(name, cap, used, share) for name, cap, used, share in entries if cap is not None]
 
     def words(self) -> str:
         """What is spent, in words."""

@@ -16,6 +16,8 @@ from pydantic import Field, model_validator
 from stages.core.params import Section
 
 OFFLINE = "offline"  # the base_url of what answers inside this process
+DEEPEST = 100  # levels of a server's JSON: Python's own limit depends on the call stack
+SCALARS = (str, int, float, type(None))
 
 
 class Price(Section):
@@ -122,6 +124,37 @@ def is_completion(answer: Any) -> bool:
         return False
 
 
+def server_json(text: str) -> Any:
+    """A server's JSON. Raises ValueError if it can't be read, or nests deeper than DEEPEST."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        values = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [part for parts in values if not isinstance(parts, SCALARS) for part in parts]
+        if not level:
+            return value
+    raise ValueError("nested too deep")
+
+
+def is_filter(error: dict[str, Any]) -> bool:
+    """Whether an error object says that a content filter stopped the request."""
+    code = str(error.get("code"))
+    return "content_filter" in code or "content_policy" in code
+
+
+def filtered(model: str) -> dict[str, Any]:
+    """The completion that stands for a request the server's content filter stopped."""
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": ""},
+        "finish_reason": "content_filter",
+    }
+    return {"object": "chat.completion", "model": model, "choices": [choice]}
+
+
 def read(answer: dict[str, Any], request: ChatRequest) -> Reply:
     """A chat completion (`is_completion`) as a Reply: reasoning split off, content checked against the request's schema."""
     choice = answer["choices"][0]
@@ -163,7 +196,7 @@ def fault(reply: Reply) -> str | None:
     return {
         "length": "cut off at max_tokens",
         "content_filter": "stopped by the server's content filter",
-    }.get(reply.finish_reason)
+    }.get(reply.finish_reason or "")
 
 
 def _parse(content: str, schema: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:

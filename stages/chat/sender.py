@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from stages.chat.batches import Asked, Take, fetch_batches, send_batch
+from stages.chat.batches import Asked, Batches
 from stages.chat.budget import Budget, BudgetParams, OverBudget, Pricing, price_of
 from stages.chat.calls import Call, Row
 from stages.chat.kept import KeptReplies
@@ -132,8 +132,7 @@ class Sender:
         }:
             searched |= left.keys()
             asked = dict(zip(left, self._asked(left.values()), strict=True))
-            take = self._taker(left, asked)
-            await fetch_batches(self._wire, self._store, asked, take, self._say)
+            await self._batches(left, asked).fetch(asked)
 
     async def _work(self, waiting: deque[Row]) -> None:
         """Ask for one row after another; the first error stops all but what is in flight."""
@@ -220,15 +219,14 @@ class Sender:
             asked = dict(zip(left, self._asked(left.values()), strict=True))
             for key, request in asked.items():
                 request.tries = tries.get(key, 0)
-            take = self._taker(left, asked)
-            await send_batch(self._wire, self._store, self._budget, asked, take, self._say)
+            await self._batches(left, asked).send(asked, self._budget)
 
-    def _taker(self, rows: dict[str, Row], asked: dict[str, Asked]) -> Take:
+    def _batches(self, rows: dict[str, Row], asked: dict[str, Asked]) -> Batches:
         async def take(key: str, answer: dict[str, Any]) -> None:
             if await self._keep_paid(rows[key], asked[key].body, answer):
                 self._bar.update()
 
-        return take
+        return Batches(self._wire, self._store, take, self._say)
 
     def _asked(self, rows: Iterable[Row]) -> Iterator[Asked]:
         """The rows' bodies with their likely cost.

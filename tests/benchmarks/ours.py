@@ -2,7 +2,8 @@
 
 import contender
 
-from stages.chat.client import ChatRequest, Endpoint, Session
+from stages.chat.client import Session
+from stages.chat.protocol import ChatRequest, Endpoint
 
 
 def ask(job: contender.Job) -> list[str]:
@@ -21,8 +22,7 @@ def ask(job: contender.Job) -> list[str]:
     requests = [
         ChatRequest([*system, {"role": "user", "content": prompt(row)}]) for row in job.rows
     ]
-    with Session("bench", 0) as session:
-        replies = session.ask(endpoint, requests, "bench")
+    replies = Session("bench", 0).ask(endpoint, requests, "bench")
     return [parsed(reply.content) for reply in replies]
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,6 +76,19 @@ def reply_keys(to: Endpoint, requests: list[ChatRequest], random_seed: int = 0) 
     return [call.key(request) for request in requests]
 
 
+def until(run: subprocess.Popen, condition) -> None:
+    """Wait for `condition()` while the process `run` goes on."""
+    while not condition():
+        assert run.poll() is None
+        time.sleep(0.01)
+
+
+def under_way(run: subprocess.Popen, served) -> None:
+    """Wait until the server `served` (Faults) works on a batch of `run`, and a little more."""
+    until(run, lambda: served.served["batches"])
+    time.sleep(0.2)
+
+
 def make_app(model: str, answer, further: dict | None = None):
     """A whole server (streaming, files, batches) whose `model` says what `answer(body)` returns."""
     return server_of(OfflineApp({model: answer} | (further or {})))
@@ -97,6 +111,8 @@ def on_port(app):
 
 
 RUN = """
+import logging
+import os
 import sys
 from stages.chat import client
 from stages.chat.budget import BudgetParams
@@ -116,6 +132,7 @@ def main():
         replies = session.ask(to, requests, stage)
     assert [reply.content for reply in replies] == prompts
 
+logging.basicConfig(level=os.environ.get("TEST_LOG", "WARNING"))
 client.log_run = lambda stage, tallies: None
 cli.guarded("run", main)
 """
