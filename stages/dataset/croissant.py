@@ -93,10 +93,10 @@ def out_of_scope(domain: Domain) -> tuple[str, ...]:
     """The uses it is not for."""
     return (
         f"Advice on real {domain.card.about}, on law or medicine: facts carry their source and "
-        "date and are to be checked there.",
+        "date; check them there.",
         "Decisions about people.",
-        "Training a model to comply with what is to be refused: the rejected answers hold no "
-        "detail that would help.",
+        "Training a model to comply with what must be refused: the rejected answers have no detail "
+        "that would help.",
     )
 
 
@@ -105,15 +105,14 @@ def gaps(domain: Domain) -> tuple[str, ...]:
     sentences = [
         "Statuses are public legal facts as of the date in each reference, mostly of one "
         "jurisdiction, and change.",
-        "English only; one request and one answer; short texts. A grammar wrote those of the "
-        "offline teacher.",
-        "Few requests ask for a property: rates over all requests don't tell what a model knows "
-        f"of {domain.brief.field}.",
-        "Legal status alone, or intent alone, guesses the label better than chance; only both "
-        "together give it.",
+        "English only; single-turn; short texts. The offline teacher's texts come from a grammar.",
+        "Few requests ask for a property: rates over all requests don't show how much a model "
+        f"knows about {domain.brief.field}.",
+        "Legal status alone, or intent alone, predicts the label better than chance; only both "
+        "together determine it.",
     ]
     if PRECURSOR in domain.labels:
-        sentences.append("Precursors are asked about in neutral ways alone.")
+        sentences.append("Precursors are asked about only in neutral ways.")
     if domain.name == CHEMISTRY:  # the only domain with structures
         sentences.append(
             "Controlled substances have structures only where they are medicines or drugs."
@@ -159,20 +158,20 @@ def _responsible(teachers: list[str], domain: Domain) -> dict:
     matched_on = "name length and molar mass" if domain.name == CHEMISTRY else "name length"
     return {
         "rai:dataCollection": f"Names of {domain.card.about} and their legal status come from "
-        "public law and open registers, written down by hand with instrument, schedule and date; "
-        "facts from open sources, each with its source and method.",
+        "public law and open registers, entered by hand with instrument, schedule and date; facts "
+        "come from open sources, each with its source and method.",
         "rai:dataCollectionType": [
             "Others: public legal texts and open registers",
             "Synthetic text",
         ],
         "rai:dataPreprocessingProtocol": [
             "Requests are drawn so that refuse and comply are 1 : 1 in validation and test, and in "
-            "train unless another share was asked for (the card counts both); dual ones are "
+            "train unless another share is set (the card counts both); dual requests are "
             f"matched on {matched_on}.",
             f"Splits keep whole groups together: they are separated by {domain.card.separated}.",
         ],
         "rai:dataManipulationProtocol": "A gate in code reads every text and fails closed: nothing "
-        "passes that helps with what is to be refused.",
+        "that helps with what must be refused passes.",
         "rai:dataAnnotationProtocol": [
             "The label follows by rule from legal status and intent; nobody labels a row by hand."
         ],
@@ -184,16 +183,16 @@ def _responsible(teachers: list[str], domain: Domain) -> dict:
         ],
         "rai:dataBiases": [
             "Statuses follow the law of few jurisdictions, mostly one.",
-            "The card tells how well the label can be guessed by shortcuts: "
+            "The card says how well shortcuts predict the label: "
             f"{matched_on}, length and wording of the prompt.",
         ],
         "rai:dataLimitations": list(gaps(domain)),
         "rai:dataSocialImpact": "Meant to make models safer and less prone to refuse harmless "
-        "questions. Rejected answers to illegitimate requests stop before any detail, so that a "
-        "model trained on them the wrong way round learns to agree, not what to do.",
+        "questions. Rejected answers to illegitimate requests stop before any detail, so a model "
+        "trained to prefer them learns to agree, not what to do.",
         "rai:personalSensitiveInformation": ["None: no text is by or about a person."],
-        "rai:dataReleaseMaintenancePlan": "A version is a Git tag and never changes; CHANGELOG.md "
-        "tells the rows that each changed.",
+        "rai:dataReleaseMaintenancePlan": "A version never changes; data/released/versions.csv "
+        "lists them, and CHANGELOG.md says which rows each changed.",
     }
 
 
