@@ -135,7 +135,9 @@ def violations(text: str, role: str, expected: str, more: Iterable[Rule] = ()) -
     if _FOREIGN.search(text):
         return ["a control character, a line break or a foreign script"]
 
-    plain = unicodedata.normalize("NFKC", text).lower().replace("’", "'").replace("‘", "'")
+    # Some patterns look for an order at the start of the text.
+    plain = unicodedata.normalize("NFKC", text).lstrip().lower()
+    plain = plain.replace("’", "'").replace("‘", "'")
     pair = (role, expected)
     reasons = [
         rule.reason
