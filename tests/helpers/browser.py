@@ -1,6 +1,7 @@
-"""A page in headless Chromium, driven over the browser's debugging pipe (no port, no driver to install).
+"""A page in headless Chromium, driven over its debugging pipe: no port, no driver to install.
 
-with page(Path("data/eval/report.html")) as tab:
+with browser() as tab:
+    tab.open(Path("data/eval/report.html"))
     tab.value("document.title")
     assert tab.faults == [] and tab.requests == [tab.url]
 """
@@ -16,61 +17,64 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next(
-    (
-        path
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (path := shutil.which(name))
-    ),
-    None,
-)
-_FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe"]
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+]
 
 
 class Tab:
-    """One open page: `requests` are all addresses it asked for, `faults` all that its console and the browser complain of."""
+    """One open page.
+
+    `requests` are the addresses it requested, `faults` what its console or the browser reported.
+    """
 
     def __init__(self, reader: int, writer: int):
-        self._reader, self._writer, self._rest, self._last, self._session = (
-            reader,
-            writer,
-            b"",
-            0,
-            {},
-        )
-        self._done: set[str] = set()
+        self._reader, self._writer, self._buffer = reader, writer, b""
+        self._last_id = 0
+        self._session: dict[str, str] = {}
+        self._events: set[str] = set()
         self._target: str | None = None
         self.url, self.requests, self.faults = "", [], []
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The result of a command of the DevTools protocol."""
-        self._last += 1
-        message = {"id": self._last, "method": method, "params": params} | self._session
+        self._last_id += 1
+        message = {"id": self._last_id, "method": method, "params": params} | self._session
         os.write(self._writer, json.dumps(message).encode() + b"\0")
-        while (told := self._read()).get("id") != self._last:
+        while (reply := self._read()).get("id") != self._last_id:
             pass
-        assert "error" not in told, f"{method}: {told['error']}"
-        return told["result"]
+        assert "error" not in reply, f"{method}: {reply['error']}"
+        return reply["result"]
 
     def open(self, path: Path, width: int = 1280, height: int = 900, scripts: bool = True) -> None:
-        """Load `path` in a fresh tab of that size and wait until it is there."""
+        """Load `path` in a new tab of that size and wait until it is loaded."""
         self.url, self.requests, self.faults = path.resolve().as_uri(), [], []
         old, self._session = self._target, {}
         self._target = self.call("Target.createTarget", url="about:blank")["targetId"]
         if old:
             self.call("Target.closeTarget", targetId=old)
-        self._session = {
-            "sessionId": self.call("Target.attachToTarget", targetId=self._target, flatten=True)[
-                "sessionId"
-            ]
-        }
+        attached = self.call("Target.attachToTarget", targetId=self._target, flatten=True)
+        self._session = {"sessionId": attached["sessionId"]}
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
         self.size(width, height)
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self._done.clear()
+        self._events.clear()
         self.call("Page.navigate", url=self.url)
-        while "Page.loadEventFired" not in self._done:
+        while "Page.loadEventFired" not in self._events:
             self._read()
         self.call("Emulation.setScriptExecutionDisabled", value=False)
 
@@ -84,32 +88,31 @@ class Tab:
         )
 
     def value(self, script: str) -> Any:
-        """What `script` evaluates to, as JSON."""
-        told = self.call(
+        """The value of `script`, as JSON."""
+        reply = self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
-        assert "exceptionDetails" not in told, f"{script}: {told['exceptionDetails']}"
-        return told["result"].get("value")
+        assert "exceptionDetails" not in reply, f"{script}: {reply['exceptionDetails']}"
+        return reply["result"].get("value")
 
     def key(self, name: str, text: str = "") -> None:
-        """Press and release a key as a person would."""
+        """Press and release a key."""
         code = {"Tab": 9, "Enter": 13, "Escape": 27}.get(name, ord(name[0].upper()))
-        told = {"key": name, "code": name, "windowsVirtualKeyCode": code}
-        self.call(
-            "Input.dispatchKeyEvent", type="keyDown", **told, **({"text": text} if text else {})
-        )
-        self.call("Input.dispatchKeyEvent", type="keyUp", **told)
+        key = {"key": name, "code": name, "windowsVirtualKeyCode": code}
+        typed = {"text": text} if text else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **key, **typed)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **key)
 
     def _read(self) -> dict[str, Any]:
-        """The next message; what it tells of requests and faults is kept."""
-        while b"\0" not in self._rest:
-            got = os.read(self._reader, 1 << 20)
-            assert got, "the browser has ended"
-            self._rest += got
-        line, _, self._rest = self._rest.partition(b"\0")
-        told = json.loads(line)
-        method, params = told.get("method", ""), told.get("params", {})
-        self._done.add(method)
+        """The next message; its requests and faults are recorded."""
+        while b"\0" not in self._buffer:
+            data = os.read(self._reader, 1 << 20)
+            assert data, "the browser has ended"
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\0")
+        message = json.loads(line)
+        method, params = message.get("method", ""), message.get("params", {})
+        self._events.add(method)
         if method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
@@ -118,7 +121,7 @@ class Tab:
             self.faults.append(json.dumps(params["exceptionDetails"]))
         elif method == "Runtime.consoleAPICalled":
             self.faults.append(json.dumps(params["args"]))
-        return told
+        return message
 
 
 @contextmanager
@@ -126,12 +129,14 @@ def browser() -> Iterator[Tab]:
     """A running Chromium with nothing open yet; `Tab.open` opens a page in it."""
     to_browser, from_browser = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # The pipe's ends must be 3 and 4 in the child: the shell puts them there.
+        # The ends of the pipe must be 3 and 4 in the child; the shell moves them there.
         script = f'exec "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}'
         process = subprocess.Popen(
             ["bash", "-c", script, "bash", CHROMIUM, *_FLAGS, f"--user-data-dir={profile}"],
-            pass_fds=(to_browser[0], from_browser[1]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            pass_fds=(to_browser[0], from_browser[1]),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(to_browser[0])
         os.close(from_browser[1])
         tab = Tab(from_browser[0], to_browser[1])
@@ -145,4 +150,4 @@ def browser() -> Iterator[Tab]:
             process.wait(20)
             os.close(from_browser[0])
             os.close(to_browser[1])
-            time.sleep(0.1)  # its helpers let go of the profile
+            time.sleep(0.1)  # until its child processes release the profile
