@@ -1,6 +1,6 @@
-"""A smaller test set that is still like the whole one: whole substances, drawn evenly over what is asked about them.
+"""A smaller test set that resembles the whole one: whole substances from every cell.
 
-whole_substances(test, 500, 2025)    # rows of test.parquet on about 500 of its prompts
+whole_substances(test, 500, 2025)    # the rows of test.parquet with about 500 of its prompts
 """
 
 import hashlib
@@ -10,27 +10,29 @@ import polars as pl
 
 
 def whole_substances(test: pl.DataFrame, limit: int, random_seed: int) -> pl.DataFrame:
-    """The rows of `test` about so many substances that they have about `limit` prompts; all rows where it has no more.
+    """The rows of so many substances of `test` that they have about `limit` prompts.
 
-    Substances are sorted by the cells they are asked about (label and kind of intent), in each by lot, and taken at even distances.
+    All rows if it has no more than that. Substances are sorted by the cells (label and kind of
+    intent) that they have prompts in, shuffled within equal cells, and taken at even distances.
     """
-    cell = pl.concat_str("expected", "intent_kind", separator=" ")
-    asked = test.group_by("substance_id").agg(cells=cell.unique().sort().str.join(", "))
     prompts = test["prompt_id"].n_unique()
     if limit >= prompts:
         return test
-    rows = sorted(
-        (cells, _lot(substance, random_seed), substance) for substance, cells in asked.iter_rows()
+    cell = pl.concat_str("expected", "intent_kind", separator=" ")
+    cells_of = test.group_by("substance_id").agg(cells=cell.unique().sort().str.join(", "))
+    ranked = sorted(
+        (cells, _digest(substance, random_seed), substance)
+        for substance, cells in cells_of.iter_rows()
     )
-    count = max(1, round(limit * len(rows) / prompts))
-    chosen = [rows[int((i + 0.5) * len(rows) / count)][2] for i in range(count)]
-    return test.filter(pl.col("substance_id").is_in(chosen))
+    count = max(1, round(limit * len(ranked) / prompts))
+    substances = [ranked[int((i + 0.5) * len(ranked) / count)][2] for i in range(count)]
+    return test.filter(pl.col("substance_id").is_in(substances))
 
 
-def folder_of(limit: int | None, whole: Path) -> Path:
-    """Where results on a part of the test set go: beside, never over, those on all of it, whose folder is `whole`."""
-    return whole if limit is None else whole / f"limit-{limit}"
+def folder_of(limit: int | None, folder: Path) -> Path:
+    """Where results on part of the test set go: below `folder`, which has those on all of it."""
+    return folder if limit is None else folder / f"limit-{limit}"
 
 
-def _lot(substance_id: str, random_seed: int) -> str:
+def _digest(substance_id: str, random_seed: int) -> str:
     return hashlib.sha256(f"{random_seed}:benchmark:{substance_id}".encode()).hexdigest()
