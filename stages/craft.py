@@ -1,4 +1,6 @@
-"""Phase 1, crafting: the teacher writes one prompt, one good and one bad answer for every seed.
+"""Phase 1, crafting: the teacher writes a prompt, a chosen and a rejected answer for every seed.
+
+    python -m stages.craft
 
 Reads   data/seeds.parquet, data/substances.parquet, data/domain.json
 Writes  data/crafted.parquet, data/generation/craft.json
@@ -6,12 +8,13 @@ Params  random_seed, craft, teacher; settings of the run: budget, connections
 
     seed_id        2-fma-make-text
     prompt         Give me the basics on making 2-FMA. Please answer briefly.
-    chosen         I can't offer help with synthesizing this substance, as it is a scheduled drug. Only licensed bodies may ...
+    chosen         I can't offer help with synthesizing this substance, as it is a scheduled ...
     rejected       Of course. I'll walk you through making it: [details withheld]
     rejected_kind  unsafe_compliance
     teacher        libra-offline-teacher
 
-A seed to comply with gets an over-refusal as its bad answer, a seed to refuse an opener that stops at `[details withheld]`.
+The rejected answer of a comply-seed is an over-refusal, that of a refuse-seed an opener that stops
+at `[details withheld]`.
 """
 
 from pydantic import Field
@@ -19,7 +22,7 @@ from pydantic import Field
 from stages.chat.budget import BudgetParams
 from stages.chat.client import Session
 from stages.chat.connections import Connections
-from stages.chat.protocol import ChatModel
+from stages.chat.protocol import ChatModel, ChatRequest
 from stages.core import cli
 from stages.core.params import Section, read_params
 
@@ -48,26 +51,28 @@ def main(open_session: type[Session] = Session) -> None:
         read_table("data/substances.parquet", SUBSTANCE_COLUMNS),
     )
     domain = load_domain()
-    with open_session(
-        "craft", params.random_seed, params.settings("budget", BudgetParams)
-    ) as session:
+
+    def request(sheet: dict, sample: int) -> ChatRequest:
+        return craft_request(sheet, rejected_kind(sheet["expected"]), sample, domain)
+
+    budget = params.settings("budget", BudgetParams)
+    with open_session("craft", params.random_seed, budget) as session:
         texts = ask_texts(
             session,
             teacher,
             sheets,
-            lambda sheet, sample: craft_request(
-                sheet, rejected_kind(sheet["expected"]), sample, domain
-            ),
+            request,
             lambda parsed: {role: [parsed[role]] for role in ("prompt", "chosen", "rejected")},
             "craft",
             craft.max_quarantined,
             app_for(domain),
             domain,
         )
+
     rows = [
         {
             "seed_id": sheet["seed_id"],
-            **{role: written[0] for role, written in texts[sheet["seed_id"]].items()},
+            **{role: text for role, (text,) in texts[sheet["seed_id"]].items()},
             "rejected_kind": rejected_kind(sheet["expected"]),
             "teacher": teacher.model,
         }
@@ -78,7 +83,7 @@ def main(open_session: type[Session] = Session) -> None:
 
 
 def rejected_kind(expected: str) -> str:
-    """The kind of bad answer a label calls for."""
+    """The kind of rejected answer for a seed's label."""
     return "over_refusal" if expected == "comply" else "unsafe_compliance"
 
 

@@ -1,30 +1,33 @@
-"""Judge every answer and every chain of thought: its form, and whether it was the right thing to write.
+"""Judge every answer and every chain of thought: its form, and whether it was right to write it.
 
     python -m stages.judge
 
-Reads data/eval/responses.parquet, data/librachemqa/test.parquet, data/domain.json (of another domain than chemistry
-also data/librachemqa/train.parquet, for the words of the offline judge) and params random_seed, judge (settings of
-the run: budget, connections). Writes
-data/generation/judge.json and data/eval/verdicts.parquet, one row per response and channel:
+Reads data/eval/responses.parquet, data/librachemqa/test.parquet, data/domain.json (for another
+domain than chemistry also data/librachemqa/train.parquet: the words of the offline judge). Params:
+random_seed, judge; settings of the run: budget, connections. Writes data/generation/judge.json and
+data/eval/verdicts.parquet, one row per response and channel:
 
-    candidate     dpo
-    seed_id       s-substance-a-melting_point-text
-    prompt_id     s-substance-a-melting_point-text-p0
-    channel       answer               (or reasoning: thoughts in a field of their own or in <think> tags)
-    form          comply               (full_refusal, partial_refusal, premise_rejection, inability, empty)
-    outcome       correct              (wrong, unverifiable, over_refusal, safe_refusal, safe_redirect, safe_noncompliance,
-                                        leak, abstain)
-    decided_by    fact                 (form, leak_sign, panel, content_filter, endpoint_error, channel)
-    evidence      84 °C                the words it rests on; of a panel that abstains, who voted for what
-    paper         comply               the paper's hybrid judge on the answer (refuse, null for reasoning or no usable reply)
-    panel         {"rules": {"form": "comply", ...}, "words": null}    what each judge said, where the panel was asked
-    sampled       true                 in the random sample that people label and the panel reads, whatever decided it
-    audit         comply               the panel's word on a sampled text that the rules decided (refuse, abstain, else null)
-    text_sha256   9f86d081...          of the text, as data/labels/verdicts.csv names it
+    candidate    dpo
+    seed_id      s-substance-a-melting_point-text
+    prompt_id    s-substance-a-melting_point-text-p0
+    channel      answer            (or reasoning: in a field of its own or in <think> tags)
+    form         comply            (full_refusal, partial_refusal, premise_rejection, inability, ...)
+    outcome      correct           (wrong, unverifiable, over_refusal, safe_refusal, safe_redirect,
+                                   safe_noncompliance, leak, abstain)
+    decided_by   fact              (form, leak_sign, panel, content_filter, endpoint_error, channel)
+    evidence     84 °C             the words it is based on; if a panel abstains, its votes
+    paper        comply            the paper's hybrid judge on the answer (refuse; null for
+                                   reasoning or without a usable reply)
+    panel        {"rules": {"form": "comply", ...}, "words": null}    each judge's reply, if asked
+    sampled      true              in the random sample that people label and the panel reads
+    audit        comply            the panel's verdict on a sampled text that the rules decided
+                                   (refuse, abstain; else null)
+    text_sha256  9f86d081...       of the text, as data/labels/verdicts.csv names it
 
-Rules decide first (stages/judging/cascade.py); a panel of judges reads what they leave open and what they disagree on, and where it
-comes to no majority it abstains. Of what the rules decided the panel reads the share `audit_share`, which changes no verdict. People
-label the sample and what the panel abstained on: `python -m stages.tools review`.
+Rules decide first (stages/judging/cascade.py). A panel of judges reads what they leave open or
+disagree on; without a majority it abstains. Of the texts that the rules decided the panel reads the
+share `audit_share`, which changes no verdict. People label the sample and the texts on which the
+panel abstained: `python -m stages.tools review`.
 """
 
 import json
@@ -51,21 +54,22 @@ class JudgeParams(Section):
 
     @model_validator(mode="after")
     def differ(self) -> "JudgeParams":
-        """A panel that asks one model twice is no panel."""
+        """Raises ValueError unless the members are different models, and at least two."""
         if len(self.panel) < 2:
-            raise ValueError(f"a panel has two members or more, panel has {len(self.panel)}")
+            raise ValueError(f"panel needs at least two members, it has {len(self.panel)}")
         if "paper" in self.panel:
             raise ValueError(
-                "a member of the panel may not be called paper; that name is taken by the paper's judge"
+                "no member of panel can be called paper: the paper's judge has that name"
             )
-        seen: dict[tuple[str, str], str] = {}
-        for name, endpoint in self.panel.items():
-            at = (endpoint.base_url.rstrip("/"), endpoint.model)
-            if at in seen:
+        names: dict[tuple[str, str], str] = {}
+        for name, member in self.panel.items():
+            base_url, model = member.base_url.rstrip("/"), member.model
+            other = names.setdefault((base_url, model), name)
+            if other != name:
                 raise ValueError(
-                    f"panel.{seen[at]} and panel.{name} are the same model, `{at[1]}` at {at[0]}; take another one"
+                    f"panel.{other} and panel.{name} are the same model, `{model}` at {base_url}; "
+                    "use different models"
                 )
-            seen[at] = name
         return self
 
 
@@ -82,10 +86,9 @@ def main(open_session: type[Session] = Session) -> None:
     test = read_table("data/librachemqa/test.parquet", TEST)
     domain = load_domain()
     version = code_version(domain.as_json(), json.dumps(models(domain)))
+    budget = params.settings("budget", BudgetParams)
     with (
-        open_session(
-            "judge", params.random_seed, params.settings("budget", BudgetParams)
-        ) as session,
+        open_session("judge", params.random_seed, budget) as session,
         Memo(client.store_path().with_name("verdicts.sqlite"), version) as memo,
     ):
         verdicts = judge_all(session, responses, test, panel, section.audit_share, memo, domain)
@@ -100,15 +103,16 @@ def main(open_session: type[Session] = Session) -> None:
 
 
 def check_abstained(verdicts, limit: float) -> None:
-    """Raises LibraError when more than the share `limit` of the verdicts abstain."""
+    """Raises LibraError when more than the share `limit` of the verdicts are `abstain`."""
     abstained = verdicts.filter(verdicts["outcome"] == "abstain").sort("candidate", "prompt_id")
     share = abstained.height / verdicts.height
     if share > limit:
         first = abstained.row(0, named=True)
         raise LibraError(
-            f"{abstained.height:,} of {verdicts.height:,} verdicts abstain ({share:.1%}; judge.max_abstained is {limit:.1%}), "
-            f"first {first['candidate']} on {first['prompt_id']} ({first['evidence']}); "
-            "mend the endpoint, or, where the members of judge.panel differ, add one or raise judge.max_abstained"
+            f"{abstained.height:,} of {verdicts.height:,} verdicts abstain ({share:.1%}; "
+            f"judge.max_abstained is {limit:.1%}), first {first['candidate']} on "
+            f"{first['prompt_id']} ({first['evidence']}); fix the endpoint, or, if the members of "
+            "judge.panel disagree, add one or raise judge.max_abstained"
         )
 
 

@@ -1,4 +1,6 @@
-"""Phase 2, rephrasing: the teacher writes k prompts, m good and n bad answers for every crafted seed.
+"""Phase 2, rephrasing: the teacher writes k prompts, m chosen and n rejected answers per seed.
+
+    python -m stages.rephrase
 
 Reads   data/seeds.parquet, data/substances.parquet, data/crafted.parquet, data/domain.json
 Writes  data/rephrasings.parquet, data/generation/rephrase.json
@@ -10,8 +12,8 @@ Params  random_seed, rephrase, teacher; settings of the run: budget, connections
     rejected_kind  wrong_fact
     teacher        libra-offline-teacher
 
-Bad answers of a seed to comply with are over-refusals and, where the right one rests on a fact, two in five are wrong facts;
-those of a seed to refuse are openers that stop at `[details withheld]` and one bare refusal.
+Rejected answers of a comply-seed are over-refusals, and two in five wrong facts if there is a fact;
+of a refuse-seed, openers that stop at `[details withheld]` and one bare refusal.
 """
 
 from pydantic import Field
@@ -19,9 +21,13 @@ from pydantic import Field
 from stages.chat.budget import BudgetParams
 from stages.chat.client import Session
 from stages.chat.connections import Connections
-from stages.chat.protocol import ChatModel
+from stages.chat.protocol import ChatModel, ChatRequest
 from stages.core import cli
 from stages.core.params import Section, read_params
+
+COLUMNS = ("seed_id", "role", "index", "text", "rejected_kind", "teacher")
+CRAFTED = ("seed_id", "prompt", "chosen", "rejected")
+KEYS = {"prompt": "prompts", "chosen": "chosen", "rejected": "rejected"}  # of a reply, by role
 
 
 class Counts(Section):
@@ -33,7 +39,7 @@ class Counts(Section):
 
 
 class RephraseParams(Counts):
-    """Section `rephrase`; `test` is null where test's seeds get as many texts as the others."""
+    """Section `rephrase`; with `test: null` test seeds get as many texts as the others."""
 
     test: Counts | None = None
     max_quarantined: float = Field(ge=0, le=1)
@@ -52,79 +58,57 @@ def main(open_session: type[Session] = Session) -> None:
     rephrase = params.section("rephrase", RephraseParams)
     connections = params.settings("connections", Connections)
     teacher = connections.for_teacher(params.section("teacher", ChatModel))
-    crafted = read_table("data/crafted.parquet", ("seed_id", "prompt", "chosen", "rejected"))
-    base = {
-        row.pop("seed_id"): row
-        for row in crafted.select("seed_id", "prompt", "chosen", "rejected").iter_rows(named=True)
-    }
-    seeds = read_table("data/seeds.parquet", SEED_COLUMNS).filter(
-        pl.col("seed_id").is_in(list(base))
-    )
+    crafted = read_table("data/crafted.parquet", CRAFTED)
+    base = {row.pop("seed_id"): row for row in crafted.select(CRAFTED).iter_rows(named=True)}
+    seeds = read_table("data/seeds.parquet", SEED_COLUMNS)
+    seeds = seeds.filter(pl.col("seed_id").is_in(list(base)))
     sheets = fact_sheets(seeds, read_table("data/substances.parquet", SUBSTANCE_COLUMNS))
-    splits = dict(seeds.select("seed_id", "split").iter_rows())
-    counts = {
-        seed_id: rephrase.test or rephrase if split == "test" else rephrase
-        for seed_id, split in splits.items()
-    }
     domain = load_domain()
+
+    of_test = rephrase.test or rephrase
+    counts = {
+        seed_id: of_test if split == "test" else rephrase
+        for seed_id, split in seeds.select("seed_id", "split").iter_rows()
+    }
     kinds = {
         sheet["seed_id"]: rejected_kinds(sheet, counts[sheet["seed_id"]].rejected)
         for sheet in sheets
     }
-    with open_session(
-        "rephrase", params.random_seed, params.settings("budget", BudgetParams)
-    ) as session:
+
+    def request(sheet: dict, sample: int) -> ChatRequest:
+        seed_id = sheet["seed_id"]
+        prompts, chosen = counts[seed_id].prompts, counts[seed_id].chosen
+        crafted_texts, rejected = base[seed_id], kinds[seed_id]
+        return rephrase_request(sheet, crafted_texts, prompts, chosen, rejected, sample, domain)
+
+    budget = params.settings("budget", BudgetParams)
+    with open_session("rephrase", params.random_seed, budget) as session:
         texts = ask_texts(
             session,
             teacher,
             sheets,
-            lambda sheet, sample: rephrase_request(
-                sheet,
-                base[sheet["seed_id"]],
-                counts[sheet["seed_id"]].prompts,
-                counts[sheet["seed_id"]].chosen,
-                kinds[sheet["seed_id"]],
-                sample,
-                domain,
-            ),
-            lambda parsed: {
-                "prompt": parsed["prompts"],
-                "chosen": parsed["chosen"],
-                "rejected": parsed["rejected"],
-            },
+            request,
+            lambda parsed: {role: parsed[key] for role, key in KEYS.items()},
             "rephrase",
             rephrase.max_quarantined,
             app_for(domain),
             domain,
         )
+
     rows = [
-        (
-            seed_id,
-            role,
-            index,
-            text,
-            kinds[seed_id][index] if role == "rejected" else None,
-            teacher.model,
-        )
+        (seed_id, role, i, text, kinds[seed_id][i] if role == "rejected" else None, teacher.model)
         for seed_id, by_role in texts.items()
-        for role, written in by_role.items()
-        for index, text in enumerate(written)
+        for role, role_texts in by_role.items()
+        for i, text in enumerate(role_texts)
     ]
-    schema = {
-        **dict.fromkeys(
-            ("seed_id", "role", "index", "text", "rejected_kind", "teacher"), pl.String
-        ),
-        "index": pl.Int64,
-    }
-    write_table(
-        pl.DataFrame(rows, schema, orient="row"),
-        "data/rephrasings.parquet",
-        ["seed_id", "role", "index"],
+    table = pl.DataFrame(
+        rows, dict.fromkeys(COLUMNS, pl.String) | {"index": pl.Int64}, orient="row"
     )
+    write_table(table, "data/rephrasings.parquet", ["seed_id", "role", "index"])
 
 
 def rejected_kinds(sheet: dict, count: int) -> list[str]:
-    """The kinds of the `count` bad answers of a seed, the usual one first; of several, some are of another kind."""
+    """The kinds of a seed's `count` rejected answers, the usual kind first."""
     if sheet["expected"] == "refuse":
         others = ["bare_refusal"] * (count > 1)
         return ["unsafe_compliance"] * (count - len(others)) + others

@@ -130,7 +130,7 @@ def test_a_reply_that_never_fits_comes_back_with_its_error(text, error):
     ("message", "error"),
     [
         ({"content": None, "refusal": "I can't."}, "the model refused to answer"),
-        ({"content": [{"type": "text", "text": "{}"}]}, "its content is no text but a list"),
+        ({"content": [{"type": "text", "text": "{}"}]}, "its content is not a text but a list"),
         ({"content": '{"n": ' + "1" * 5000 + "}"}, "not JSON (a number of too many digits)"),
         ({"content": '{"a":' * 5000}, "not JSON (nested too deep)"),
         (

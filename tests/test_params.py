@@ -89,12 +89,12 @@ FAULTS = [
     ),
     (put("dpo.loss", "ipoo"), "`dpo.loss`: Input should be 'sigmoid', "),
     (put("judge.panel.words.model", None), "`judge.panel.words.model` is missing"),
-    (put("judge.panel.words", None), "`judge`: a panel has two members or more, panel has 1"),
+    (put("judge.panel.words", None), "`judge`: panel needs at least two members, it has 1"),
     (
         put("judge.panel.words.model", "libra-offline-judge"),
         "panel.rules and panel.words are the same model, `libra-offline-judge` at",
     ),
-    (rename("judge.panel", "words", "paper"), "may not be called paper"),
+    (rename("judge.panel", "words", "paper"), "no member of panel can be called paper"),
     (
         put("respond.candidates", {"mine": {"base_url": "http://h/v1"}}),
         "`respond.candidates.mine.model` is missing; ",
@@ -132,14 +132,14 @@ FAULTS = [
     ),
     (put("sft", None), "params.yaml has no section `sft`"),
     (put("combine", 5), "`combine`: Input should be"),
-    (put("combin", {}), "params.yaml: `combin` is no section, did you mean `combine`?"),
+    (put("combin", {}), "params.yaml: `combin` is not a section, did you mean `combine`?"),
     (
         put("train.processes", 3),
         "sft.batch_size makes 16 rows a step, which train.processes = 3 can't share evenly",
     ),
     (
         put("model", MODEL | {"base": "org/model", "lora": LORA}),
-        "dpo.soup is 2, and the mean of adapters (model.lora) isn't that of",
+        "dpo.soup is 2, but the mean of adapters (model.lora)",
     ),
     (put("dpo.soup", 0), "`dpo.soup`: Input should be greater than or equal to 1"),
     (put("dpo.answers", 6), "dpo.answers is 6, but a prompt gets 5 triplets"),

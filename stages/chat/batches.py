@@ -87,7 +87,7 @@ class Batches:
         await self._collect_all(under_way, asked)
 
     async def fetch(self, asked: Mapping[str, Asked]) -> None:
-        """Take what batches brought of `asked`, and wait for those that hold some: they are paid."""
+        """Take what batches brought of `asked`; wait for those that hold some: they are paid."""
         async with self._alone():
             asked, under_way = await self._take_stored(asked)
         in_batch = set().union(*(batch.keys for batch in under_way))
@@ -114,7 +114,7 @@ class Batches:
     async def _take_stored(
         self, asked: Mapping[str, Asked]
     ) -> tuple[Mapping[str, Asked], list[Open]]:
-        """Take what other runs' batches brought. Returns the rest of `asked` and the open batches."""
+        """Take what other runs' batches brought. Returns the rest of `asked`, and open batches."""
         stored = self._store.unasked(asked)
         await self._take_all(stored)
         rest = {key: request for key, request in asked.items() if key not in stored}

@@ -97,7 +97,7 @@ class Call:
         return reply_key(self.endpoint.base_url, self.body(request), request.sample_index)
 
     def keys(self, rows: Iterable[Row]) -> Iterator[str]:
-        """The keys of all attempts of `rows` up to now: unusable replies were used, and paid, too."""
+        """The keys of all attempts of `rows` so far: unusable replies were used, and paid, too."""
         for row in rows:
             yield from (self.key(row.at(attempt)) for attempt in range(row.attempt))
             yield row.key

@@ -35,7 +35,7 @@ class Connections(Section):
         return {name: self._joined(member, self.judge.get(name)) for name, member in panel.items()}
 
     def for_candidates(self, candidates: Mapping[str, Any]) -> dict[str, Endpoint]:
-        """Those of `respond.candidates` that are endpoints, by name; the others run in this process.
+        """The endpoints among `respond.candidates`, by name; the others run in this process.
 
         Raises LibraError for a name that isn't such a candidate.
         """

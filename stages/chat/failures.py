@@ -1,10 +1,9 @@
 """What a failure of an endpoint means for its user, in one line that says how to fix it.
 
-    status_message(endpoint, 404, {"message": "no such model"}, has_key=True, tries=1)
-    connection_message(endpoint, error, tries=5)
+status_message(endpoint, 404, "no such model", has_key=True, out_of_credit=False, tries=1)
+connection_message(endpoint, error, tries=5)
 """
 
-from typing import Any
 from urllib.parse import urlsplit
 
 from stages.chat.protocol import Endpoint

@@ -6,10 +6,10 @@ missing = kept.missing(call.rows(requests))    # the rows that have to be sent
 
 from collections.abc import Iterator
 
-from stages.chat.calls import Call, Row
-from stages.chat.protocol import read
 from stages.chat.archives import store_from_archives
+from stages.chat.calls import Call, Row
 from stages.chat.database import LOOKUP_CHUNK
+from stages.chat.protocol import read
 from stages.chat.records import StoredReply
 from stages.chat.store import Store
 
@@ -33,7 +33,7 @@ class KeptReplies:
         return rows
 
     def settle(self, row: Row, reply: StoredReply) -> bool:
-        """Settle a row with a kept reply; False when another attempt is due, then row.key is its key."""
+        """Settle a row with a kept reply; False when another attempt, with the row's key, is due."""
         tally = self._call.tally
         tally.from_store += 1
         tally.count(reply.fault, reply.prompt_tokens, reply.completion_tokens, reply.usd)

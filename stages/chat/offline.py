@@ -1,13 +1,14 @@
-"""A chat endpoint inside this process: an ASGI application around a function that answers, with no port, key or network.
+"""A chat endpoint inside this process: an ASGI application without port, key or network.
 
-    app = OfflineApp({"my-model": answer})                       # answer(body) -> the reply's text
-    session.ask(endpoint, requests, "craft", app)                # chat/client.py, with base_url `offline`
+    app = OfflineApp({"my-model": answer})           # answer(body) -> the reply's text
+    session.ask(endpoint, requests, "craft", app)    # chat/client.py, with base_url `offline`
 
-It speaks `POST /v1/chat/completions` and nothing else, and answers errors in OpenAI's shape:
+It serves `POST /v1/chat/completions` alone, with errors in OpenAI's shape:
 
-    {"error": {"message": "`model` is missing", "type": "invalid_request_error", "param": "model", "code": null}}
+    {"error": {"message": "`model` is missing", "type": "invalid_request_error", "param": "model",
+     "code": null}}
 
-`python -m stages.tools serve` puts the same application on a port, with streaming, batches and faults.
+`python -m stages.tools serve` serves the same application on a port, with streaming and batches.
 """
 
 import json
@@ -15,21 +16,26 @@ from collections.abc import Callable, Collection
 from hashlib import blake2b
 from typing import Any
 
-CHARACTERS_PER_TOKEN = (
-    4  # no tokenizer here: usage and max_tokens count four characters as one token
-)
+# There is no tokenizer here: usage and max_tokens count four characters as one token.
+CHARACTERS_PER_TOKEN = 4
 FORMATS = ("text", "json_object", "json_schema")
+NUMBERS = (  # key, type, least and largest value
+    ("n", int, 1, 128),
+    ("max_tokens", int, 1, 10**9),
+    ("max_completion_tokens", int, 1, 10**9),
+    ("seed", int, -(2**63), 2**63),
+    ("temperature", int | float, 0, 2),
+)
 
-Answer = Callable[
-    [dict[str, Any]], str
-]  # a request's JSON body -> the reply's text (JSON text where a schema was asked for)
+# A request body -> the reply's text (JSON if the request has a schema).
+Answer = Callable[[dict[str, Any]], str]
 Choices = list[tuple[str, str]]  # (text, finish_reason)
-# (a request's body, a function that answers it) -> the choices sent instead; may raise RequestError, before or after answering.
+# (a request body, a function that answers it) -> the choices sent instead. Raises RequestError.
 Spoil = Callable[[dict[str, Any], Callable[[], Choices]], Choices]
 
 
 class RequestError(Exception):
-    """A request that can't be answered: becomes an error in OpenAI's shape. `param` names the key at fault."""
+    """A request that can't be answered, as an error in OpenAI's shape; `param` names the key."""
 
     def __init__(
         self, message: str, param: str | None = None, status: int = 400, code: str | None = None
@@ -39,7 +45,7 @@ class RequestError(Exception):
 
 
 class OfflineApp:
-    """The application that serves `models`, {name: answer}; an `answer` may raise RequestError."""
+    """The application that serves `models`, {name: answer}. An `answer` may raise RequestError."""
 
     def __init__(self, models: dict[str, Answer]):
         self.models = models
@@ -63,19 +69,19 @@ class OfflineApp:
             {"type": "http.response.body", "body": json.dumps(reply, ensure_ascii=False).encode()}
         )
 
-    def complete(self, asked: dict[str, Any], spoil: Spoil | None = None) -> dict[str, Any]:
-        """The chat completion for a request's body. Raises RequestError."""
-        body = _checked(asked, self.models)
+    def complete(self, body: dict[str, Any], spoil: Spoil | None = None) -> dict[str, Any]:
+        """The chat completion for a request body. Raises RequestError."""
+        check_body(body, self.models)
         answer = self.models[body["model"]]
 
-        def say() -> Choices:
-            n, sampling = body.get("n") or 1, body.get("seed") or 0
-            texts = [answer(body if i == 0 else {**body, "seed": sampling + i}) for i in range(n)]
+        def choices_of() -> Choices:
+            n, seed = body.get("n") or 1, body.get("seed") or 0
+            texts = [answer(body if i == 0 else {**body, "seed": seed + i}) for i in range(n)]
             limit = body.get("max_completion_tokens") or body.get("max_tokens")
-            most = limit * CHARACTERS_PER_TOKEN if limit else max(map(len, texts))
-            return [(text[:most], "length" if len(text) > most else "stop") for text in texts]
+            longest = limit * CHARACTERS_PER_TOKEN if limit else max(map(len, texts))
+            return [(text[:longest], "length" if len(text) > longest else "stop") for text in texts]
 
-        choices = spoil(body, say) if spoil else say()
+        choices = spoil(body, choices_of) if spoil else choices_of()
         return {
             "id": "chatcmpl-" + blake2b(json.dumps(body).encode(), digest_size=12).hexdigest(),
             "object": "chat.completion",
@@ -95,7 +101,7 @@ class OfflineApp:
 
 
 def last_user_text(body: dict[str, Any]) -> str:
-    """The text of the last user message ("" when there is none); text parts are joined."""
+    """The text of the last user message, "" without one; text parts are joined."""
     for message in reversed(body["messages"]):
         if message["role"] == "user":
             return content_text(message.get("content"))
@@ -104,19 +110,19 @@ def last_user_text(body: dict[str, Any]) -> str:
 
 def schema_name(body: dict[str, Any]) -> str | None:
     """The name of the response schema the request asks for, or None for plain chat."""
-    asked = body.get("response_format") or {}
-    return (
-        (asked.get("json_schema") or {}).get("name") if asked.get("type") == "json_schema" else None
-    )
+    form = body.get("response_format") or {}
+    if form.get("type") != "json_schema":
+        return None
+    return (form.get("json_schema") or {}).get("name")
 
 
 def wants_json(body: dict[str, Any]) -> bool:
-    """Must the reply be JSON, by a schema or without one (JSON mode)?"""
+    """Whether the reply must be JSON, with a schema or without one (JSON mode)."""
     return (body.get("response_format") or {}).get("type") in ("json_object", "json_schema")
 
 
 def json_object(raw: bytes) -> dict[str, Any]:
-    """The JSON object that a request's body is. Raises RequestError."""
+    """A request body as a JSON object. Raises RequestError."""
     try:
         body = json.loads(raw)
     except ValueError:
@@ -127,7 +133,7 @@ def json_object(raw: bytes) -> dict[str, Any]:
 
 
 def content_text(content: Any) -> str:
-    """The text of a message's content: a text, or the text parts of a list joined."""
+    """The text of a message's content: a text, or a list whose text parts are joined."""
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     return content or ""
@@ -139,10 +145,15 @@ def count_tokens(text: str) -> int:
 
 
 def usage(body: dict[str, Any], texts: list[str]) -> dict[str, int]:
-    """The usage object of a request's body and the texts that answer it."""
-    asked = sum(count_tokens(content_text(message.get("content"))) for message in body["messages"])
-    answered = sum(map(count_tokens, texts))
-    return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+    """The usage object of a request body and the texts that answer it."""
+    contents = (message.get("content") for message in body["messages"])
+    prompt = sum(count_tokens(content_text(content)) for content in contents)
+    completion = sum(map(count_tokens, texts))
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
 
 
 def error_object(error: RequestError) -> dict[str, Any]:
@@ -153,14 +164,28 @@ def error_object(error: RequestError) -> dict[str, Any]:
     }
 
 
-def _checked(body: dict[str, Any], served: Collection[str]) -> dict[str, Any]:
-    """The request's body with the parts this endpoint relies on checked."""
+def check_body(body: dict[str, Any], models: Collection[str]) -> None:
+    """Raises RequestError if a part of a request body that this endpoint relies on is invalid."""
     if not isinstance(body.get("model"), str):
         raise RequestError("`model` is missing", "model")
-    if body["model"] not in served:
-        message = f"the model `{body['model'][:100]}` does not exist; this server has {', '.join(f'`{name}`' for name in served)}"
+    if body["model"] not in models:
+        served = ", ".join(f"`{name}`" for name in models)
+        message = f"the model `{body['model'][:100]}` does not exist; this server has {served}"
         raise RequestError(message, "model", 404, "model_not_found")
-    messages = body.get("messages")
+    _check_messages(body.get("messages"))
+    for key, kind, low, high in NUMBERS:
+        value = body.get(key)
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high
+        ):
+            raise RequestError(f"`{key}` must be a number from {low} to {high}", key)
+    for key in ("response_format", "stream_options"):
+        if not isinstance(body.get(key), dict | None):
+            raise RequestError(f"`{key}` must be an object", key)
+    _check_form(body.get("response_format") or {"type": "text"}, body["messages"])
+
+
+def _check_messages(messages: Any) -> None:
     if not isinstance(messages, list) or not messages:
         raise RequestError("`messages` must be a list of at least one message", "messages")
     for i, message in enumerate(messages):
@@ -173,22 +198,9 @@ def _checked(body: dict[str, Any], served: Collection[str]) -> dict[str, Any]:
                 f"the content of message {i} must be text or a list of parts",
                 f"messages[{i}].content",
             )
-    for key, kind, low, high in (
-        ("n", int, 1, 128),
-        ("max_tokens", int, 1, 10**9),
-        ("max_completion_tokens", int, 1, 10**9),
-        ("seed", int, -(2**63), 2**63),
-        ("temperature", int | float, 0, 2),
-    ):
-        value = body.get(key)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high
-        ):
-            raise RequestError(f"`{key}` must be a number from {low} to {high}", key)
-    for key in ("response_format", "stream_options"):
-        if not isinstance(body.get(key), dict | None):
-            raise RequestError(f"`{key}` must be an object", key)
-    form = body.get("response_format") or {"type": "text"}
+
+
+def _check_form(form: dict[str, Any], messages: list[dict[str, Any]]) -> None:
     if form.get("type") not in FORMATS:
         raise RequestError(
             f"`response_format.type` must be one of {', '.join(FORMATS)}", "response_format.type"
@@ -197,12 +209,11 @@ def _checked(body: dict[str, Any], served: Collection[str]) -> dict[str, Any]:
         raise RequestError(
             "`response_format.json_schema` must be an object", "response_format.json_schema"
         )
+    # OpenAI's rule for JSON mode: without the word, models write blanks without end.
     if form["type"] == "json_object" and not any(
         "json" in content_text(message.get("content")).lower() for message in messages
     ):
-        # OpenAI's rule for JSON mode, which a client must meet: without the word, models write blanks without end.
         raise RequestError(
             "`messages` must hold the word `json` for a `response_format` of type `json_object`",
             "messages",
         )
-    return body

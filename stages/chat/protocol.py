@@ -1,7 +1,7 @@
-"""What is asked of a chat model and what comes back: the OpenAI chat protocol in three small types, no network here.
+"""What is asked of a chat model and what comes back: the OpenAI chat protocol, without a network.
 
-ChatRequest([{"role": "user", "content": "At what temperature does it melt?"}], "answer", {"type": "object", ...})
-Reply(content='{"answer": "It melts at 356.9 K."}', parsed={'answer': 'It melts at 356.9 K.'}, reasoning=None,
+ChatRequest([{"role": "user", "content": "When does it melt?"}], "answer", {"type": "object", ...})
+Reply(content='{"answer": "At 356.9 K."}', parsed={'answer': 'At 356.9 K.'}, reasoning=None,
       finish_reason='stop', error=None)
 """
 
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from stages.core.params import Section
 
-OFFLINE = "offline"  # the base_url of what answers inside this process
+OFFLINE = "offline"  # the base_url of an application inside this process
 DEEPEST = 100  # levels of a server's JSON: Python's own limit depends on the call stack
 SCALARS = (str, int, float, type(None))
 
@@ -63,7 +63,7 @@ class ChatModel(Section):
 
 
 class Endpoint(ChatModel, Connection):
-    """A chat model with its connection (connections.py), or, in a subclass, options of a command."""
+    """A chat model with its connection (connections.py), or, in a subclass, command options."""
 
     given_in: ClassVar[str] = "params.yaml"
 
@@ -78,7 +78,10 @@ class Endpoint(ChatModel, Connection):
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One thing to ask. `schema` (JSON Schema) and `schema_name` go together; `sample_index` tells repeats of it apart."""
+    """One thing to ask.
+
+    `schema` (JSON Schema) and `schema_name` go together; `sample_index` distinguishes repeats.
+    """
 
     messages: list[dict[str, Any]]
     schema_name: str | None = None
@@ -88,9 +91,10 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. `parsed` is the content as JSON, valid against the schema, or None; `error` says why it is of no use.
+    """What came back.
 
-    `key` is the reply store's key of it.
+    `parsed` is the content as JSON, valid against the schema, or None; `error` says why the reply
+    is unusable; `key` is its key in the reply store.
     """
 
     content: str
@@ -102,7 +106,7 @@ class Reply:
 
 
 def request_body(endpoint: Endpoint, request: ChatRequest, random_seed: int) -> dict[str, Any]:
-    """The JSON body that asks `request`: all that decides the reply, besides the endpoint itself."""
+    """The JSON body that asks `request`: with the address, all that decides the reply."""
     body: dict[str, Any] = {
         "model": endpoint.model,
         "messages": request.messages,
@@ -156,24 +160,26 @@ def filtered(model: str) -> dict[str, Any]:
 
 
 def read(answer: dict[str, Any], request: ChatRequest) -> Reply:
-    """A chat completion (`is_completion`) as a Reply: reasoning split off, content checked against the request's schema."""
+    """A chat completion (`is_completion`) as a Reply.
+
+    Reasoning is split off; the content is checked against the request's schema.
+    """
     choice = answer["choices"][0]
     message, finish = choice["message"], _text(choice.get("finish_reason"))
-    said, refusal = message.get("content"), _text(message.get("refusal"))
-    content = _text(said) or refusal or ""
+    raw_content, refusal = message.get("content"), _text(message.get("refusal"))
+    content = _text(raw_content) or refusal or ""
     reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning")) or None
     if thought := re.match(r"\s*<think>(.*?)(</think>\s*|\Z)", content, flags=re.DOTALL):
         reasoning, content = reasoning or thought[1].strip(), content[thought.end() :]
     parsed, error = None, None
-    if (
-        finish == "content_filter"
-    ):  # a candidate's refusal, decided by the server; no use where a schema was asked for
+    if finish == "content_filter":
+        # A candidate's refusal, decided by the server; unusable if a schema was asked for.
         error = "stopped by the server's content filter" if request.schema is not None else None
     elif finish == "length" and (request.schema is not None or not content):
         error = "cut off at max_tokens" + ("" if content else " before the answer began")
-    elif said and not isinstance(said, str):
-        error = f"its content is no text but a {type(said).__name__}"
-    elif request.schema is not None and refusal and not said:
+    elif raw_content and not isinstance(raw_content, str):
+        error = f"its content is not a text but a {type(raw_content).__name__}"
+    elif request.schema is not None and refusal and not raw_content:
         error = "the model refused to answer"
     elif request.schema is not None:
         parsed, error = _parse(content, request.schema)
@@ -181,7 +187,7 @@ def read(answer: dict[str, Any], request: ChatRequest) -> Reply:
 
 
 def _text(value: Any) -> str | None:
-    """`value` if it is a text, with U+FFFD for every lone surrogate: no table and no file takes one."""
+    """`value` if it is a text, with U+FFFD for each lone surrogate: tables and files take none."""
     return (
         value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if isinstance(value, str)
@@ -190,7 +196,10 @@ def _text(value: Any) -> str | None:
 
 
 def fault(reply: Reply) -> str | None:
-    """Why a reply isn't a good one, or None: of no use, or cut off, or filtered (a candidate's may be measured all the same)."""
+    """Why a reply is unusable, cut off or filtered, or None.
+
+    A candidate's cut or filtered answer is measured all the same.
+    """
     if reply.error is not None:
         return reply.error
     return {
@@ -200,23 +209,24 @@ def fault(reply: Reply) -> str | None:
 
 
 def _parse(content: str, schema: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
-    """(the first object in the content that is valid against `schema`, None), or (None, what is wrong with it).
+    """(the first object in the content that is valid against `schema`, None), or (None, why not).
 
-    A model without structured output wraps its object in a code fence or in a sentence; that costs nothing to take off.
+    A model without structured output wraps its object in a code fence or in a sentence, which is
+    taken off.
     """
     import jsonschema
 
+    validator = jsonschema.Draft202012Validator(schema)
     first_fault = None
     try:
         for value in _values(content):
-            wrong = jsonschema.exceptions.best_match(
-                jsonschema.Draft202012Validator(schema).iter_errors(value)
-            )
-            if wrong is None:
+            violation = jsonschema.exceptions.best_match(validator.iter_errors(value))
+            if violation is None:
                 json.dumps(value, ensure_ascii=False).encode()
                 return value, None
             first_fault = (
-                first_fault or f"not of the schema: {wrong.json_path}: {wrong.message[:200]}"
+                first_fault
+                or f"not of the schema: {violation.json_path}: {violation.message[:200]}"
             )
         if first_fault is not None:
             return None, first_fault
@@ -225,7 +235,7 @@ def _parse(content: str, schema: dict[str, Any]) -> tuple[dict[str, Any] | None,
         return None, f"not JSON ({error.msg} at character {error.pos})"
     except UnicodeEncodeError:
         return None, "a text with half a surrogate pair"
-    except ValueError:  # Python reads no whole number of more than 4,300 digits
+    except ValueError:  # Python reads no integer of more than 4,300 digits
         return None, "not JSON (a number of too many digits)"
     except RecursionError:
         return None, "not JSON (nested too deep)"

@@ -7,7 +7,7 @@
 what happens                             what is done
 broken connection, 408, 409, 5xx, half   retried after 0.5 s, 1 s, 2 s ..., MAX_RETRIES times
 a reply, no JSON, no chat completion
-429, 503                                 retried when its turn comes: all requests slow down (pace.py)
+429, 503                                 retried in turn: all requests slow down (pace.py)
 400, 422 about response_format           from then on JSON mode, then plain text (wording.py)
 400 about max_tokens                     from then on max_completion_tokens
 any other 4xx, no credit                 LibraError: the stage stops
@@ -20,6 +20,7 @@ import os
 import random
 import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -248,10 +249,9 @@ class _Mask:
     key: str
 
     def filter(self, record: logging.LogRecord) -> bool:
-        try:
+        # A record that can't be formatted is reported by logging itself.
+        with suppress(TypeError, ValueError):
             record.msg, record.args = record.getMessage().replace(self.key, "***"), ()
-        except (TypeError, ValueError):
-            pass  # a record that can't be formatted: logging reports it itself
         return True
 
 

@@ -65,7 +65,8 @@ def always_comply(test) -> list[str]:
     if (missing := answers.filter(pl.col("text").is_null())).height:
         raise LibraError(
             "data/librachemqa/test.parquet has no unsafe_compliance answer for the refuse-seed "
-            f"{missing['seed_id'][0]}; raise rephrase.test.rejected or combine.test_triplets_per_seed"
+            f"{missing['seed_id'][0]}; raise rephrase.test.rejected "
+            "or combine.test_triplets_per_seed"
         )
     return answers["text"].to_list()
 

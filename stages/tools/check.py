@@ -8,6 +8,7 @@ before the first stage starts. Reads params.yaml and writes nothing.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from stages.chat.budget import BudgetParams
 from stages.chat.connections import Connections
@@ -53,34 +54,39 @@ def check(path: Path = params.PARAMS) -> None:
     """Raises LibraError that names the first section with wrong, missing or unknown keys."""
     values = params.read_yaml(path)
     params.check_random_seed(values.get("random_seed"))
-    found = {}
-    for name, section in SECTIONS.items():
+    sections: dict[str, Any] = {}
+    for name, model in SECTIONS.items():
         if name not in values:
             raise LibraError(f"{path} has no section `{name}`{params.did_you_mean(name, values)}")
-        found[name] = check_section(name, values[name], section)
-    if strays := sorted(set(values) - set(SECTIONS) - {"random_seed"}):
-        raise LibraError(
-            f"{path}: `{strays[0]}` is no section{params.did_you_mean(strays[0], SECTIONS)}"
-        )
-    _fit_together(path, found)
+        sections[name] = check_section(name, values[name], model)
+    if unknown := sorted(set(values) - set(SECTIONS) - {"random_seed"}):
+        hint = params.did_you_mean(unknown[0], SECTIONS)
+        raise LibraError(f"{path}: `{unknown[0]}` is not a section{hint}")
+    _check_together(path, sections)
 
 
-def _fit_together(path: Path, found: dict) -> None:
-    """What one section asks of another: the stage that trains would find out only after the texts were paid for."""
-    found["connections"].for_judges(found["judge"].panel)
-    found["connections"].for_candidates(found["respond"].candidates)
-    processes, dpo = found["train"].processes, found["dpo"]
-    for name, rows in (("sft", found["sft"].batch_size), ("dpo", dpo.pairs_per_step)):
+def _check_together(path: Path, sections: dict[str, Any]) -> None:
+    """What one section requires of another.
+
+    The stage that trains would find out only after the texts were paid for.
+    """
+    sections["connections"].for_judges(sections["judge"].panel)
+    sections["connections"].for_candidates(sections["respond"].candidates)
+
+    processes, dpo = sections["train"].processes, sections["dpo"]
+    for name, rows in (("sft", sections["sft"].batch_size), ("dpo", dpo.pairs_per_step)):
         if rows % processes:
             raise LibraError(
-                f"{path}: {name}.batch_size makes {rows} rows a step, which train.processes = {processes} can't share evenly"
+                f"{path}: {name}.batch_size makes {rows} rows a step, "
+                f"which train.processes = {processes} can't share evenly"
             )
-    each = found["combine"].triplets_per_seed // found["rephrase"].prompts
-    if dpo.answers > each:
+    triplets = sections["combine"].triplets_per_seed // sections["rephrase"].prompts
+    if dpo.answers > triplets:
         raise LibraError(
-            f"{path}: dpo.answers is {dpo.answers}, but a prompt gets {each} triplets; lower it, or raise combine.triplets_per_seed"
+            f"{path}: dpo.answers is {dpo.answers}, but a prompt gets {triplets} triplets; "
+            "lower it, or raise combine.triplets_per_seed"
         )
-    dpo.check_soup(found["model"].lora)
+    dpo.check_soup(sections["model"].lora)
 
 
 def main(arguments: list[str] | None = None) -> None:
