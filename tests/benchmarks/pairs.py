@@ -1,11 +1,13 @@
-"""Which pairs of a prompt's answers DPO should see, at equal compute: matched, random, or the whole grid.
+"""Which pairs of a prompt's answers DPO should see, at equal compute: matched, random or the grid.
 
-    python tests/benchmarks/pairs.py        # 12 trainings with their evaluation, more than an hour on two idle cores; writes TRAINING.md
+    python tests/benchmarks/pairs.py     # over an hour on two idle cores; its part of TRAINING.md
 
-The pipeline's own stages at the params of params.yaml, in a copy of the project, for random seeds other than the default one: for each,
-data and `sft` once, then `dpo`, `respond`, `judge` and `score` for each way below. All ways forward as many (prompt, answer) rows in all
-(each answer of a prompt once; drawn with replacement where pairs are random) and about as many a step. Figures are those of held-out substances: the
-mean over the random seeds, with the least and the greatest.
+12 trainings with their evaluation: the pipeline's own stages at the params of params.yaml, in a
+copy of the project, for random seeds other than the default one. For each of these, data and `sft`
+once, then `dpo`, `respond`, `judge` and `score` for each option below. All options forward the same
+number of (prompt, answer) rows in total (each answer of a prompt once; with replacement for random
+pairs) and about as many a step. Figures are those of held-out substances: the mean over the random
+seeds, with minimum and maximum.
 """
 
 import json
@@ -23,8 +25,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests/benchmarks/TRAINING.md"
+START, END = "<!-- pairs.py -->\n", "<!-- end of pairs.py -->"
 RANDOM_SEEDS = (7, 8, 9)
-WAYS = {
+OPTIONS = {
     "5 x 5 grid of a prompt, 3 prompts a step, 1 epoch": {
         "pairs": "grid",
         "answers": 5,
@@ -59,7 +62,7 @@ FIGURES = {
 
 
 def run(folder: Path, *stages: str) -> None:
-    """Run the stages in `folder`, on one thread: the weights are the same, and two trainings share two cores well."""
+    """Run the stages in `folder` on one thread: the same weights, and two runs share two cores."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
     environment = inherited | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     for stage in stages:
@@ -69,61 +72,56 @@ def run(folder: Path, *stages: str) -> None:
             env=environment,
             capture_output=True,
             text=True,
+            check=False,
         )
         if done.returncode:
             raise SystemExit(f"{stage}: {done.stderr[-2000:]}")
 
 
 def write_params(folder: Path, random_seed: int, dpo: dict) -> None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {
-        "random_seed": random_seed
-    }
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["random_seed"] = random_seed
     params["dpo"] |= {"soup": 1} | dpo
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
 def prepare(folder: Path, random_seed: int) -> None:
-    """A copy of the project in `folder` with the data of `random_seed` and `sft` trained on it."""
-    tracked = subprocess.run(
+    """A copy of the project in `folder`, with the data of `random_seed` and its `sft`."""
+    listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split("\n")
-    for path in filter(None, tracked):
+    )
+    for path in listed.stdout.splitlines():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, folder / path)
     write_params(folder, random_seed, {})
     run(folder, "seed", "craft", "rephrase", "combine", "validate", "sft")
 
 
-def measure(prepared: Path, folder: Path, random_seed: int, way: str) -> dict:
-    """The held-out figures of `dpo` in a copy of what is prepared."""
+def measure(prepared: Path, folder: Path, random_seed: int, option: str) -> dict:
+    """The held-out figures of `dpo` in a copy of the prepared folder."""
     shutil.copytree(prepared, folder)
-    write_params(folder, random_seed, WAYS[way])
+    write_params(folder, random_seed, OPTIONS[option])
     run(folder, "dpo", "respond", "judge", "score")
-    metrics = json.loads((folder / "data/eval/metrics.json").read_text(encoding="utf-8"))[
-        "candidates"
-    ]["dpo"]
-    figures = {short: metrics[key] for short, key in FIGURES.items()}
-    print(f"{random_seed}, {way}: {figures}", flush=True)
+    metrics = json.loads((folder / "data/eval/metrics.json").read_text(encoding="utf-8"))
+    figures = {name: metrics["candidates"]["dpo"][key] for name, key in FIGURES.items()}
+    print(f"{random_seed}, {option}: {figures}", flush=True)
     return figures
 
 
-def write_down(found: dict[str, list[dict]]) -> str:
-    """The table of what was measured, put into TRAINING.md."""
-    lines = [
-        f"| pairs | {' | '.join(FIGURES)} | random seeds | date |",
-        "|---" * (len(FIGURES) + 3) + "|",
-    ]
-    for way, runs in found.items():
-        cells = []
+def write_results(results: dict[str, list[dict]]) -> str:
+    """Write the table to TRAINING.md and return it."""
+    columns = ["pairs", *FIGURES, "random seeds", "date"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for option, runs in results.items():
+        cells = [option]
         for figure in FIGURES:
-            values = [one[figure] for one in runs]
+            values = [figures[figure] for figures in runs]
             cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        lines.append(f"| {way} | {' | '.join(cells)} | {len(runs)} | {date.today()} |")
+        lines.append(f"| {' | '.join([*cells, str(len(runs)), str(date.today())])} |")
     table = "\n".join(lines)
-    text = RESULTS.read_text(encoding="utf-8")
-    start, end = "<!-- pairs.py -->\n", "<!-- end of pairs.py -->"
-    head, rest = text.split(start)
-    RESULTS.write_text(head + start + table + "\n" + end + rest.split(end, 1)[1], encoding="utf-8")
+    head, rest = RESULTS.read_text(encoding="utf-8").split(START)
+    tail = rest.split(END, 1)[1]
+    RESULTS.write_text(f"{head}{START}{table}\n{END}{tail}", encoding="utf-8")
     return table
 
 
@@ -132,15 +130,16 @@ def main() -> None:
         prepared = {random_seed: Path(name) / str(random_seed) for random_seed in RANDOM_SEEDS}
         list(pool.map(prepare, prepared.values(), prepared))
         jobs = {
-            way: [
+            option: [
                 pool.submit(
-                    measure, folder, Path(name) / f"{random_seed}-{number}", random_seed, way
+                    measure, folder, Path(name) / f"{random_seed}-{number}", random_seed, option
                 )
                 for random_seed, folder in prepared.items()
             ]
-            for number, way in enumerate(WAYS)
+            for number, option in enumerate(OPTIONS)
         }
-        print(write_down({way: [job.result() for job in of_way] for way, of_way in jobs.items()}))
+        results = {option: [job.result() for job in started] for option, started in jobs.items()}
+        print(write_results(results))
 
 
 if __name__ == "__main__":
