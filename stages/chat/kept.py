@@ -33,7 +33,7 @@ class KeptReplies:
         return rows
 
     def settle(self, row: Row, reply: StoredReply) -> bool:
-        """Settle a row with a kept reply; False when another attempt, with the row's key, is due."""
+        """Settle a row with a kept reply; False when another attempt is due (row.key)."""
         tally = self._call.tally
         tally.from_store += 1
         tally.count(reply.fault, reply.prompt_tokens, reply.completion_tokens, reply.usd)
