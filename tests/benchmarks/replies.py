@@ -578,7 +578,7 @@ def write_down(rows: list[Row], when: str) -> None:
             met,
             when,
         ]
-    text = "# Results of replies.py\n\n`replies.py` beside this file says what a line measures. Medians of several runs.\n"
+    text = "# Results of replies.py\n\n`replies.py` describes what each line measures. Medians of several runs.\n"
     names = [who.name for who in (OURS, BARE, *PEERS)]
     for title, section in sections.items():
         lines = list(dict.fromkeys(what for what, _ in section))
