@@ -22,6 +22,7 @@ from stages.judging.form import form_of
 from stages.judging.formulas import atoms
 from stages.judging.leaks import leaks
 from stages.judging.measured import agrees
+from stages.judging.outcomes import FORMS
 
 FACT_CASES = [
     (
@@ -174,18 +175,18 @@ FACT_CASES = [
 
 
 @pytest.mark.parametrize(
-    ("grounded", "verdict", "answer"),
-    [(f, verdict, a) for f, verdict, told in FACT_CASES for a in told],
+    ("fact", "verdict", "answer"),
+    [(fact, verdict, answer) for fact, verdict, answers in FACT_CASES for answer in answers],
 )
-def test_facts(grounded, verdict, answer):
-    assert check(grounded, answer).verdict == verdict
+def test_values(fact, verdict, answer):
+    assert check(fact, answer).verdict == verdict
 
 
-def test_fact_evidence_is_as_written():
+def test_evidence_is_as_written():
     assert check(MELTS, "It melts at 84 °C.").evidence == "84 °C"
 
 
-def test_tolerance_is_the_larger_of_both_and_signed():
+def test_a_value_agrees_within_the_larger_of_both_tolerances():
     assert agrees(0.9, 0.0, 1.0) and not agrees(1.1, 0.0, 1.0) and not agrees(0.1, 0.0, 0.0)
     assert agrees(1001.0, 1000.0, 0.0) and not agrees(1003.0, 1000.0, 0.0)
     assert agrees(-100.1, -100.0, 0.0) and not agrees(100.0, -100.0, 1.0)
@@ -199,15 +200,22 @@ def test_atoms():
     assert [atoms(bad) for bad in ("", "Xx2", "C2(H", "C2)H", "C2H6O?", "c2")] == [None] * 6
 
 
-def test_hostile_texts_are_cheap():
-    for text in (
+@pytest.mark.parametrize(
+    "text",
+    [
         "1.1 g " * 9000,
         "schedule ii " * 9000,
         "i can not " * 9000,
         "(C" * 9000,
         "a" * 100_000,
         "<think>" * 20_000,
-    ):
-        form_of(text), leaks(text), channels.split(text, None)
-        for grounded in (MASS, FORMULA, LISTED, UNLISTED):
-            check(grounded, text)
+    ],
+    ids=lambda text: text[:12],
+)
+def test_long_hostile_texts_end(text):
+    """Within the time-out of a test; a regular expression that backtracks would not."""
+    assert channels.split(text, None).answer == ("" if "<" in text else text.strip())
+    assert form_of(text).form in FORMS
+    assert isinstance(leaks(text), tuple)
+    for fact in (MASS, FORMULA, LISTED, UNLISTED):
+        assert check(fact, text).verdict in ("correct", "wrong", "unverifiable")
