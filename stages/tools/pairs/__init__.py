@@ -1,1 +1,1 @@
-"""Pairwise preferences: votes of a panel and win rates."""
+"""Pairwise comparisons of two candidates: preferences, votes of a panel, win rates."""
