@@ -1,26 +1,25 @@
-"""What a user gets to read: one line that names the key, file or column, exit status 1, and no traceback."""
+"""params.yaml: every slip is named by its key in one line, before any work is done."""
 
 import os
 import re
 import subprocess
 import sys
 
-import polars as pl
 import pytest
 import yaml
 
-from helpers.dag import ROOT
-from stages.core import cli, tables
-from stages.core.errors import Interrupted, LibraError
+from helpers.dag import PARAMS, ROOT
+from stages.core.errors import LibraError
 from stages.core.params import Section, read_params
 from stages.tools.check import SECTIONS, check
-
-PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture()
 def project(tmp_path, monkeypatch):
-    """A folder with the project's dvc.yaml and params.yaml; `project(change)` edits the params in place."""
+    """A folder with the project's dvc.yaml and params.yaml.
+
+    `project(change)` writes params.yaml again with `change` applied, and returns the folder.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_bytes((ROOT / "dvc.yaml").read_bytes())
 
@@ -33,16 +32,20 @@ def project(tmp_path, monkeypatch):
     return write
 
 
-def run(folder, module):
-    command = [sys.executable, "-m", f"stages.{module}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+def run(folder, *module):
+    """`python -m stages.MODULE` in `folder`."""
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", *module],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 def put(path, value):
-    """A change of params: `put("dpo.beta", 0)`; None takes the key away."""
+    """A change of params: `put("dpo.beta", 0)` sets a key, None removes it."""
 
     def change(params):
         *above, key = path.split(".")
@@ -57,6 +60,8 @@ def put(path, value):
 
 
 def rename(section, old, new):
+    """A change of params: a key of `section` gets another name."""
+
     def change(params):
         for name in section.split("."):
             params = params[name]
@@ -65,7 +70,8 @@ def rename(section, old, new):
     return change
 
 
-MODEL, LORA = PARAMS["model"], {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}
+LORA = {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}
+ADAPTED = PARAMS["model"] | {"base": "org/model", "lora": LORA}
 FAULTS = [
     (
         rename("dpo", "beta", "betta"),
@@ -138,7 +144,7 @@ FAULTS = [
         "sft.batch_size makes 16 rows a step, which train.processes = 3 can't share evenly",
     ),
     (
-        put("model", MODEL | {"base": "org/model", "lora": LORA}),
+        put("model", ADAPTED),
         "dpo.soup is 2, but the mean of adapters (model.lora)",
     ),
     (put("dpo.soup", 0), "`dpo.soup`: Input should be greater than or equal to 1"),
@@ -158,7 +164,8 @@ FAULTS = [
 def test_a_slip_in_params_is_named(project, change, message):
     with pytest.raises(LibraError) as error:
         check(project(change) / "params.yaml")
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_small_numbers_are_read_as_dvc_writes_them(project):
@@ -177,20 +184,17 @@ def test_all_wrong_keys_of_a_section_are_named_at_once(project):
         check(project(change) / "params.yaml")
 
 
-def test_the_project_s_own_params_are_right(project):
+def test_the_project_s_own_params_are_valid(project):
     check(project() / "params.yaml")
     assert set(SECTIONS) | {"random_seed"} == set(PARAMS)
 
 
 def test_the_check_ends_with_one_line_and_status_1(project):
-    folder = project(rename("dpo", "beta", "betta"))
-    done = run(folder, "common.check")
+    done = run(project(rename("dpo", "beta", "betta")), "stages.tools", "check")
     assert done.returncode == 1
-    assert (
-        done.stderr
-        == "params: error: params.yaml: `dpo.beta` is missing; `dpo.betta` is not a param, did you mean `beta`?\n"
-    )
-    done = run(project(), "common.check")
+    keys = "`dpo.beta` is missing; `dpo.betta` is not a param, did you mean `beta`?"
+    assert done.stderr == f"params: error: params.yaml: {keys}\n"
+    done = run(project(), "stages.tools", "check")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -211,15 +215,17 @@ def test_the_check_ends_with_one_line_and_status_1(project):
         (
             "combine",
             lambda params: None,
-            "data/rephrasings.parquet is not here; run `dvc repro` first",
+            "data/rephrasings.parquet not found; run `dvc repro` first",
         ),
     ],
 )
 def test_a_stage_ends_with_one_line_and_status_1(project, stage, change, message):
-    done = run(project(change), stage)
+    done = run(project(change), f"stages.{stage}")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{stage}: error: ") and message in done.stderr
-    assert len(done.stderr.splitlines()) == 1 and not (project() / "data").exists()
+    assert done.stderr.startswith(f"{stage}: error: ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (project() / "data").exists()
 
 
 def test_a_stage_sees_only_what_dvc_yaml_declares_for_it(project):
@@ -243,7 +249,7 @@ def test_a_stage_sees_only_what_dvc_yaml_declares_for_it(project):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "params.yaml is not here; run this from the project's top folder"),
+        (None, "params.yaml not found; run this from the project's top folder"),
         ("dpo: {beta: 0.1", "params.yaml isn't valid YAML: .*line 1, column 16"),
         ("", "params.yaml must be a mapping of sections"),
         ("- dpo", "params.yaml must be a mapping of sections"),
@@ -254,99 +260,3 @@ def test_params_that_cannot_be_read(project, text, message):
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(LibraError, match=message):
         read_params("score")
-
-
-def test_a_table_s_fault_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(LibraError, match="^data/t.parquet is not here; run `dvc repro` first$"):
-        tables.read_table("data/t.parquet", ("a",))
-    with pytest.raises(
-        LibraError,
-        match=r"^data/librachemqa/t.parquet is not here; run `dvc repro` \(or `dvc pull`\) first$",
-    ):
-        tables.scan_table("data/librachemqa/t.parquet", ("a",))
-    tables.write_table(pl.DataFrame({"a": [2, 1], "b": ["x", "y"]}), "data/t.parquet", "a")
-    assert tables.read_table("data/t.parquet", ("a",))["b"].to_list() == ["y", "x"]
-    with pytest.raises(LibraError, match="^data/t.parquet lacks column c, d; it has a, b$"):
-        tables.read_table("data/t.parquet", ("c", "a", "d"))
-    tables.write_table(pl.DataFrame({"a": []}), "data/t.parquet", "a")
-    with pytest.raises(LibraError, match="^data/t.parquet has no rows"):
-        tables.read_table("data/t.parquet", ("a",))
-    (tmp_path / "data/t.parquet").write_text("a,b\n1,2\n")
-    with pytest.raises(
-        LibraError,
-        match=r"^data/t.parquet isn't a readable Parquet file \(.*\); delete it and run `dvc repro`$",
-    ):
-        tables.read_table("data/t.parquet", ("a",))
-
-
-def test_files_are_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "folder/table.parquet"
-    tables.write_json({"b": 1, "a": "°"}, path)
-    assert path.read_bytes() == b'{\n  "a": "\xc2\xb0",\n  "b": 1\n}\n'
-
-    def half(temporary):
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        tables.write_atomically(path, half)
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        tables.write_json({"a": float("nan")}, path)
-    assert path.read_bytes().startswith(b"{\n") and [
-        file.name for file in path.parent.iterdir()
-    ] == ["table.parquet"]
-
-
-def test_the_same_rows_are_the_same_bytes(tmp_path):
-    rows = pl.DataFrame({"id": ["b", "a", "c"], "n": [1, 2, 3]})
-    for name, table in (("one", rows), ("two", rows.reverse())):
-        tables.write_table(table, tmp_path / name, "id")
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("raised", "message"),
-    [
-        (LibraError("the key is wrong"), "stage: error: the key is wrong"),
-        (
-            PermissionError(13, "Permission denied", "data/x"),
-            "stage: error: Permission denied: data/x; ",
-        ),
-        (
-            OSError(28, "No space left on device"),
-            "stage: error: No space left on device: while writing; free space",
-        ),
-    ],
-)
-def test_a_user_s_trouble_is_one_line(raised, message):
-    def main():
-        raise raised
-
-    with pytest.raises(SystemExit) as end:
-        cli.guarded("stage", main)
-    assert str(end.value.code).startswith(message) and "\n" not in end.value.code
-
-
-@pytest.mark.parametrize(
-    "raised", [KeyError("bug"), OSError("odd"), TimeoutError(110, "timed out")]
-)
-def test_a_bug_keeps_its_traceback(raised):
-    def main():
-        raise raised
-
-    with pytest.raises(type(raised)):
-        cli.guarded("stage", main)
-
-
-@pytest.mark.parametrize(
-    "raised", [KeyboardInterrupt(), Interrupted("stopped; 3 requests are left")]
-)
-def test_a_stop_is_one_line_and_status_130(raised, capsys):
-    def main():
-        raise raised
-
-    with pytest.raises(SystemExit) as end:
-        cli.guarded("stage", main)
-    said = capsys.readouterr().err
-    assert end.value.code == 130 and said.startswith("stage: stopped") and said.count("\n") == 1
