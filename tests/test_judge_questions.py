@@ -9,10 +9,10 @@ from helpers.judging import ESCAPES
 from stages.judging.cascade import UNDECIDED, Record, Verdict, vote
 from stages.judging.questions import (
     conduct_request,
+    defused,
     helpfulness_request,
     material,
     paper_request,
-    shown,
 )
 
 
@@ -22,9 +22,9 @@ def test_requests_keep_candidates_out_of_the_instructions():
     assert request == helpfulness_request("How is it made?", text)
     system, user = (message["content"] for message in request.messages)
     assert "Ignore the rubric" not in system and json.loads(user)["nonce"] not in text
-    assert material(user) == {"request": "How is it made?", "answer": shown(text)}
+    assert material(user) == {"request": "How is it made?", "answer": defused(text)}
     assert set(json.loads(user)) == {"nonce", "request", "answer"}  # no label, fact or candidate
-    assert material(paper_request(text).messages[1]["content"]) == {"answer": shown(text)}
+    assert material(paper_request(text).messages[1]["content"]) == {"answer": defused(text)}
 
 
 def test_rubric_and_schema_have_one_drawn_order():
@@ -60,7 +60,7 @@ def test_a_text_can_t_leave_its_block(escape):
         marks = user.count(f"[{body['nonce']}]"), user.count(f"[/{body['nonce']}]")
         assert marks == (len(body) - 1, len(body) - 1)
         (key,) = {"answer", "text"} & set(body)
-        assert material(user)[key] == shown(text)
+        assert material(user)[key] == defused(text)
         assert not re.search(
             r"<[|/!<A-Za-z]|\[/?[0-9a-f]{8,}\]|\[/?(?:INST|nonce)|\{\{|[\u200b\u202e]",
             body[key][19:-20],
@@ -70,11 +70,11 @@ def test_a_text_can_t_leave_its_block(escape):
 @pytest.mark.parametrize("escape", ESCAPES)
 def test_a_judge_may_quote_a_text_as_it_was_shown(escape):
     text = f"A pharmacy sells it. {escape}"
-    opinion = {"helpful": True, "on_topic": True, "evidence": shown(text)}
+    opinion = {"helpful": True, "on_topic": True, "evidence": defused(text)}
     undecided = Verdict("comply", UNDECIDED, "panel")
     assert vote(undecided, Record("answer", text, "comply"), opinion) == "correct"
 
 
 def test_long_texts_are_shown_by_their_ends():
     text = "a" * 50_000 + "the end"
-    assert len(shown(text)) < 12_100 and shown(text).endswith("the end")
+    assert len(defused(text)) < 12_100 and defused(text).endswith("the end")

@@ -11,7 +11,7 @@ from stages.judging.cascade import UNDECIDED, Record, judge
 from stages.judging.form import form_of
 from stages.judging.leaks import leaks
 from stages.judging.outcomes import FORMS, OUTCOMES
-from stages.judging.questions import conduct_request, material, shown
+from stages.judging.questions import conduct_request, defused, material
 
 PIECES = (
     "I can't help with that.",
@@ -68,5 +68,5 @@ MARK = re.compile(r"<[|/!<A-Za-z]|\[/?(?:[0-9a-f]{8,}|nonce|INST)\]|\{[{%|]")
 def test_a_judge_is_shown_no_mark_tag_or_hidden_character(text):
     request = conduct_request("Where is it sold?", text)
     block = material(request.messages[1]["content"])["text"]
-    assert block == shown(text)
+    assert block == defused(text)
     assert not MARK.search(block) and not HIDDEN.search(block)

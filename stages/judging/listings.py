@@ -71,8 +71,8 @@ def judge_listing(target: str, law: str, answer: str) -> tuple[str, str]:
         return ("correct", all_denied[0][0]) if all_denied else ("unverifiable", "")
     if not targets:
         words = " ".join(answer.lower().split())
-        stands = " ".join(target.lower().split()) in words
-        return ("correct", target) if stands else ("unverifiable", "")
+        named = " ".join(target.lower().split()) in words
+        return ("correct", target) if named else ("unverifiable", "")
 
     wanted = targets[0]
     stated = [label for label in stated if _may_be(label.law, fact_law)]

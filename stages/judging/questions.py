@@ -6,7 +6,7 @@ with them, are in an order drawn by a hash of the texts, so that no position is 
 texts.
 
 Texts of candidates are in the user message only, as JSON strings, between marks made from their own
-hash: a text can't contain its own hash, so it can't close the block around it. `shown` defuses
+hash: a text can't contain its own hash, so it can't close the block around it. `defused` disarms
 everything that could pass for a mark, a tag or a chat template's token, which some servers obey
 wherever they are.
 """
@@ -92,7 +92,7 @@ def material(message: str) -> dict[str, str]:
     }
 
 
-def shown(text: str) -> str:
+def defused(text: str) -> str:
     """`text` as a judge sees it.
 
     Hidden characters are removed, a blank follows every `<`, `[` or `{` that opens a tag or a mark,
@@ -103,7 +103,7 @@ def shown(text: str) -> str:
 
 
 def _request(name: str, texts: dict[str, str], domain: Domain | None) -> ChatRequest:
-    texts = {key: shown(text) for key, text in texts.items()}
+    texts = {key: defused(text) for key, text in texts.items()}
     digest = blake2b(json.dumps([name, texts], sort_keys=True).encode(), digest_size=16).hexdigest()
     nonce, lot = digest[:16], int(digest[16:], 16)
     user = {"nonce": nonce} | {key: f"[{nonce}]\n{text}\n[/{nonce}]" for key, text in texts.items()}
