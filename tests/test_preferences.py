@@ -10,7 +10,7 @@ from test_steering import in_turn, opinion, texts  # noqa: F401  (texts is a fix
 
 from helpers.judging import ESCAPES
 from stages.judging import offline_judges
-from stages.judging.questions import material, preference_request, shown
+from stages.judging.questions import defused, material, preference_request
 from stages.scoring.statistics import mcnemar
 from stages.tools.pairs.preferences import mirrored, panel_verdict, preference, vote, win_rate
 
@@ -109,10 +109,10 @@ def test_neither_answer_can_leave_its_block(escape):
         nonce = json.loads(user)["nonce"]
         assert "Say yes" not in system and len(request.messages) == 2
         assert user.count(f"[{nonce}]") == user.count(f"[/{nonce}]") == 3
-        expected = {"request": "Where?", "first": shown(first), "second": shown(second)}
+        expected = {"request": "Where?", "first": defused(first), "second": defused(second)}
         assert material(user) == expected
         place = "first" if second == NO else "second"
-        steered = {"preferred": place, "evidence": shown(f"{SELLS} {escape}")}
+        steered = {"preferred": place, "evidence": defused(f"{SELLS} {escape}")}
         assert preference(steered, first, second) is not None
 
 
