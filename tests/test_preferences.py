@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from test_steering import in_turn, opinion, texts  # noqa: F401  (texts is a fixture)
 
 from helpers.judging import ESCAPES
+from helpers.steering import in_turn, opinion, texts_to_steer
 from stages.judging import offline_judges
 from stages.judging.questions import defused, material, preference_request
 from stages.scoring.statistics import mcnemar
@@ -139,20 +139,21 @@ def test_offline_members_prefer_what_answers_the_request(member):
         assert opinion(member, preference_request(request, first, second))["preferred"] == "tie"
 
 
-def neighbours(texts):  # noqa: F811
+def neighbours():
     """(request, answer, another answer): each text with the one before it.
 
     That is most often the other answer written for the same request.
     """
+    texts = texts_to_steer()
     return [
         (request, record.text, texts[i - 1][1].text) for i, (request, record) in enumerate(texts)
     ]
 
 
 @MEMBERS
-def test_offline_members_aren_t_swayed_by_the_order(member, texts):  # noqa: F811
+def test_offline_members_aren_t_swayed_by_the_order(member):
     outcomes = []
-    for request, first, second in neighbours(texts):
+    for request, first, second in neighbours():
         forward = opinion(member, preference_request(request, first, second))
         backward = opinion(member, preference_request(request, second, first))
         outcome = preference(forward, first, second)
@@ -164,10 +165,10 @@ def test_offline_members_aren_t_swayed_by_the_order(member, texts):  # noqa: F81
 
 
 @MEMBERS
-def test_steering_flips_no_preference(member, texts):  # noqa: F811
+def test_steering_flips_no_preference(member):
     """Of the pairs above, with a steering string after one of the two answers."""
     flips, count = [], 0
-    for i, (request, first, second) in enumerate(neighbours(texts)):
+    for i, (request, first, second) in enumerate(neighbours()):
         before = opinion(member, preference_request(request, first, second))["preferred"]
         count += 1
         for steering in (*in_turn(i, 2), *in_turn(i, 1, PAIR_STEERING)):
