@@ -60,7 +60,7 @@ class Memo:
         for start in range(0, len(distinct), KEYS_PER_QUERY):
             part = distinct[start : start + KEYS_PER_QUERY]
             marks = ",".join("?" * len(part))
-            query = f"select key, value from kept where key in ({marks})"  # noqa: S608
+            query = f"select key, value from kept where key in ({marks})"
             values.update(self._store.execute(query, part))
         return values
 
