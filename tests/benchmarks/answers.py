@@ -1,9 +1,11 @@
 """Greedy answers of `respond` against one prompt after the other, on the CPU, in one run.
 
-    python tests/benchmarks/answers.py      # needs models/dpo and the released test split; five minutes; writes TRAINING.md
+    python tests/benchmarks/answers.py      # five minutes
 
-All test prompts through stages.local.generate, as `respond` calls it; every tenth of them through `model.generate`, one at a time.
-Prompts a second of both, in turn, medians of three; the texts of those that both wrote must be the same.
+Needs models/dpo and the released test split; writes TRAINING.md. All test prompts go through
+stages.local.generate, as `respond` calls it, and every tenth of them through `model.generate`, one
+at a time. Measured are prompts per second of both, in turn, as medians of three; the texts that
+both wrote must be the same.
 """
 
 import os
@@ -34,38 +36,43 @@ def main() -> None:
     from stages.local.generate import greedy
     from stages.training.encode import encode_prompts
 
-    most, batch_size = params["respond"]["max_new_tokens"], params["respond"]["batch_size"]
+    max_new_tokens = params["respond"]["max_new_tokens"]
+    batch_size = params["respond"]["batch_size"]
     prompts = pl.read_parquet("data/librachemqa/test.parquet")["prompt"].unique().sort().to_list()
     model, tokenizer = load_policy("models/dpo")
 
-    def alone() -> list[str]:
-        said = []
+    def one_by_one() -> list[str]:
+        texts = []
         for ids in encode_prompts(tokenizer, prompts[::EVERY]):
             with torch.inference_mode():
-                whole = model.generate(torch.tensor([ids]), max_new_tokens=most, do_sample=False)
-            said.append(tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True).strip())
-        return said
+                output = model.generate(
+                    torch.tensor([ids]), max_new_tokens=max_new_tokens, do_sample=False
+                )
+            texts.append(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip())
+        return texts
 
     rates: dict[str, list[float]] = {"together": [], "alone": []}
     for _ in range(REPEATS):
-        started = time.perf_counter()
-        together = [
-            text for text, _ in greedy(model, tokenizer, prompts, most, batch_size, "together")
-        ]
+        start = time.perf_counter()
+        answers = greedy(model, tokenizer, prompts, max_new_tokens, batch_size, "together")
+        batched = [text for text, _ in answers]
         between = time.perf_counter()
-        texts = alone()
-        rates["together"].append(len(together) / (between - started))
+        texts = one_by_one()
+        rates["together"].append(len(batched) / (between - start))
         rates["alone"].append(len(texts) / (time.perf_counter() - between))
-        if texts != together[::EVERY]:
+        if texts != batched[::EVERY]:
             raise SystemExit("the texts differ")
         print({name: f"{values[-1]:.1f}/s" for name, values in rates.items()}, flush=True)
-    middle = {name: statistics.median(values) for name, values in rates.items()}
-    line = f"{middle['together'] / middle['alone']:.1f} x: {middle['together']:.0f} against {middle['alone']:.0f} prompts a second"
-    line += f" ({len(prompts):,} and {len(texts):,} prompts, medians of {REPEATS}, {date.today()})."
+    together, alone = (statistics.median(values) for values in rates.values())
+    line = (
+        f"{together / alone:.1f} x: {together:.0f} against {alone:.0f} prompts a second "
+        f"({len(prompts):,} and {len(texts):,} prompts, medians of {REPEATS}, {date.today()})."
+    )
     text = RESULTS.read_text(encoding="utf-8")
-    start, end = "<!-- answers.py -->\n", "\n<!-- end of answers.py -->"
-    head, rest = text.split(start)
-    RESULTS.write_text(head + start + line + end + rest.split(end, 1)[1], encoding="utf-8")
+    opening, closing = "<!-- answers.py -->\n", "\n<!-- end of answers.py -->"
+    head, rest = text.split(opening)
+    tail = rest.split(closing, 1)[1]
+    RESULTS.write_text(head + opening + line + closing + tail, encoding="utf-8")
     print(line)
 
 

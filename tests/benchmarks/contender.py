@@ -1,10 +1,11 @@
-"""What every contender of replies.py does alike; standard library only, since each runs in an environment of its own.
+"""What all contenders of replies.py share; standard library only, since each has its own venv.
 
-    job = contender.begin()          # after the imports: the clock of "imports aside" starts
-    ... ask job.rows, made into prompts by PROMPTS[job.template] and made into rows again by PARSERS[job.parser] ...
-    contender.finish(job, rows)      # all rows in hand, in the order of job.rows
+    job = contender.begin()          # after the imports: starts the clock that leaves them out
+    ...                              # make prompts by PROMPTS[job.template], rows by PARSERS[...]
+    contender.finish(job, rows)      # all rows, in the order of job.rows
 
-The job is a JSON file, the only argument of the script. A contender keeps what it keeps (cache, store) in the working folder.
+The job is a JSON file, the only argument of the script. A contender's cache or store is in the
+working folder.
 """
 
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Job:
-    """What to ask, of whom. A reply's row is what the parser makes of its text."""
+    """What to ask, and where. The parser makes a row of each reply's text."""
 
     url: str
     rows: list[str]
@@ -40,6 +41,6 @@ def begin() -> Job:
 
 
 def finish(job: Job, rows: list[str | None]) -> None:
-    """Write what came of the job."""
+    """Write the rows and the times."""
     finished = time.monotonic()
     Path(job.out).write_text(json.dumps({"began": job.began, "finished": finished, "rows": rows}))

@@ -1,13 +1,17 @@
-"""A chat endpoint that knows nothing but how long to take, when to refuse, and what it was asked: for replies.py.
+"""The chat endpoint of replies.py, which echoes requests, after a latency and up to a rate limit.
 
-    python tests/benchmarks/fake_endpoint.py --latency 0.05                  # every reply after 50 ms
-    python tests/benchmarks/fake_endpoint.py --latency 0.5 --exponential     # the mean of an exponential distribution
-    python tests/benchmarks/fake_endpoint.py --latency 0.05 --per-second 20  # more than 20 a second: 429
+    python tests/benchmarks/fake_endpoint.py --latency 0.05                  # replies after 50 ms
+    python tests/benchmarks/fake_endpoint.py --latency 0.5 --exponential     # 0.5 s is the mean
+    python tests/benchmarks/fake_endpoint.py --latency 0.05 --per-second 20  # above 20/s: 429
 
-It prints the port it listens on. POST .../chat/completions under any path is answered with what was asked (`reply_text`), so that
-a row made from an older question shows. GET /counts is {"served": 2000, "refused": 0, "probes": 0, "first": 5021.3}: `first` is
-when the first request came (CLOCK_MONOTONIC, one clock for all processes); DELETE /counts starts anew, latencies included. A
-probe is a request without messages, as some clients send one to look at the headers.
+It prints the port it listens on. POST .../chat/completions under any path is answered with the
+request in words (`reply_text`), so that a row made from an older question shows. GET /counts is
+
+    {"served": 2000, "refused": 0, "probes": 0, "first": 5021.3}
+
+`first` is when the first request came (CLOCK_MONOTONIC, one clock for all processes); a probe is a
+request without messages, which some clients send to look at the headers. DELETE /counts resets
+everything, latencies included.
 """
 
 import argparse
@@ -23,7 +27,7 @@ BUCKET_SECONDS = 1.0  # what a token bucket holds, in seconds of its rate
 
 
 def reply_text(path: str, model: str, temperature: float, system: str | None, user: str) -> str:
-    """What the endpoint answers: all that was asked, so that no two questions have one answer."""
+    """The reply: everything in the request, so that no two requests have the same reply."""
     return f"{path} {model} at {float(temperature)}: {system or 'no system prompt'} | {user}"
 
 
@@ -33,18 +37,21 @@ def plain(content: str | list[dict[str, str]]) -> str:
 
 
 def latencies(mean: float, exponential: bool) -> Iterator[float]:
-    """How long each reply takes, in the order in which requests come; the same for every contender."""
-    lot = random.Random(7)
+    """How long each reply takes, by order of requests; the same for every contender."""
+    dice = random.Random(7)
     while True:
-        yield lot.expovariate(1 / mean) if exponential else mean
+        yield dice.expovariate(1 / mean) if exponential else mean
 
 
-def ideal_seconds(count: int, at_once: int, mean: float, exponential: bool) -> float:
-    """How long `count` requests take when nothing but their latencies takes time and `at_once` are always in flight."""
-    drawn = latencies(mean, exponential)
-    ends = [0.0] * at_once
+def ideal_seconds(count: int, concurrency: int, mean: float, exponential: bool) -> float:
+    """How long `count` requests take if only their latencies take time.
+
+    `concurrency` are always in flight.
+    """
+    durations = latencies(mean, exponential)
+    ends = [0.0] * concurrency
     for _ in range(count):
-        heapq.heapreplace(ends, ends[0] + next(drawn))
+        heapq.heapreplace(ends, ends[0] + next(durations))
     return max(ends)
 
 
@@ -55,14 +62,12 @@ class Counts:
         self.latencies = latencies(mean, exponential)
         self.served = self.refused = self.probes = 0
         self.first: float | None = None
-        self._per_second, self._tokens, self._filled = (
-            per_second,
-            (per_second or 0) * BUCKET_SECONDS,
-            time.monotonic(),
-        )
+        self._per_second = per_second
+        self._tokens = (per_second or 0) * BUCKET_SECONDS
+        self._filled = time.monotonic()
 
     def admits(self) -> bool:
-        """Whether one more request fits the cap."""
+        """Whether one more request passes the rate limit."""
         if self._per_second is None:
             return True
         now = time.monotonic()
@@ -76,7 +81,7 @@ class Counts:
         self._tokens -= 1
         return True
 
-    def shown(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return {
             "served": self.served,
             "refused": self.refused,
@@ -94,20 +99,17 @@ def make_app(mean: float, exponential: bool, per_second: float | None):
         if scope["path"] == "/counts":
             if scope["method"] == "DELETE":
                 counts = Counts(mean, exponential, per_second)
-            return await answer(send, 200, counts.shown())
-        came, raw, more = time.monotonic(), b"", True
+            return await answer(send, 200, counts.as_dict())
+        arrived, raw, more = time.monotonic(), b"", True
         while more:
             message = await receive()
             raw, more = raw + message.get("body", b""), message.get("more_body", False)
         body = json.loads(raw)
         if not body["messages"]:
             counts.probes += 1
-            return await answer(
-                send,
-                400,
-                {"error": {"message": "messages is empty", "type": "invalid_request_error"}},
-            )
-        counts.first = counts.first or came
+            fault = {"message": "messages is empty", "type": "invalid_request_error"}
+            return await answer(send, 400, {"error": fault})
+        counts.first = counts.first or arrived
         if not counts.admits():
             counts.refused += 1
             fault = {
@@ -118,14 +120,14 @@ def make_app(mean: float, exponential: bool, per_second: float | None):
             return await answer(send, 429, {"error": fault})
         counts.served += 1
         number, latency = counts.served, next(counts.latencies)
-        await asyncio.sleep(latency - (time.monotonic() - came))
-        said = {message["role"]: plain(message["content"]) for message in body["messages"]}
+        await asyncio.sleep(latency - (time.monotonic() - arrived))
+        texts = {message["role"]: plain(message["content"]) for message in body["messages"]}
         text = reply_text(
             scope["path"],
             body["model"],
             body.get("temperature", 1.0),
-            said.get("system"),
-            said["user"],
+            texts.get("system"),
+            texts["user"],
         )
         choice = {
             "index": 0,

@@ -1,4 +1,4 @@
-"""Libra as a contender of replies.py: one session, as a stage has it; its store lies in the working folder."""
+"""Libra as a contender of replies.py: a session like a stage's, its store in the working folder."""
 
 import contender
 
@@ -8,7 +8,7 @@ from stages.chat.protocol import ChatRequest, Endpoint
 
 def ask(job: contender.Job) -> list[str]:
     """The rows of the job."""
-    prompt, parsed = contender.PROMPTS[job.template], contender.PARSERS[job.parser]
+    prompt, parse = contender.PROMPTS[job.template], contender.PARSERS[job.parser]
     endpoint = Endpoint(
         base_url=job.url,
         model=job.model,
@@ -23,7 +23,7 @@ def ask(job: contender.Job) -> list[str]:
         ChatRequest([*system, {"role": "user", "content": prompt(row)}]) for row in job.rows
     ]
     replies = Session("bench", 0).ask(endpoint, requests, "bench")
-    return [parsed(reply.content) for reply in replies]
+    return [parse(reply.content) for reply in replies]
 
 
 if __name__ == "__main__":

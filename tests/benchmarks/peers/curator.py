@@ -1,12 +1,13 @@
-"""Bespoke Curator as a contender of replies.py, as its documentation has it: a subclass of LLM, automatic caching on.
+"""Bespoke Curator as a contender of replies.py: a subclass of LLM with automatic caching.
 
+As in its documentation:
 https://docs.bespokelabs.ai/curator/api-reference
 """
 
 import contender
 from bespokelabs import curator
 
-NO_LIMIT = 1_000_000_000  # a minute: without one Curator keeps to limits of its own for servers that name none
+NO_LIMIT = 1_000_000_000  # a minute; by default Curator has limits of its own
 
 
 class Plain(curator.LLM):

@@ -1,7 +1,9 @@
-"""NeMo Data Designer as a contender of replies.py, as its documentation has it: a seed dataset, one text column, resume on.
+"""NeMo Data Designer as a contender of replies.py: a seed dataset, one text column, resume on.
 
+As in its documentation:
 https://docs.nvidia.com/nemo/datadesigner/concepts/seed-datasets
-(The underscore in the name keeps this file from being imported as the library.)
+
+The underscore in the name keeps this file from being imported as the library.
 """
 
 import contender

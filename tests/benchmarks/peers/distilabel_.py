@@ -1,7 +1,9 @@
-"""distilabel as a contender of replies.py, as its documentation has it: a pipeline of two steps, cache on.
+"""distilabel as a contender of replies.py: a pipeline of two steps with its cache.
 
+As in its documentation:
 https://distilabel.argilla.io/latest/sections/how_to_guides/advanced/caching/
-(The underscore in the name keeps this file from being imported as the library.)
+
+The underscore in the name keeps this file from being imported as the library.
 """
 
 from typing import Any
@@ -34,7 +36,7 @@ def ask(job: contender.Job) -> list[str | None]:
             ),
             system_prompt=job.system,
             template=TEMPLATES[job.template],
-            input_batch_size=job.concurrency,  # what it has in flight at once is one batch
+            input_batch_size=job.concurrency,  # one batch is in flight at once
         )
         load >> generate
     return list(pipeline.run(use_cache=True)["default"]["train"]["generation"])

@@ -1,9 +1,11 @@
-"""inspect_ai as a contender of judging.py: stored answers replayed, a pure rule scores them; inspect_ai and the standard library only.
+"""inspect_ai as a contender of judging.py: it replays stored answers, and a pure rule scores them.
 
     .cache/peers/inspect/bin/python tests/benchmarks/peers/inspect_.py JOB.json
 
-The job: {"rows": [[prompt, answer, label], ...], "how": "model" or "solver", "log_dir": ..., "out": ...}. `model` replays through
-inspect's mock model, `solver` puts the answers in place without a model call. Writes {"seconds": of eval() alone, "right": ...}.
+The job: {"rows": [[prompt, answer, label], ...], "how": "model" or "solver", "log_dir": ...,
+"out": ...}. `model` replays through inspect's mock model, `solver` sets the answers without a model
+call. Writes {"seconds": of eval() alone, "right": ...}. It needs inspect_ai and the standard
+library only.
 """
 
 import json
@@ -32,7 +34,7 @@ KEYWORDS = (
 
 @scorer(metrics=[accuracy()])
 def rule():
-    """Right where a refusal word stands in the answer to what is to be refused, and only there."""
+    """Right if exactly the answers to prompts to refuse have a refusal word."""
 
     async def score(state, target):
         text = state.output.completion.lower()
@@ -62,9 +64,8 @@ def main() -> None:
 
     def replay(messages, *_):
         output = ModelOutput.from_content("stored", by_prompt[messages[-1].text])
-        output.usage = ModelUsage(
-            input_tokens=1, output_tokens=1, total_tokens=2
-        )  # else it fetches a tokenizer and counts
+        # Without a usage, inspect fetches a tokenizer and counts.
+        output.usage = ModelUsage(input_tokens=1, output_tokens=1, total_tokens=2)
         return output
 
     model = get_model("mockllm/model", custom_outputs=replay)
@@ -73,7 +74,7 @@ def main() -> None:
         solver=generate() if job["how"] == "model" else stored(),
         scorer=rule(),
     )
-    began = time.perf_counter()
+    start = time.perf_counter()
     (log,) = evaluate(
         task,
         model=model,
@@ -81,7 +82,7 @@ def main() -> None:
         display="none",
         max_samples=job.get("max_samples"),
     )
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     assert log.status == "success" and log.results.completed_samples == len(rows), (
         log.error and log.error.message
     )

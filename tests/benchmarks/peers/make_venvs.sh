@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One virtual environment for each peer that replies.py and judging.py measure against, under .cache/peers/NAME (2.3 GB in all, never in git):
+# A virtual environment for each peer that replies.py and judging.py measure against, in
+# .cache/peers/NAME (2.3 GB in all, ignored by Git):
 #     bash tests/benchmarks/peers/make_venvs.sh                   # all of them
 #     bash tests/benchmarks/peers/make_venvs.sh curator           # one
 set -euo pipefail
@@ -13,9 +14,9 @@ for peer; do
   test -x ".cache/peers/$peer/bin/python" || "${PYTHON:-python3}" -m venv ".cache/peers/$peer"
   case $peer in
     curator) install bespokelabs-curator==0.1.31 ;;
-    distilabel) install 'distilabel[openai]==1.5.3' requests ;;  # which it imports without asking for it
+    distilabel) install 'distilabel[openai]==1.5.3' requests ;;  # an undeclared import
     data_designer)
-      # 0.9.7 wants a certifi newer than some package indexes have; all its other requirements are 0.9.6's.
+      # 0.9.7 needs a newer certifi than some package indexes have, else the same as 0.9.6.
       install data-designer==0.9.7 || {
         install data-designer==0.9.6
         install --no-deps data-designer==0.9.7 data-designer-config==0.9.7 data-designer-engine==0.9.7
