@@ -163,7 +163,7 @@ def test_a_batch_under_way_in_an_older_store_is_not_sent_twice(path, tmp_path, m
 
     with on_port(counted(make_app("m", last_user_text))) as url:
         with monkeypatch.context() as killed:
-            killed.setattr("stages.chat.batches._collect_all", _die)
+            killed.setattr(Store, "set_batch_id", die_after_noting)
             with pytest.raises(RuntimeError, match="killed"):
                 ask_all(endpoint(url, mode="batch"), requests, "craft")
         assert len(created) == 1
@@ -182,7 +182,8 @@ def test_a_batch_under_way_in_an_older_store_is_not_sent_twice(path, tmp_path, m
         assert len(created) == 1
 
 
-async def _die(*_: object) -> None:
+def die_after_noting(store: Store, mark: str, server_id: str, note=Store.set_batch_id) -> None:
+    note(store, mark, server_id)
     raise RuntimeError("killed")
 
 
