@@ -44,11 +44,11 @@ def test_online_and_batch_replies_are_interchangeable(tmp_path):
         ask_all(endpoint(url), numbers(40), "online")
         assert ask_all(endpoint(url, mode="batch"), numbers(40), "batch")[:30] == first
         assert (served.served["chat"], served.served["batches"]) == (10, 1)
-    with Store(tmp_path / ".cache/replies.sqlite") as kept:
-        assert kept.batches(url) == []
+    with Store(tmp_path / ".cache/replies.sqlite") as stored:
+        assert stored.batches(url) == []
 
 
-def test_lines_that_fail_are_sent_again_and_replies_of_no_use_asked_for_again():
+def test_lines_that_fail_are_sent_again_and_unusable_replies_are_requested_again():
     served = Faults(make_app("m", number), fail_share=0.2, malformed_share=0.1, random_seed=4)
     with on_port(served) as url:
         session = Session("batch", 0)
@@ -69,7 +69,7 @@ def test_what_expired_is_sent_again_and_what_fails_three_times_stops():
             ask_all(endpoint(url, mode="batch"), numbers(65), "batch")
 
 
-def test_an_error_no_other_try_can_mend_stops_but_keeps_the_rest():
+def test_an_error_retries_cant_fix_stops_but_keeps_the_rest():
     def answer(body):
         if last_user_text(body) == "prompt 3":
             raise RequestError("the prompt is too long", status=400)
@@ -105,7 +105,7 @@ def test_a_batch_that_fails_as_a_whole_says_why(monkeypatch):
 
 @pytest.mark.parametrize("moment", ["between", "waiting"])
 def test_a_killed_run_finds_its_batch_again(tmp_path, moment, monkeypatch):
-    """Killed while it waits, or (simulated) between the server's taking the batch and its id's being noted."""
+    """Killed while it waits, or (simulated) before the id of the batch is noted."""
     served = Faults(make_app("m", last_user_text), latency_s=0.4)
     with on_port(served) as url:
         if moment == "waiting":
@@ -127,8 +127,8 @@ def test_a_killed_run_finds_its_batch_again(tmp_path, moment, monkeypatch):
                 ask_all(endpoint(url, mode="batch"), texts(60), "run")
             monkeypatch.setattr(Store, "set_batch_id", noted)
         run = start(url, 60, tmp_path, "batch")
-        said = run.communicate(timeout=60)[1]
-    assert run.returncode == 0, said
+        output = run.communicate(timeout=60)[1]
+    assert run.returncode == 0, output
     assert (served.served["batches"], served.served["chat"]) == (1, 0)
 
 
@@ -138,15 +138,15 @@ def test_ctrl_c_leaves_the_batch_to_the_server_and_the_next_run_fetches_it(tmp_p
         run = start(url, 60, tmp_path, "batch")
         under_way(run, served)
         run.send_signal(signal.SIGINT)
-        said = run.communicate(timeout=30)[1]
+        output = run.communicate(timeout=30)[1]
         assert (
             run.returncode == 130
-            and "go on at the server, and the next run fetches them" in said
-            and "Traceback" not in said
+            and "go on at the server, and the next run fetches them" in output
+            and "Traceback" not in output
         )
         run = start(url, 60, tmp_path, "batch")
-        said = run.communicate(timeout=60)[1]
-        assert run.returncode == 0, said
+        output = run.communicate(timeout=60)[1]
+        assert run.returncode == 0, output
     assert served.served["batches"] == 1
 
 
@@ -154,23 +154,24 @@ def test_two_runs_at_once_share_a_batch(tmp_path):
     served = Faults(make_app("m", last_user_text), latency_s=0.3)
     with on_port(served) as url:
         runs = [start(url, 60, tmp_path, "batch") for _ in range(2)]
-        said = [run.communicate(timeout=60)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], said
+        output = [run.communicate(timeout=60)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], output
     assert (served.served["batches"], served.served["chat"]) == (1, 0)
 
 
 def test_a_server_that_lost_its_batch_gets_a_new_one(tmp_path):
     with on_port(make_app("m", last_user_text)) as url:
-        with Store(tmp_path / ".cache/replies.sqlite") as kept:
-            kept.begin_batch("mark", url, reply_keys(endpoint(url), texts(5)))
-            kept.set_batch_id("mark", "batch_of_yesterday")
+        with Store(tmp_path / ".cache/replies.sqlite") as stored:
+            stored.begin_batch("mark", url, reply_keys(endpoint(url), texts(5)))
+            stored.set_batch_id("mark", "batch_of_yesterday")
         assert len(ask_all(endpoint(url, mode="batch"), texts(5), "batch")) == 5
 
 
 def test_a_cap_holds_back_what_may_not_fit_and_a_higher_one_goes_on():
     served = Faults(make_app("m", last_user_text))
     with on_port(served) as url:
-        # before anything is known, a request may cost its 2 or 3 + 100 tokens: the first wave is small, the next ones know better
+        # Before anything is known, a request may cost its 2 or 3 + 100 tokens: the first wave is
+        # small, the next ones know better.
         to = endpoint(url, mode="batch", usd_per_million=PRICE)
         session = Session("batch", 0, BudgetParams(max_tokens=3000))
         with pytest.raises(
@@ -200,5 +201,5 @@ def test_what_a_batch_brings_beyond_what_is_asked_is_kept_for_the_run_that_asks(
             f"prompt {i}" for i in range(60)
         ]
         assert served.served["batches"] == 1 and session.tallies["run"].received == 55
-    with Store(tmp_path / ".cache/replies.sqlite") as kept:
-        assert len(kept.rows()) == 60 and not kept.unasked(row[0] for row in kept.rows())
+    with Store(tmp_path / ".cache/replies.sqlite") as stored:
+        assert len(stored.rows()) == 60 and not stored.unasked(row[0] for row in stored.rows())

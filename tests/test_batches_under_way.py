@@ -67,14 +67,14 @@ def test_online_what_a_batch_cancelled_at_the_server_left_is_asked_for(tmp_path)
 
 @pytest.mark.parametrize("mode", ["online", "batch"])
 def test_a_batch_nothing_of_which_is_asked_for_any_more_is_collected_for_later(tmp_path, mode):
-    """Its rows were edited; nobody waits for it while it is under way, and once it is done an edit back costs nothing."""
+    """Its rows were edited: nothing waits for it, and once it is done an edit back is free."""
     served = Faults(make_app("m", last_user_text), latency_s=0.4)
     with on_port(served) as url:
         left_under_way(tmp_path, url, served)
         edited = [replace(request, sample_index=1) for request in texts(5)]
         ask_all(endpoint(url, mode=mode), edited, "run")
-        with Store(tmp_path / ".cache/replies.sqlite") as kept:
-            assert len(kept.batches(url)) == 1
+        with Store(tmp_path / ".cache/replies.sqlite") as stored:
+            assert len(stored.batches(url)) == 1
         while (
             openai.OpenAI(base_url=url, api_key="none").batches.list().data[-1].status
             != "completed"
@@ -87,17 +87,17 @@ def test_a_batch_nothing_of_which_is_asked_for_any_more_is_collected_for_later(t
         session = Session("run", 0, BudgetParams(max_requests=60))
         assert len(session.ask(to, texts(60), "run")) == 60
         assert served.served == before and session.tallies["run"].received == 60
-    with Store(tmp_path / ".cache/replies.sqlite") as kept:
-        keys = [row[0] for row in kept.rows()]
+    with Store(tmp_path / ".cache/replies.sqlite") as stored:
+        keys = [row[0] for row in stored.rows()]
         assert (
             len(keys) == 70
-            and kept.unasked(keys) == {}
-            and kept.batches(url) == []
-            and kept.spent().requests == 60
+            and stored.unasked(keys) == {}
+            and stored.batches(url) == []
+            and stored.spent().requests == 60
         )
 
 
-def test_a_batch_nobody_asks_for_that_can_t_be_fetched_stops_nothing(tmp_path, capsys):
+def test_a_batch_nobody_asks_for_that_cant_be_fetched_stops_nothing(tmp_path, capsys):
     inner = make_app("m", last_user_text)
 
     async def app(scope, receive, send):
@@ -107,17 +107,17 @@ def test_a_batch_nobody_asks_for_that_can_t_be_fetched_stops_nothing(tmp_path, c
         await send({"type": "http.response.body", "body": b""})
 
     with on_port(app) as url:
-        with Store(tmp_path / ".cache/replies.sqlite") as kept:
-            kept.begin_batch("mark", url, ["another key"])
-            kept.set_batch_id("mark", "batch_1")
+        with Store(tmp_path / ".cache/replies.sqlite") as stored:
+            stored.begin_batch("mark", url, ["another key"])
+            stored.set_batch_id("mark", "batch_1")
         assert len(ask_all(endpoint(url), texts(5), "run")) == 5
         assert (
             "batch batch_1, of which nothing is asked for any more, is left at the server"
             in capsys.readouterr().err
         )
-        with Store(tmp_path / ".cache/replies.sqlite") as kept:
-            kept.begin_batch("ours", url, reply_keys(endpoint(url), texts(6)))
-            kept.set_batch_id("ours", "batch_2")
+        with Store(tmp_path / ".cache/replies.sqlite") as stored:
+            stored.begin_batch("ours", url, reply_keys(endpoint(url), texts(6)))
+            stored.set_batch_id("ours", "batch_2")
         with pytest.raises(LibraError, match="answered 403"):
             ask_all(endpoint(url), texts(6), "run")
 

@@ -72,13 +72,13 @@ def test_two_processes_of_one_run_keep_one_cap(tmp_path):
     served = Faults(make_app("m", last_user_text), latency_s=0.02)
     with on_port(served) as url:
         runs = [start(url, 400, tmp_path, stage=name, cap="150") for name in ("craft", "rephrase")]
-        said = [run.communicate(timeout=60)[1] for run in runs]
+        output = [run.communicate(timeout=60)[1] for run in runs]
     assert [run.returncode for run in runs] == [1, 1] and all(
-        "budget.max_requests = 150 is reached" in one for one in said
-    ), said
+        "budget.max_requests = 150 is reached" in text for text in output
+    ), output
     assert 150 <= served.served["chat"] <= 150 + 2 * 8
-    with Store(tmp_path / ".cache/replies.sqlite") as kept:
-        assert kept.spent().requests == served.served["chat"]
+    with Store(tmp_path / ".cache/replies.sqlite") as stored:
+        assert stored.spent().requests == served.served["chat"]
 
 
 def test_a_cap_in_usd_needs_a_price(monkeypatch):
@@ -100,15 +100,17 @@ def test_a_cap_in_usd_needs_a_price(monkeypatch):
     Budget(BudgetParams(max_usd=1.0), known, pricing, lambda: Spent(0, 0, 0.0)).admit()
 
 
-def test_a_reply_of_no_use_costs_too(path):
+def test_an_unusable_reply_costs_too(path):
     with on_port(make_app("m", lambda body: "no JSON")) as url:
         session = Session("useless", 0)
         session.ask(endpoint(url, usd_per_million=PRICE), numbers(1), "useless")
         tally = vars(session.tallies["useless"])
         assert tally | {"wall_s": 0, "costs": [round(usd, 9) for usd in tally["costs"]]} == {
-            "base_url": url, "model": "m", "mode": "online", "price": "params", "requests": 1, "from_store": 0, "from_archive": 0,
-            "received": 3, "retries": 0, "refusals": 0, "unusable": 3, "quarantined": 0, "prompt_tokens": 24,
-            "completion_tokens": 6, "costs": 3 * [0.012], "wall_s": 0,
+            "base_url": url, "model": "m", "mode": "online", "price": "params",
+            "requests": 1, "unusable": 3, "quarantined": 0,
+            "prompt_tokens": 24, "completion_tokens": 6, "costs": 3 * [0.012],
+            "from_store": 0, "from_archive": 0, "received": 3, "retries": 0, "refusals": 0,
+            "wall_s": 0,
         }  # fmt: skip
-    with Store(path) as kept:
-        assert kept.spent().requests == 3
+    with Store(path) as stored:
+        assert stored.spent().requests == 3

@@ -28,12 +28,12 @@ def brisk(monkeypatch):
 
 
 def test_the_key_is_in_nothing_that_is_written(tmp_path, monkeypatch, capfd, brisk):
-    """A server that repeats the key it got, in replies and in errors."""
+    """A server that repeats the key it received, in replies and in errors."""
     monkeypatch.setenv("TEST_LLM_KEY", KEY)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_LOG", "debug")
-    got = []
+    authorizations = []
 
     def answer(body):
         if last_user_text(body) == "prompt 9":
@@ -43,7 +43,7 @@ def test_the_key_is_in_nothing_that_is_written(tmp_path, monkeypatch, capfd, bri
     inner = make_app("m", answer)
 
     async def app(scope, receive, send):
-        got.append(dict(scope.get("headers") or {}).get(b"authorization"))
+        authorizations.append(dict(scope.get("headers") or {}).get(b"authorization"))
         await inner(scope, receive, send)
 
     with on_port(app) as url:
@@ -52,17 +52,17 @@ def test_the_key_is_in_nothing_that_is_written(tmp_path, monkeypatch, capfd, bri
                 session.ask(endpoint(url, mode=mode), texts(5 if mode == "online" else 8), "keys")
         with pytest.raises(LibraError) as caught:
             ask_all(endpoint(url), texts(12), "keys")
-    assert f"Bearer {KEY}".encode() in got, "it was sent"
+    assert f"Bearer {KEY}".encode() in authorizations, "it was sent"
     store_tool.run("export", Path("data/replies/all.parquet"))
-    with Store(tmp_path / ".cache/replies.sqlite") as kept:
-        assert "***" in kept.rows()[0][6]
+    with Store(tmp_path / ".cache/replies.sqlite") as stored:
+        assert "***" in stored.rows()[0][6]
     import polars as pl
 
-    said = capfd.readouterr()
+    output = capfd.readouterr()
     written = [
         str(caught.value),
-        said.out,
-        said.err,
+        output.out,
+        output.err,
         str(pl.read_parquet("data/replies/all.parquet").to_dicts()),
     ]
     written += [
@@ -73,10 +73,10 @@ def test_the_key_is_in_nothing_that_is_written(tmp_path, monkeypatch, capfd, bri
 
 @pytest.mark.parametrize("mode", ["online", "batch"])
 @pytest.mark.parametrize("repeats", ["a header", "a reply", "an error"])
-def test_the_key_is_in_no_log_of_the_client_s_own(tmp_path, monkeypatch, mode, repeats):
+def test_the_key_is_in_no_log_of_the_clients_own(tmp_path, monkeypatch, mode, repeats):
     """Libraries log what they send and receive; the server repeats the key."""
     monkeypatch.setenv("TEST_LOG", "DEBUG")
-    got = []
+    authorizations = []
 
     def answer(body):
         if repeats == "an error" and last_user_text(body) == "prompt 3":
@@ -98,15 +98,17 @@ def test_the_key_is_in_no_log_of_the_client_s_own(tmp_path, monkeypatch, mode, r
                 }
             await send(message)
 
-        got.append(dict(scope.get("headers") or {}).get(b"authorization"))
+        authorizations.append(dict(scope.get("headers") or {}).get(b"authorization"))
         await inner(scope, receive, echo)
 
     with on_port(app) as url:
         run = start(url, 5, tmp_path, mode, stdout=subprocess.PIPE)
-        said = "".join(run.communicate(timeout=60))
-    assert f"Bearer {KEY}".encode() in got and "DEBUG" in said, "it was sent, and the log is on"
-    assert run.returncode == (repeats != "a header"), said
+        output = "".join(run.communicate(timeout=60))
+    assert f"Bearer {KEY}".encode() in authorizations and "DEBUG" in output, (
+        "it was sent, and the log is on"
+    )
+    assert run.returncode == (repeats != "a header"), output
     written = [
         file.read_bytes().decode("latin-1") for file in tmp_path.rglob("*") if file.is_file()
     ]
-    assert len(written) > 1 and not [text for text in (said, *written) if KEY in text]
+    assert len(written) > 1 and not [text for text in (output, *written) if KEY in text]

@@ -139,7 +139,7 @@ def test_a_reply_that_never_fits_comes_back_with_its_error(text, error):
         ),
     ],
 )
-def test_what_a_schema_can_t_be_read_from_is_named(message, error):
+def test_what_a_schema_cant_be_read_from_is_named(message, error):
     (reply,) = ask_all(endpoint(), [structured("a")], "odd", fixed(message))
     assert reply.error.startswith(error)
 
@@ -267,7 +267,8 @@ def test_an_unreachable_server_is_named(quick):
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         with pytest.raises(
             LibraError,
-            match=rf"endpoint {url} \(model `m`\) can't be reached .*: start the server or fix base_url",
+            match=rf"endpoint {url} \(model `m`\) can't be reached .*: start the server or fix "
+            "base_url",
         ):
             ask_all(endpoint(url), [ask("a")] * 5, "nobody", make_app("m", last_user_text))
 

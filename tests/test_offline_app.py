@@ -127,11 +127,23 @@ def served():
 
 
 SHEET = {
-    "seed_id": "s-1", "representation": "text", "name": "substance A", "intent": "melting_point", "intent_kind": "neutral",
+    "seed_id": "s-1",
+    "representation": "text",
+    "name": "substance A",
+    "intent": "melting_point",
+    "intent_kind": "neutral",
     "expected": "comply",
-    "status": "unregulated", "kind": "medicine",
-    "fact": {"name": "melting_point", "value": 356.9, "unit": "K", "tolerance": 2.0, "method": "CRC", "source": "x"},
-}  # fmt: skip
+    "status": "unregulated",
+    "kind": "medicine",
+    "fact": {
+        "name": "melting_point",
+        "value": 356.9,
+        "unit": "K",
+        "tolerance": 2.0,
+        "method": "CRC",
+        "source": "x",
+    },
+}
 
 
 def test_served_teacher_speaks_to_any_openai_client(served):
@@ -149,8 +161,8 @@ def test_served_teacher_speaks_to_any_openai_client(served):
                 stream_options=options,
             )
         )
-        told = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-        assert told == whole.choices[0].message.content
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
         assert chunks[-1].usage == whole.usage and chunks[-2].choices[0].finish_reason == "stop"
         with pytest.raises(openai.NotFoundError):
             any_client.chat.completions.create(model="gpt-0", messages=messages)

@@ -33,13 +33,13 @@ def path(tmp_path):
     return tmp_path / ".cache" / "replies.sqlite"
 
 
-def test_a_release_s_archive_replays_without_a_request(tmp_path, monkeypatch):
+def test_a_releases_archive_replays_without_a_request(tmp_path, monkeypatch):
     served = Faults(make_app("m", number))
     with on_port(served) as url:
         first = Session("craft", 0).ask(endpoint(url, usd_per_million=PRICE), numbers(40), "craft")
         ask_all(endpoint(url), numbers(3), "other", random_seed=1)
-        with Store(tmp_path / ".cache/replies.sqlite") as kept:
-            kept.use("other", [], replace=True)  # an edit: the stage uses none of its old replies
+        with Store(tmp_path / ".cache/replies.sqlite") as stored:
+            stored.use("other", [], replace=True)  # an edit: the stage uses none of its old replies
         monkeypatch.setenv("DVC_ROOT", str(tmp_path))
         monkeypatch.chdir(tmp_path)
         command = [
@@ -51,8 +51,10 @@ def test_a_release_s_archive_replays_without_a_request(tmp_path, monkeypatch):
             "--used",
             str(tmp_path / "data/replies/v1.parquet"),
         ]
-        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        assert said.startswith("40 replies written to")
+        output = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        assert output.startswith("40 replies written to")
         other = tmp_path / "b" / ".cache" / "replies.sqlite"
         monkeypatch.setattr(client, "store_path", lambda: other)
         before = dict(served.served)
@@ -64,13 +66,13 @@ def test_a_release_s_archive_replays_without_a_request(tmp_path, monkeypatch):
         written = json.loads(Path("data/generation/craft.json").read_text())["craft"]
         assert written == tally.report() and tally.wall_s == 0
         assert written["usd"] == pytest.approx(40 * 0.012, rel=0.3)
-        with Store(other) as kept:
-            assert kept.totals()[0][2] == 40 and kept.spent() == (0, 0, 0.0), (
+        with Store(other) as stored:
+            assert stored.totals()[0][2] == 40 and stored.spent() == (0, 0, 0.0), (
                 "an archive's replies are nobody's spending"
             )
 
 
-def test_an_archive_with_replies_of_no_use_replays_them_too(tmp_path, monkeypatch):
+def test_an_archive_with_unusable_replies_replays_them_too(tmp_path, monkeypatch):
     """Its first attempts lead to the next ones; all of them are noted as used, on every run."""
 
     def answer(body):  # the seed tells the attempt: 0, 1000, 2000
@@ -86,8 +88,8 @@ def test_an_archive_with_replies_of_no_use_replays_them_too(tmp_path, monkeypatc
             sent == 10 * (1 + 2 + 3 + 3) and sum(reply.error is not None for reply in first) == 10
         )
         for _ in range(2):
-            with Store(store.store_path()) as kept:
-                assert kept.spent().requests == sent == len(kept.rows(used=True))
+            with Store(store.store_path()) as stored:
+                assert stored.spent().requests == sent == len(stored.rows(used=True))
             assert ask_all(endpoint(url), numbers(40), "craft") == first
         store_tool.run("export", Path("data/replies/v1.parquet"), used=True)
         monkeypatch.setattr(
@@ -105,15 +107,15 @@ def test_an_archive_with_replies_of_no_use_replays_them_too(tmp_path, monkeypatc
         assert Rehearsal.estimates["craft"].to_send == 0
 
 
-def test_a_stage_that_gave_up_has_paid_for_what_it_put_aside(path):
+def test_a_stage_that_gave_up_has_paid_for_what_it_retired(path):
     answers = ["no JSON"] * 3 + ['{"n": 0}']
     with on_port(make_app("m", lambda body: answers.pop(0))) as url:
         session = Session("craft", 0)
         session.ask(endpoint(url), numbers(1), "craft")
         session.give_up()
         assert ask_all(endpoint(url), numbers(1), "craft")[0].parsed == {"n": 0}
-    with Store(path) as kept:
-        assert kept.spent().requests == 4
+    with Store(path) as stored:
+        assert stored.spent().requests == 4
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_a_stage_that_gave_up_has_paid_for_what_it_put_aside(path):
         '{"n": "\\ud800"}',
     ],
 )
-def test_a_reply_that_can_t_be_read_is_kept_with_its_fault(path, content):
+def test_a_reply_that_cant_be_read_is_kept_with_its_fault(path, content):
     async def app(scope, receive, send):
         usage = {"prompt_tokens": 10**30, "completion_tokens": "7", "prompt_tokens_details": []}
         body = json.dumps(
@@ -146,8 +148,8 @@ def test_a_reply_that_can_t_be_read_is_kept_with_its_fault(path, content):
     with on_port(app) as url:
         (reply,) = ask_all(endpoint(url), numbers(1), "odd")
         assert reply.error and ask_all(endpoint(url), numbers(1), "odd") == [reply]
-    with Store(path) as kept:
-        assert kept.totals()[0][2:4] == (3, 3)
+    with Store(path) as stored:
+        assert stored.totals()[0][2:4] == (3, 3)
 
 
 def test_an_interrupted_stage_writes_no_report(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Properties of the reply reader: no answer of a server raises, and good JSON is read from wrapping."""
+"""Properties of the reply reader: no answer raises, and JSON is read out of any wrapping."""
 
 import json
 

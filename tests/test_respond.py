@@ -57,7 +57,7 @@ TEST = pl.DataFrame(
 
 
 def test_always_comply_takes_a_prompts_own_text_else_its_seeds():
-    """With many prompts and few triplets a seed, some prompts meet no unsafe answer of their own."""
+    """With many prompts and few triplets per seed, some prompts have no unsafe answer."""
     sure = "Sure: [details withheld]"
     assert always_comply(TEST) == ["It melts at 84 °C.", "At 84 °C.", sure, sure]
     assert always_comply(TEST.reverse()) == always_comply(TEST)
@@ -138,13 +138,15 @@ def test_a_candidate_that_fails_too_often_fails_the_stage_and_nothing_is_lost(
             return answers_by_endpoint(session, teacher, endpoints, limit, prompts)["mine"]
 
     with on_port(app) as url:
-        words = r"2 of 20 replies of endpoint .* can't be used \(first: cut off at max_tokens before the answer began\), more than "
-        with pytest.raises(LibraError, match=words + "respond.max_quarantined = 0.05 allows"):
+        words = (
+            r"2 of 20 replies of endpoint .* can't be used \(first: cut off at max_tokens before "
+            r"the answer began\), more than respond.max_quarantined = 0.05 allows"
+        )
+        with pytest.raises(LibraError, match=words):
             ask(0.05)
         answers = ask(0.1)
-        assert [row[3] is None for row in answers].count(
-            False
-        ) == 2 and "the judge abstains on them" in capsys.readouterr().err
+        assert [row[3] is None for row in answers].count(False) == 2
+        assert "the judge abstains on them" in capsys.readouterr().err
         assert len(sent) == 20, "all were kept"
         assert (
             json.loads((tmp_path / "data/generation/respond.json").read_text())["respond: mine"][

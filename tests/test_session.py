@@ -36,9 +36,8 @@ def test_a_full_disk_stops_the_stage_and_keeps_what_was_there(path, monkeypatch)
 
         def small(file):
             connection = opened(file)
-            connection.execute(
-                f"pragma max_page_count = {connection.execute('pragma page_count').fetchone()[0] + 2}"
-            )
+            pages = connection.execute("pragma page_count").fetchone()[0]
+            connection.execute(f"pragma max_page_count = {pages + 2}")
             return connection
 
         monkeypatch.setattr(schema, "open_database", small)
@@ -74,17 +73,17 @@ def test_a_store_locked_by_another_process_is_one_line_and_loses_nothing(path, m
     with on_port(served) as url:
         ask_all(endpoint(url), texts(20), "locked")
         monkeypatch.setattr(schema, "WAIT", 0.3)
-        with held(path) as said:
-            assert said == "held\n"
+        with held(path) as output:
+            assert output == "held\n"
             with pytest.raises(
                 SystemExit,
-                match=r"^run: error: .*replies.sqlite can't be opened \(database is locked\); free the disk or stop what",
+                match=r"^run: error: .*replies.sqlite can't be opened \(database is locked\); ",
             ):
                 cli.guarded("run", lambda: ask_all(endpoint(url), texts(40), "locked"))
         assert served.served["chat"] == 20, "nothing was asked for that couldn't be kept"
         with Store(path) as opened:
-            with held(path) as said:
-                assert said == "", "while a run has it open, nobody locks it against reading"
+            with held(path) as output:
+                assert output == "", "while a run has it open, nobody locks it against reading"
             assert len(opened.find(row[0] for row in opened.rows())) == 20
         assert (
             len(ask_all(endpoint(url), texts(40), "locked")) == 40 and served.served["chat"] == 40
@@ -112,7 +111,8 @@ def test_a_store_locked_against_reading_is_one_line_and_loses_nothing(path, monk
         monkeypatch.setattr(Store, "_read", locked)
         with pytest.raises(
             LibraError,
-            match=r"can't be read from .*\(database is locked\); free the disk.*requests are left; what came in is kept",
+            match=r"can't be read from .*\(database is locked\); free the disk.*"
+            "requests are left; what came in is kept",
         ):
             ask_all(endpoint(url, concurrency=2), texts(40), "locked")
         monkeypatch.setattr(Store, "_read", read)
@@ -134,8 +134,8 @@ def test_two_runs_at_once_never_ask_for_the_same_thing(tmp_path):
     served = Faults(make_app("m", last_user_text), latency_s=0.02)
     with on_port(served) as url:
         runs = [start(url, 400, tmp_path) for _ in range(2)]
-        said = [run.communicate(timeout=60)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], said
+        output = [run.communicate(timeout=60)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], output
     assert served.served["chat"] == 400
 
 
@@ -148,18 +148,20 @@ def test_a_stop_lets_what_is_in_flight_come_in(tmp_path, number):
             assert run.poll() is None
             time.sleep(0.01)
         run.send_signal(number)
-        said = run.communicate(timeout=30)[1]
-        assert run.returncode == 130, said
+        output = run.communicate(timeout=30)[1]
+        assert run.returncode == 130, output
         done = served.served["chat"]
         assert (
             done < 100
-            and f"{100 - done} of 100 requests are left; what came in is kept" in said
-            and "Traceback" not in said
+            and f"{100 - done} of 100 requests are left; what came in is kept" in output
+            and "Traceback" not in output
         )
         assert not (tmp_path / "data/generation/run.json").exists()
         run = start(url, 100, tmp_path)
-        said = run.communicate(timeout=30)[1]
-    assert run.returncode == 0 and served.served["chat"] == 100 and f"{done} from the store" in said
+        output = run.communicate(timeout=30)[1]
+    assert (
+        run.returncode == 0 and served.served["chat"] == 100 and f"{done} from the store" in output
+    )
 
 
 def test_ten_kills_lose_and_repeat_at_most_what_is_in_flight(tmp_path):
@@ -180,8 +182,8 @@ def test_ten_kills_lose_and_repeat_at_most_what_is_in_flight(tmp_path):
             run.kill()
             run.communicate()
         run = start(url, 400, tmp_path)
-        said = run.communicate(timeout=60)[1]
-    assert run.returncode == 0, said
+        output = run.communicate(timeout=60)[1]
+    assert run.returncode == 0, output
     assert set(seen) == {f"prompt {i}" for i in range(400)} and len(seen) <= 400 + 10 * 8
-    with Store(tmp_path / ".cache/replies.sqlite") as kept:
-        assert kept.totals()[0][2:4] == (400, 0)
+    with Store(tmp_path / ".cache/replies.sqlite") as stored:
+        assert stored.totals()[0][2:4] == (400, 0)

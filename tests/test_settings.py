@@ -1,4 +1,4 @@
-"""Settings of a run (budget, connections) can't change a result, so changing them re-runs nothing."""
+"""Settings of a run (budget, connections) can't change a result: a change re-runs nothing."""
 
 import json
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The wire: what is tried again and after how long, what Retry-After says, and where the key is masked."""
+"""The wire: what is retried and when, what Retry-After means, and where the key is masked."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from stages.chat.protocol import ChatRequest
 from stages.chat.wire import LONGEST_PAUSE, MAX_RETRIES, REAL_KEY, Wire, _retry_after
 from stages.core.errors import LibraError
 
-ONE = [ChatRequest([{"role": "user", "content": "none of the latest"}])]
+PROMPT = [ChatRequest([{"role": "user", "content": "none of the latest"}])]
 
 
 def test_retry_after_is_seconds_or_a_date():
@@ -32,22 +32,22 @@ def test_retry_after_is_seconds_or_a_date():
 
 
 @pytest.mark.parametrize("status", [408, 409, 500, 503])
-def test_what_may_pass_is_tried_again(monkeypatch, status):
+def test_what_may_pass_is_retried(monkeypatch, status):
     monkeypatch.setattr(wire, "LONGEST_PAUSE", 0.02)
-    tried = []
+    requests = []
 
     def answer(body):
-        tried.append(1)
-        if len(tried) < 3:
+        requests.append(1)
+        if len(requests) < 3:
             raise RequestError("not now", status=status)
         return "yes"
 
     with on_port(make_app("m", answer)) as url:
-        assert ask_all(endpoint(url), ONE, "again")[0].content == "yes"
-    assert len(tried) == 3
+        assert ask_all(endpoint(url), PROMPT, "again")[0].content == "yes"
+    assert len(requests) == 3
 
 
-ODD = [
+UNREADABLE = [
     b"<html>",
     b"[" * 100_000,
     b'{"n": ' + b"9" * 5000 + b"}",
@@ -56,14 +56,14 @@ ODD = [
 
 
 @pytest.mark.parametrize(
-    "body", ODD, ids=["no JSON", "too deep to read", "too many digits", "too deep to write"]
+    "body", UNREADABLE, ids=["no JSON", "too deep to read", "too many digits", "too deep to write"]
 )
-def test_json_that_can_t_be_read_is_tried_again(monkeypatch, body):
+def test_json_that_cant_be_read_is_retried(monkeypatch, body):
     monkeypatch.setattr(wire, "LONGEST_PAUSE", 0.02)
-    inner, odd = make_app("m", last_user_text), [body, body]
+    inner, bodies = make_app("m", last_user_text), [body, body]
 
     async def app(scope, receive, send):
-        if scope["type"] != "http" or not odd:
+        if scope["type"] != "http" or not bodies:
             return await inner(scope, receive, send)
         await send(
             {
@@ -72,15 +72,15 @@ def test_json_that_can_t_be_read_is_tried_again(monkeypatch, body):
                 "headers": [(b"content-type", b"application/json")],
             }
         )
-        await send({"type": "http.response.body", "body": odd.pop()})
+        await send({"type": "http.response.body", "body": bodies.pop()})
 
     with on_port(app) as url:
-        assert ask_all(endpoint(url), ONE, "odd")[0].content == "none of the latest"
-        odd[:] = [body] * 50
+        assert ask_all(endpoint(url), PROMPT, "odd")[0].content == "none of the latest"
+        bodies[:] = [body] * 50
         with pytest.raises(
             LibraError, match="didn't answer with JSON: is this the address of a chat API"
         ):
-            ask_all(endpoint(url), ONE, "odd", random_seed=1)
+            ask_all(endpoint(url), PROMPT, "odd", random_seed=1)
 
 
 def test_the_waits_between_two_tries_grow_and_differ(monkeypatch):
@@ -95,10 +95,10 @@ def test_the_waits_between_two_tries_grow_and_differ(monkeypatch):
         raise wire.Broken("no")
 
     async def go():
-        async with Wire(endpoint("http://127.0.0.1:9/v1")) as one:
+        async with Wire(endpoint("http://127.0.0.1:9/v1")) as wire_:
             for _ in range(5):
                 with pytest.raises(LibraError, match="no"):
-                    await one.tried(broken)
+                    await wire_.tried(broken)
 
     asyncio.run(go())
     assert len(waits) == 5 * MAX_RETRIES == len(set(waits)), "jitter: no two waits are alike"
@@ -112,23 +112,23 @@ def test_the_waits_between_two_tries_grow_and_differ(monkeypatch):
 def test_a_key_that_is_a_word_spoils_no_reply(monkeypatch, key, mode):
     monkeypatch.setenv("TEST_LLM_KEY", key)
     with on_port(make_app("m", last_user_text)) as url:
-        reply = ask_all(endpoint(url, mode=mode), ONE, "words")[0]
+        reply = ask_all(endpoint(url, mode=mode), PROMPT, "words")[0]
     assert (reply.content, reply.finish_reason) == ("none of the latest", "stop")
 
 
 def test_a_real_key_is_masked_in_replies_and_any_key_in_errors(monkeypatch):
     for key in ("test", "k" * REAL_KEY):
         monkeypatch.setenv("TEST_LLM_KEY", key)
-        said = Wire(endpoint("http://127.0.0.1:9/v1")).status_message(
+        message = Wire(endpoint("http://127.0.0.1:9/v1")).status_message(
             400, {"message": f"the key {key} is odd"}
         )
-        assert "the key *** is odd" in said
+        assert "the key *** is odd" in message
     with on_port(make_app("m", lambda body: json.dumps({"key": "k" * REAL_KEY}))) as url:
-        assert ask_all(endpoint(url), ONE, "key")[0].content == '{"key": "***"}'
+        assert ask_all(endpoint(url), PROMPT, "key")[0].content == '{"key": "***"}'
 
 
 def served(fault: str, after: int, seen: list):
-    """An application that answers `after` requests, then each with `fault`: a status, or what happens to the connection."""
+    """An application that answers `after` requests, then fails with a status or as `fault` says."""
 
     async def app(scope, receive, send):
         message = await receive()
@@ -143,7 +143,7 @@ def served(fault: str, after: int, seen: list):
                 json.loads(body),
             )
         )
-        status, said, length = (
+        status, answer, length = (
             200,
             {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]},
             None,
@@ -154,11 +154,11 @@ def served(fault: str, after: int, seen: list):
             if fault == "is cut":
                 length = 5000
             else:
-                status, said = (
+                status, answer = (
                     int(fault),
                     {"error": {"message": "the words of the server", "code": None}},
                 )
-        raw = json.dumps(said).encode()
+        raw = json.dumps(answer).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(length or len(raw)).encode()),
@@ -173,23 +173,22 @@ def served(fault: str, after: int, seen: list):
     "fault", ["400", "401", "403", "404", "422", "429", "500", "503", "hangs", "is cut"]
 )
 def test_the_first_request_and_a_later_one_are_alike(monkeypatch, fault):
-    """The openai client writes the first; the later ones must say the same and fail in the same words."""
     monkeypatch.setattr(wire, "MAX_RETRIES", 0)
     monkeypatch.setattr(wire, "MAX_REFUSALS", 0)
     monkeypatch.setenv("TEST_LLM_KEY", "a key of more than sixteen letters")
     words, seen = [], []
 
     async def go(url, count):
-        async with Wire(endpoint(url, timeout_s=0.4)) as one:
+        async with Wire(endpoint(url, timeout_s=0.4)) as wire_:
             body = {
                 "model": "m",
                 "messages": [{"role": "user", "content": "é 😀"}],
                 "max_tokens": 3,
             }
             for _ in range(count - 1):
-                assert (await one.complete(body))["choices"][0]["message"]["content"] == "yes"
+                assert (await wire_.complete(body))["choices"][0]["message"]["content"] == "yes"
             with pytest.raises(LibraError) as error:
-                await one.complete(body)
+                await wire_.complete(body)
             words.append(str(error.value).replace(url, "ADDRESS"))
 
     for after in (0, 2):

@@ -124,7 +124,7 @@ def main():
     random_seed = ["run", "craft", "rephrase"].index(stage)
     to = Endpoint(
         base_url=url, model="m", temperature=0.5, max_tokens=100, concurrency=8,
-        api_key_env="TEST_LLM_KEY", timeout_s=10.0, mode=mode,
+        api_key_env="TEST_LLM_KEY", timeout_s=60.0, mode=mode,
     )
     prompts = [f"prompt {i}" for i in range(int(count))]
     requests = [ChatRequest([{"role": "user", "content": prompt}]) for prompt in prompts]

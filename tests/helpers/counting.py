@@ -1,8 +1,9 @@
-"""The offline teacher or judge as a server that counts tokens as real ones do, with a byte-level BPE, not by characters.
+"""The offline teacher or judge as a server that counts tokens with a byte-level BPE.
 
-    python tests/helpers/counting.py teacher --port 0    # or judges; options as of `python -m stages.tools serve`
+    python tests/helpers/counting.py teacher --port 0    # or judges; options of `... tools serve`
 
-Its tokenizer has seen nothing of this project: it is trained, when the server starts, on the descriptions of installed packages.
+Its tokenizer has seen nothing of this project: it is trained on the descriptions of installed
+packages when the server starts.
 """
 
 import sys
@@ -31,12 +32,16 @@ def main() -> None:
     tokenizer = trained()
 
     def usage(body, texts):
-        asked = 3 + sum(
+        prompt = 3 + sum(
             4 + len(tokenizer.encode(offline.content_text(message.get("content"))).ids)
             for message in body["messages"]
         )
-        told = sum(len(tokenizer.encode(text).ids) for text in texts)
-        return {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
+        completion = sum(len(tokenizer.encode(text).ids) for text in texts)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
 
     offline.usage = usage
     serve.main(sys.argv[1:])
