@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 from stages.training.determinism import same_instructions
 
@@ -16,6 +17,10 @@ os.environ |= {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 same_instructions()  # as the stages do, before torch is imported
+
+# Busy cores make single examples slow; in CI the same examples are tried each time.
+settings.register_profile("libra", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("libra")
 
 # Longest first, so that no worker ends with a long file while the other is idle.
 LONGEST = ("test_pipeline", "test_servers", "test_models")
