@@ -53,12 +53,12 @@ def test_the_list_names_every_tool_on_a_line_of_its_own():
 @pytest.mark.parametrize("name", commands())
 def test_help_says_what_a_tool_reads_and_writes_and_loads_nothing_heavy(name):
     command = [sys.executable, "-c", HELP, name]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert shown.returncode == 0 and shown.stdout.startswith("usage: python -m stages.tools")
-    assert commands()[name] in shown.stdout
-    assert re.search(r"\breads?\b", shown.stdout, flags=re.I)
-    assert re.search(r"\bwrites?\b", shown.stdout, flags=re.I)
-    assert not set(HEAVY) & set(shown.stderr.split())
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and result.stdout.startswith("usage: python -m stages.tools")
+    assert commands()[name] in result.stdout
+    assert re.search(r"\breads?\b", result.stdout, flags=re.I)
+    assert re.search(r"\bwrites?\b", result.stdout, flags=re.I)
+    assert not set(HEAVY) & set(result.stderr.split())
 
 
 def test_an_unknown_tool_is_an_error_with_the_nearest_name():

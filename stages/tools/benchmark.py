@@ -266,5 +266,5 @@ def as_responses(prompts, name: str, answers: list[tuple]):
 
     schema = dict.fromkeys(COLUMNS[4:], pl.String)
     columns = pl.DataFrame(answers, schema=schema, orient="row")
-    asked = prompts.select(pl.lit(name).alias("candidate"), pl.all())
-    return pl.concat([asked, columns], how="horizontal")
+    keys = prompts.select(pl.lit(name).alias("candidate"), pl.all())
+    return pl.concat([keys, columns], how="horizontal")

@@ -73,7 +73,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """The rows of `pairs` with the panel's `verdict` on `first`, by prompt_id.
 
-    `votes` has each member's preference in this order and in the other one; `asked` says whether
+    `votes` has each member's preference in this order and in the other one; `differ` says whether
     the answers differ, as equal ones are ties. Raises LibraError if a member's endpoint fails.
     """
     from stages.judging.panel import Question, opinions
@@ -95,7 +95,7 @@ def compare(
         for name, endpoint in panel.items()
     }
 
-    tie = {"votes": dict.fromkeys(panel, (TIE, TIE)), "asked": False, "verdict": TIE}
+    tie = {"votes": dict.fromkeys(panel, (TIE, TIE)), "differ": False, "verdict": TIE}
     compared = [row | tie for row in rows if row["first"] == row["second"]]
     for row, (forward, backward) in zip(different, orders, strict=True):
         first, second = row["first"], row["second"]
@@ -107,7 +107,7 @@ def compare(
             for name, opinion in opinions_of.items()
         }
         verdict = panel_verdict([vote(both) for both in votes.values()])
-        compared.append(row | {"votes": votes, "asked": True, "verdict": verdict})
+        compared.append(row | {"votes": votes, "differ": True, "verdict": verdict})
     return sorted(compared, key=lambda row: row["prompt_id"])
 
 
@@ -117,7 +117,7 @@ def as_table(rows: list[dict[str, Any]], names: tuple[str, str]):
 
     records = []
     for row in rows:
-        members = json.dumps(row["votes"], sort_keys=True) if row["asked"] else None
+        members = json.dumps(row["votes"], sort_keys=True) if row["differ"] else None
         records.append((*names, *(row[key] for key in KEYS), row["verdict"], members))
     columns = ("candidate", "other", *KEYS, "verdict", "members")
     return pl.DataFrame(records, schema=dict.fromkeys(columns, pl.String), orient="row")
