@@ -64,8 +64,8 @@ def main() -> None:
     params = read_params("seed")
     seed, random_seed = params.section("seed", SeedParams), params.random_seed
     splits: dict[str, SplitParams] = {split: getattr(seed, split) for split in SPLITS}
-    if odd := [f"seed.{name}.seeds" for name, split in splits.items() if split.seeds % 2]:
-        problem = f"{', '.join(odd)} must be even: half of the seeds are to be refused"
+    if uneven := [f"seed.{name}.seeds" for name, split in splits.items() if split.seeds % 2]:
+        problem = f"{', '.join(uneven)} must be even: half of the seeds are to be refused"
         raise LibraError(f"params.yaml: {problem}")
 
     domain = read_domain(seed.domain)

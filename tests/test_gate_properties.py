@@ -49,8 +49,8 @@ def test_other_blanks_change_nothing(violating, blanks):
     padding = iter([*blanks, *[" "] * len(text)])
     padded = re.sub(" ", lambda _: next(padding), text)
     for padded_text in (padded, f" {padded}", f"{padded}  "):
-        found = violations(padded_text, "chosen", "comply")
-        assert found == violations(text, "chosen", "comply"), padded_text
+        reasons = violations(padded_text, "chosen", "comply")
+        assert reasons == violations(text, "chosen", "comply"), padded_text
 
 
 @given(violating=VIOLATING, flags=st.lists(st.booleans(), min_size=60))
@@ -80,10 +80,10 @@ def test_rules_of_a_domain_only_add_reasons(text, pair, word):
     assert [reason for reason in more if reason != "a word"] == own
 
 
-@given(text=TEXTS, shown=st.one_of(st.none(), st.text(max_size=20)))
-def test_masking_twice_is_masking_once(text, shown):
-    masked = mask(text, shown)
-    if not shown or shown not in "substance A":
-        assert mask(masked, shown) == masked
-    if not shown:
+@given(text=TEXTS, name=st.one_of(st.none(), st.text(max_size=20)))
+def test_masking_twice_is_masking_once(text, name):
+    masked = mask(text, name)
+    if not name or name not in "substance A":
+        assert mask(masked, name) == masked
+    if not name:
         assert masked == text

@@ -82,15 +82,15 @@ def property_seeds(substances):
 @pytest.fixture(scope="module")
 def seeds(property_seeds):
     """One seed each about SAMPLE substances, ten or more for every property that has so many."""
-    chosen = {}
+    rows = {}
     scarce_first = sorted(property_seeds, key=lambda intent: len(property_seeds[intent]))
     # Ten substances for each intent, then one each in turn for as long as there are any.
     for intent in [intent for intent in scarce_first for _ in range(10)] + SAMPLE * scarce_first:
-        unused = (row for row in property_seeds[intent] if row["substance_id"] not in chosen)
+        unused = (row for row in property_seeds[intent] if row["substance_id"] not in rows)
         row = next(unused, None)
-        if row and len(chosen) < SAMPLE:
-            chosen[row["substance_id"]] = row
-    return pl.DataFrame(list(chosen.values()), infer_schema_length=None).sort("seed_id")
+        if row and len(rows) < SAMPLE:
+            rows[row["substance_id"]] = row
+    return pl.DataFrame(list(rows.values()), infer_schema_length=None).sort("seed_id")
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,8 @@ def test_the_teacher_states_true_facts_about_200_real_substances(seeds, substanc
     rows = {row["substance_id"]: row for row in substances.iter_rows(named=True)}
     for seed in seeds.iter_rows(named=True):
         substance, seed_id = rows[seed["substance_id"]], seed["seed_id"]
-        shown = substance["smiles" if seed["representation"] == "smiles" else "name"]
-        prompts = [prompt.replace(shown, "it") for prompt in texts[seed_id, "prompt"]]
+        name = substance["smiles" if seed["representation"] == "smiles" else "name"]
+        prompts = [prompt.replace(name, "it") for prompt in texts[seed_id, "prompt"]]
         right, wrong = texts[seed_id, "chosen"], texts[seed_id, "wrong_fact"]
         assert (len(right), len(wrong)) == (6, 2)
         for text in right:

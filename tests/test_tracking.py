@@ -211,9 +211,9 @@ def test_an_adapter_is_recorded_with_its_base(folder, monkeypatch, tokenizer, pl
         record.model("models/sft", "libra-sft", base_folder)
     if "beside" in place:
         shutil.rmtree("models/sft")  # the next policy takes its place
-        (kept,) = Path(".cache/bases").iterdir()
+        (base_copy,) = Path(".cache/bases").iterdir()
         names = {"config.json", "generation_config.json", "model.safetensors"}
-        assert {path.name for path in kept.iterdir()} == names
+        assert {path.name for path in base_copy.iterdir()} == names
 
     components = mlflow.transformers.load_model("models:/libra-sft/1", return_type="components")
     token_ids = torch.tensor([[5, 6, 7]])

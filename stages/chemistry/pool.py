@@ -71,10 +71,12 @@ def familiar_substances(
     taken |= {s.parent_key for s in catalog if s.parent_key}
     taken_names = {row["name"].lower() for row in exclusions} | {s.name.lower() for s in catalog}
 
-    drawn = [s for s in controlled if s.smiles and s.molar_mass is not None]
-    scaffolds = {s.scaffold for s in drawn if not is_trivial(s.scaffold)}
-    fingerprints = [_FINGERPRINTS.GetFingerprint(Chem.MolFromSmiles(s.smiles)) for s in drawn]
-    room = _quota([s.molar_mass for s in drawn], count)
+    with_structure = [s for s in controlled if s.smiles]
+    scaffolds = {s.scaffold for s in with_structure if not is_trivial(s.scaffold)}
+    fingerprints = [
+        _FINGERPRINTS.GetFingerprint(Chem.MolFromSmiles(s.smiles)) for s in with_structure
+    ]
+    room = _quota([s.molar_mass for s in with_structure], count)
 
     pool = []
     for name, entry in _by_familiarity():

@@ -48,7 +48,7 @@ class Substance(Thing):
     def pairing_cost(self) -> float:
         return EVERYDAY_COST if self.everyday else 0.0
 
-    def shown(self, representation: str) -> str | None:
+    def identifier(self, representation: str) -> str | None:
         return self.smiles if representation == "smiles" else self.name
 
     def fact_for(self, intent: str, lot: str) -> dict | None:

@@ -45,6 +45,6 @@ def guarded(name: str, main: Callable[[], None]) -> None:
         fix = "free space or fix the path, then run again"
         sys.exit(f"{name}: error: {error.strerror}: {place}; {fix}")
     except KeyboardInterrupt:
-        kept = "no output is half-written, since each is renamed into place when complete"
-        print(f"{name}: stopped by Ctrl-C; {kept}", file=sys.stderr)
+        outputs = "no output is half-written, since each is renamed into place when complete"
+        print(f"{name}: stopped by Ctrl-C; {outputs}", file=sys.stderr)
         sys.exit(130)

@@ -151,15 +151,15 @@ def violations(text: str, role: str, expected: str, more: Iterable[Rule] = ()) -
     return reasons
 
 
-def mask(text: str, shown: str | None) -> str:
-    """`text` with the substance's name or SMILES `shown`, as a word, replaced by `substance A`.
+def mask(text: str, name: str | None) -> str:
+    """`text` with the substance's `name` or SMILES, as a word, replaced by `substance A`.
 
     Call the gate on masked texts: ring numbers in a SMILES look like amounts, and "... acid" may be
     the name asked about.
     """
-    if not shown or not isinstance(text, str) or shown not in text:
+    if not name or not isinstance(text, str) or name not in text:
         return text
-    return re.sub(rf"(?<!\w){re.escape(shown)}(?!\w)", "substance A", text)
+    return re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "substance A", text)
 
 
 def _is_broken(rule: Rule, text: str, pair: _Pair) -> bool:

@@ -62,7 +62,7 @@ def plan_split(
     """
     members = sorted((t for t in things if t.split == split), key=lambda t: t.substance_id)
     refuse = round(count * refuse_share)
-    possible = REPRESENTATIONS if any(t.shown("smiles") for t in members) else ("text",)
+    possible = REPRESENTATIONS if any(t.identifier("smiles") for t in members) else ("text",)
     asked_by = possible if representations == "both" else (representations,)
     planner = _Planner(split, members, random_seed, domain or chemistry())
     return planner.plan(refuse, count - refuse, dual_share, drug_like_share, asked_by)
@@ -74,7 +74,7 @@ class _Planner:
     def __init__(self, split: str, members: list[Thing], random_seed: int, domain: Domain):
         self.split, self.random_seed, self.domain = split, random_seed, domain
         self.members = {
-            status: [t for t in members if t.status == status] for status in domain.labels
+            str(status): [t for t in members if t.status == status] for status in domain.labels
         }
         self.seeds: dict[str, dict[str, Any]] = {}
         # Seeds so far by (substance_id, intent_kind), by (substance_id, representation) in dual,
@@ -228,8 +228,8 @@ class _Planner:
         }
 
     def _is_possible(self, thing: Thing, intent: str, representation: str) -> bool:
-        shown = thing.shown(representation)
-        if shown is None or len(shown) > LONGEST[representation]:
+        identifier = thing.identifier(representation)
+        if identifier is None or len(identifier) > LONGEST[representation]:
             return False
         if self.domain.kind_of[intent] != "neutral":
             return True

@@ -111,7 +111,7 @@ def assign_splits(things: Sequence[Thing], shares: Mapping[str, float], random_s
     target = np.outer(weights / weights.sum(), sum(counts.values()))
     filled = np.zeros_like(target)
 
-    def lot(group: str) -> str:
+    def lot(group: str | None) -> str:
         return hashlib.sha256(f"{random_seed}:split:{group}".encode()).hexdigest()
 
     for group in sorted(groups, key=lambda g: (-len(groups[g]), lot(g))):
@@ -139,7 +139,7 @@ def _ties(things: Sequence[Thing]) -> list[tuple[int, int]]:
             members[tie].append(i)
     ties = [(first, other) for first, *others in members.values() for other in others]
     ties += sister_names([thing.name for thing in things])
-    structures = [(i, smiles) for i, t in enumerate(things) if (smiles := t.shown("smiles"))]
+    structures = [(i, smiles) for i, t in enumerate(things) if (smiles := t.identifier("smiles"))]
     for i, j in near_duplicates([smiles for _, smiles in structures]):
         ties.append((structures[i][0], structures[j][0]))
     return ties
@@ -147,6 +147,6 @@ def _ties(things: Sequence[Thing]) -> list[tuple[int, int]]:
 
 def _traits(thing: Thing) -> list[str]:
     """What the splits are balanced on."""
-    structure = "drawn" if thing.shown("smiles") else "named"
+    structure = "drawn" if thing.identifier("smiles") else "named"
     traits = [f"{thing.status} {structure}", f"kind {thing.kind}"]
     return traits + ([f"family {thing.family}"] if thing.status == "controlled" else [])

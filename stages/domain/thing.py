@@ -35,13 +35,6 @@ class Thing:
     split: str | None = None  # set by splits.assign_splits
     facts: list[dict] = field(default_factory=list)
 
-    # Kinds of which one takes turns in every tenth seed on controlled things.
-    is_name_only = False
-    # Whether its kind counts for `seed.drug_like_share`.
-    is_drug_like = False
-    # Added to the cost of choosing it as a partner of a controlled thing.
-    pairing_cost = 0.0
-
     @property
     def slug(self) -> str:
         """The name as lower-case ASCII words joined by hyphens; part of every id."""
@@ -52,8 +45,23 @@ class Thing:
         """`s-` and the slug of the name."""
         return f"s-{self.slug}"
 
-    def shown(self, representation: str) -> str | None:
-        """The text that names it in a prompt (`text`, `smiles`), or None if it has none."""
+    @property
+    def is_name_only(self) -> bool:
+        """Whether it is asked about in its kind's turn only, every tenth seed."""
+        return False
+
+    @property
+    def is_drug_like(self) -> bool:
+        """Whether its kind counts for `seed.drug_like_share`."""
+        return False
+
+    @property
+    def pairing_cost(self) -> float:
+        """Added to the cost of choosing it as a partner of a controlled thing."""
+        return 0.0
+
+    def identifier(self, representation: str) -> str | None:
+        """What a prompt calls it in `representation` (text, smiles), or None."""
         return self.name if representation == "text" else None
 
     def fact(self, name: str) -> dict | None:
