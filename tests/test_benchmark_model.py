@@ -107,7 +107,7 @@ def test_more_abstentions_than_allowed_are_an_error_after_the_row(project, monke
         run("careful", "--base-url", url, "--usd-per-million", 1, 2)
     message = end.value.code
     assert "of 96 verdicts abstain" in message and "\n" not in message
-    assert "where the members of judge.panel differ" in message
+    assert "if the members of judge.panel disagree" in message
     output = capsys.readouterr().out
     (row,) = [line.split() for line in output.splitlines() if line.startswith("> careful")]
     folder = project / ".cache/benchmark/careful"
