@@ -147,7 +147,7 @@ def test_a_file_that_can_t_be_imported_is_an_error_that_says_why(path, tmp_path)
     file.write_bytes(SQLITE_MAGIC + b"\xff" * 9000)
     with pytest.raises(LibraError, match=r"old.sqlite can't be read \(.*\); the file is damaged"):
         store_tool.run("import", file)
-    with pytest.raises(LibraError, match="missing.parquet is not here"):
+    with pytest.raises(LibraError, match="missing.parquet not found"):
         store_tool.run("import", tmp_path / "missing.parquet")
     with Store(path) as opened:
         assert opened.rows() == []
