@@ -119,10 +119,10 @@ class Batches:
         await self._take_all(stored)
         rest = {key: request for key, request in asked.items() if key not in stored}
         noted = self._store.batches(self._wire.endpoint.base_url)
-        batches = [await self._found(*batch) for batch in noted]
+        batches = [await self._with_id(*batch) for batch in noted]
         return rest, [batch for batch in batches if batch is not None]
 
-    async def _found(self, mark: str, server_id: str | None, keys: set[str]) -> Open | None:
+    async def _with_id(self, mark: str, server_id: str | None, keys: set[str]) -> Open | None:
         """A noted batch; one killed before its id was noted is found by its mark, or forgotten."""
         if server_id is None:
             server_id = await self._tried(lambda: self._marked(mark))
