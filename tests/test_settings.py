@@ -166,9 +166,10 @@ def test_only_a_run_that_asked_a_server_is_recorded(monkeypatch):
         tally.Tally.of(endpoint(url)) for url in ("offline", MODEL["base_url"], MODEL["base_url"])
     )
     offline.received, kept.from_store, sent.received, sent.wall_s = 5, 5, 7, 1.5
-    tally.log_run("judge", {"judge: rules": offline, "judge: words": kept})
+    tally.log_run("judge", {"judge: rules": offline})
     assert not records
-    tally.log_run("judge", {"judge: rules": offline, "judge: words": sent})
+    tally.log_run("judge", {"judge: rules": offline, "judge: words": sent, "judge: paper": kept})
     (stage, params), metrics = records
     assert stage == "judge" and params["judge.words"]["model"] == "m"
     assert metrics["judge.words"]["received"] == 7 and metrics["judge.words"]["wall_s"] == 1.5
+    assert (metrics["judge.paper"]["received"], metrics["judge.paper"]["from_store"]) == (0, 5)

@@ -85,23 +85,23 @@ class Tally:
 
 
 def log_run(stage: str, tallies: Mapping[str, Tally]) -> None:
-    """Log this run's part to MLflow, if a server was asked: else nothing is worth the import."""
-    sent = {
+    """Log this run's part to MLflow; what was answered in this process isn't worth the import."""
+    paid = {
         kind.replace(": ", "."): tally
         for kind, tally in tallies.items()
-        if tally.received and tally.base_url != OFFLINE
+        if tally.base_url != OFFLINE
     }
-    if not sent:
+    if not paid:
         return
 
     from stages.core import tracking
 
     params = {
         kind: {key: getattr(tally, key) for key in ("base_url", "model", "mode", "price")}
-        for kind, tally in sent.items()
+        for kind, tally in paid.items()
     }
     metrics = {
-        kind: {key: getattr(tally, key) for key in RUN_METRICS} for kind, tally in sent.items()
+        kind: {key: getattr(tally, key) for key in RUN_METRICS} for kind, tally in paid.items()
     }
     try:
         with tracking.run(stage, params, []) as record:
