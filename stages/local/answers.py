@@ -62,8 +62,8 @@ class LocalModel(Section):
     def __str__(self) -> str:
         return f"model {self.model}" + (f" at {self.revision}" if self.revision else "")
 
-    def held(self) -> dict[str, str | None]:
-        """How the weights are held in memory: keyword arguments of the loading functions."""
+    def load_kwargs(self) -> dict[str, str | None]:
+        """Keyword arguments of the functions that load weights."""
         return {"dtype": self.dtype, "attention": self.attention, "quantization": self.quantization}
 
 
@@ -78,7 +78,11 @@ def local_answers(
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # an unreachable hub is reported once, after the last try
-    kwargs = {**local.held(), "max_new_tokens": local.max_tokens, "batch_size": local.batch_size}
+    kwargs = {
+        **local.load_kwargs(),
+        "max_new_tokens": local.max_tokens,
+        "batch_size": local.batch_size,
+    }
     try:
         model_identity = identity(local.model, local.revision)
         return cached_answers(model_identity, lambda: _load(local), prompts, kwargs, label)
@@ -155,9 +159,9 @@ def _load(local: LocalModel) -> tuple:
 
     folder = Path(local.model)
     if (folder / adapters.ADAPTER).exists():
-        model = adapters.load_adapted(folder, trainable=False, **local.held())
+        model = adapters.load_adapted(folder, trainable=False, **local.load_kwargs())
     else:
-        model = pretrained.load_weights(local.model, local.revision, **local.held())
+        model = pretrained.load_weights(local.model, local.revision, **local.load_kwargs())
 
     kwargs = {
         "revision": local.revision or "main",
