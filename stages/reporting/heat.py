@@ -15,7 +15,7 @@ _DEEPEST = 0.8  # opacity, as on the page: dark text stays readable on it
 def draw_cells(rows: list[dict[str, Any]], names: list[str]) -> str:
     """SVG of `rows` (page.rows_of of cells.csv) for the candidates `names`, in that order."""
     width, height = _LEFT + _WIDE * len(names) + 14, _TOP + _HIGH * len(rows) + 14
-    parts = [text("% decided rightly", x=14, y=_TOP - 10, class_="axis")]
+    parts = [text("% handled correctly", x=14, y=_TOP - 10, class_="axis")]
     for column, name in enumerate(names):
         middle = _LEFT + _WIDE * (column + 0.5)
         first, _, rest = name.partition("_")  # `always_comply` on two lines
@@ -40,5 +40,5 @@ def draw_cells(rows: list[dict[str, Any]], names: list[str]) -> str:
             label = DASH if rate is None else percent(rate)
             parts.append(text(label, x=x + _WIDE / 2, y=y + 17, class_="rate"))
 
-    label = "Share of answers decided rightly, per cell and candidate"
+    label = "Share of answers handled correctly, per cell and candidate"
     return figure(parts, width, height, label, standalone=True)
