@@ -96,12 +96,16 @@ def policy_answers(name: str, prompts: list[str], section: RespondParams, model_
     """(answer, reasoning, finish_reason, error) of the policy in models/`name`, greedy."""
     from stages.training.policies import load_policy
 
-    folder, held = f"models/{name}", model_params.load_kwargs(trained=False)
-    kwargs = {**held, "max_new_tokens": section.max_new_tokens, "batch_size": section.batch_size}
+    folder, load_kwargs = f"models/{name}", model_params.load_kwargs(trained=False)
+    kwargs = {
+        **load_kwargs,
+        "max_new_tokens": section.max_new_tokens,
+        "batch_size": section.batch_size,
+    }
     return as_rows(
         cached_answers(
             identity(folder),
-            lambda: load_policy(folder, **held),
+            lambda: load_policy(folder, **load_kwargs),
             prompts,
             kwargs,
             f"respond: {name}",

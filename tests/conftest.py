@@ -23,7 +23,7 @@ settings.register_profile("libra", deadline=None, derandomize="CI" in os.environ
 settings.load_profile("libra")
 
 # Longest first, so that no worker ends with a long file while the other is idle.
-LONGEST = ("test_pipeline", "test_servers", "test_models")
+LONGEST = ("test_pipeline", "test_servers", "test_processes", "test_checkpoints", "test_adapters")
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from helpers.asking import (
     start,
     texts,
 )
-from stages.chat import schema, store
+from stages.chat import database, migrations, store
 from stages.chat.offline import last_user_text
 from stages.chat.store import Store
 from stages.core import cli
@@ -32,7 +32,7 @@ def path(tmp_path):
 def test_a_full_disk_stops_the_stage_and_keeps_what_was_there(path, monkeypatch):
     with on_port(make_app("m", last_user_text)) as url:
         ask_all(endpoint(url), texts(20), "disk")
-        opened = schema.open_database
+        opened = migrations.open_database
 
         def small(file):
             connection = opened(file)
@@ -40,10 +40,10 @@ def test_a_full_disk_stops_the_stage_and_keeps_what_was_there(path, monkeypatch)
             connection.execute(f"pragma max_page_count = {pages + 2}")
             return connection
 
-        monkeypatch.setattr(schema, "open_database", small)
+        monkeypatch.setattr(database, "open_database", small)
         with pytest.raises(LibraError, match="can't be stored in .*full.*free the disk"):
             ask_all(endpoint(url), texts(500), "disk")
-        monkeypatch.setattr(schema, "open_database", opened)
+        monkeypatch.setattr(database, "open_database", opened)
         assert len(ask_all(endpoint(url), texts(500), "disk")) == 500
 
 
@@ -72,7 +72,7 @@ def test_a_store_locked_by_another_process_is_one_line_and_loses_nothing(path, m
     served = Faults(make_app("m", last_user_text))
     with on_port(served) as url:
         ask_all(endpoint(url), texts(20), "locked")
-        monkeypatch.setattr(schema, "WAIT", 0.3)
+        monkeypatch.setattr(migrations, "WAIT", 0.3)
         with held(path) as output:
             assert output == "held\n"
             with pytest.raises(

@@ -11,7 +11,7 @@ import pytest
 
 from helpers.asking import ask_all, endpoint, make_app, on_port
 from helpers.stored import BODY, REPLY, keep_all, received
-from stages.chat import schema, store
+from stages.chat import migrations, store
 from stages.chat.client import Session
 from stages.chat.offline import last_user_text
 from stages.chat.protocol import ChatRequest
@@ -60,7 +60,7 @@ def test_the_first_reply_stays(path):
 
 
 def test_a_store_held_by_another_process_is_an_error_that_says_so(path, monkeypatch):
-    monkeypatch.setattr(schema, "WAIT", 0.1)
+    monkeypatch.setattr(migrations, "WAIT", 0.1)
     with Store(path) as opened:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("begin immediate")

@@ -15,7 +15,7 @@ from helpers.asking import ask_all, endpoint, make_app, on_port
 from helpers.dag import ROOT
 from helpers.old_stores import LAYOUTS, as_layout
 from helpers.stored import REPLY, URL, checkpoint, keep_all, received
-from stages.chat import schema
+from stages.chat import migrations
 from stages.chat.archives import import_file
 from stages.chat.budget import BudgetParams, OverBudget
 from stages.chat.client import Session
@@ -72,7 +72,7 @@ def test_a_store_is_migrated_with_all_its_tables(path):
     faults = {(run, stage, key): fault for run, stage, key, fault in after["used"]}
     assert faults.keys() == {*before["used"], *(row[:3] for row in before["unfit"])}
     assert {(*key, fault) for key, fault in faults.items() if fault} == set(before["unfit"])
-    assert after["version"] == [(len(schema.MIGRATIONS),)] and "unfit" not in after
+    assert after["version"] == [(len(migrations.MIGRATIONS),)] and "unfit" not in after
 
     with Store(path) as store:
         assert store.spent() == (20, 280, 5.0)
@@ -201,17 +201,18 @@ def test_of_two_processes_that_open_an_old_store_one_migrates_and_one_waits(path
     holder.execute("rollback")
     holder.close()
     assert [process.communicate(timeout=60)[0] for process in processes] == ["20\n", "20\n"]
-    assert contents(path)["version"] == [(len(schema.MIGRATIONS),)]
+    assert contents(path)["version"] == [(len(migrations.MIGRATIONS),)]
 
 
-@pytest.mark.parametrize("step", range(len(schema.MIGRATIONS) + 1))
+@pytest.mark.parametrize("step", range(len(migrations.MIGRATIONS) + 1))
 def test_a_kill_during_a_migration_leaves_the_old_store_whole(path, step):
     old_store(path, "0093d13" if step == 1 else TODAY)
     before = contents(path)
     code = (
-        OPEN + "import os; from stages.chat import schema; steps = list(schema.MIGRATIONS); "
+        OPEN
+        + "import os; from stages.chat import migrations; steps = list(migrations.MIGRATIONS); "
         "steps.insert(int(sys.argv[2]), lambda connection: os._exit(9)); "
-        "schema.MIGRATIONS = tuple(steps); Store(Path(sys.argv[1]))"
+        "migrations.MIGRATIONS = tuple(steps); Store(Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, str(path), str(step)]
     assert subprocess.run(command, cwd=ROOT).returncode == 9
@@ -227,7 +228,7 @@ def test_a_migration_that_fails_leaves_the_old_store_whole(path, monkeypatch):
     def full(connection):
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, full))
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, full))
     with pytest.raises(LibraError, match="can't be opened .*disk is full.*; free the disk"):
         Store(path)
     assert contents(path) == before

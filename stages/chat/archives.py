@@ -15,8 +15,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from stages.chat.migrations import advice, open_database
 from stages.chat.records import COLUMNS
-from stages.chat.schema import advice, open_database
 from stages.chat.store import Store
 from stages.core.errors import LibraError
 

@@ -1,8 +1,8 @@
 """The Batch API: many requests in one file, answered within a day at half the price.
 
     batches = Batches(wire, store, take, say)
-    await batches.send(asked, budget)   # one wave: submit, wait, take what came
-    await batches.fetch(asked)          # only what earlier waves bring: before asking online
+    await batches.send(requests, budget)   # one wave: submit, wait, take what came
+    await batches.fetch(requests)          # only what earlier waves bring: before asking online
 
 Any server with `/v1/files` and `/v1/batches` will do. A batch is noted in the reply store before
 the server gets it, under a mark that travels in its metadata. A killed run finds it again by the
@@ -40,7 +40,7 @@ Take = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 
 @dataclass
-class Asked:
+class BatchRequest:
     """A request that goes into a batch: its body, its likely cost, and how often it failed."""
 
     body: dict[str, Any]
@@ -67,34 +67,34 @@ class Batches:
     def __init__(self, wire: Wire, store: Store, take: Take, say: Callable[[str], None]):
         self._wire, self._store, self._take, self._say = wire, store, take, say
 
-    async def send(self, asked: Mapping[str, Asked], budget: Budget) -> None:
-        """Send `asked` (by reply key) in batches, or join those that hold them already.
+    async def send(self, requests: Mapping[str, BatchRequest], budget: Budget) -> None:
+        """Send `requests` (by reply key) in batches, or join those that hold them already.
 
         What failed for a reason that may pass, or did not fit the budget, is unanswered when this
         returns: call it again. Raises LibraError when a request fails for good or TRIES times, and
         OverBudget.
         """
         async with self._alone():
-            asked, under_way = await self._take_stored(asked)
+            requests, under_way = await self._take_stored(requests)
             in_batch = set().union(*(batch.keys for batch in under_way))
-            waiting = [key for key in asked if key not in in_batch]
+            waiting = [key for key in requests if key not in in_batch]
             if waiting:
-                waiting = waiting[: _room(budget, asked, len(asked) - len(waiting))]
+                waiting = waiting[: _room(budget, requests, len(requests) - len(waiting))]
             while waiting:
-                lines = self._lines(waiting, asked)
+                lines = self._lines(waiting, requests)
                 batch_keys, waiting = waiting[: len(lines)], waiting[len(lines) :]
                 under_way.append(await self._submit(batch_keys, b"\n".join(lines) + b"\n"))
-        await self._collect_all(under_way, asked)
+        await self._collect_all(under_way, requests)
 
-    async def fetch(self, asked: Mapping[str, Asked]) -> None:
-        """Take what batches brought of `asked`; wait for those that hold some: they are paid."""
+    async def fetch(self, requests: Mapping[str, BatchRequest]) -> None:
+        """Take what batches brought of `requests`; wait for those that hold some: they are paid."""
         async with self._alone():
-            asked, under_way = await self._take_stored(asked)
+            requests, under_way = await self._take_stored(requests)
         in_batch = set().union(*(batch.keys for batch in under_way))
-        if count := sum(key in in_batch for key in asked):
+        if count := sum(key in in_batch for key in requests):
             fix = "cancel it at the server to have the rest asked online"
             self._say(f"waiting for a batch with {count:,} of the requests, which is paid ({fix})")
-        await self._collect_all(under_way, asked)
+        await self._collect_all(under_way, requests)
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -112,12 +112,12 @@ class Batches:
             raise Stopped
 
     async def _take_stored(
-        self, asked: Mapping[str, Asked]
-    ) -> tuple[Mapping[str, Asked], list[Open]]:
-        """Take what other runs' batches brought. Returns the rest of `asked`, and open batches."""
-        stored = self._store.unasked(asked)
+        self, requests: Mapping[str, BatchRequest]
+    ) -> tuple[Mapping[str, BatchRequest], list[Open]]:
+        """Take what other runs' batches brought. Returns the other requests and open batches."""
+        stored = self._store.unasked(requests)
         await self._take_all(stored)
-        rest = {key: request for key, request in asked.items() if key not in stored}
+        rest = {key: request for key, request in requests.items() if key not in stored}
         noted = self._store.batches(self._wire.endpoint.base_url)
         batches = [await self._with_id(*batch) for batch in noted]
         return rest, [batch for batch in batches if batch is not None]
@@ -168,7 +168,7 @@ class Batches:
         for start in range(0, len(pairs), TOGETHER):
             await asyncio.gather(*(self._take(*pair) for pair in pairs[start : start + TOGETHER]))
 
-    def _lines(self, keys: list[str], asked: Mapping[str, Asked]) -> list[bytes]:
+    def _lines(self, keys: list[str], requests: Mapping[str, BatchRequest]) -> list[bytes]:
         """The first of `keys` as lines of a file, as many as one batch takes."""
         lines: list[bytes] = []
         size = 0
@@ -179,7 +179,7 @@ class Batches:
                 "custom_id": key,
                 "method": "POST",
                 "url": "/v1/chat/completions",
-                "body": self._wire.wording.apply(asked[key].body),
+                "body": self._wire.wording.apply(requests[key].body),
             }
             lines.append(json.dumps(line, ensure_ascii=False).encode())
             size += len(lines[-1]) + 1
@@ -213,24 +213,26 @@ class Batches:
         self._say(f"batch {server_id} of {len(keys):,} requests is submitted")
         return Open(mark, server_id, set(keys))
 
-    async def _collect_all(self, under_way: list[Open], asked: Mapping[str, Asked]) -> None:
+    async def _collect_all(
+        self, under_way: list[Open], requests: Mapping[str, BatchRequest]
+    ) -> None:
         for batch in under_way:
             try:
-                await self._collect(batch, asked)
+                await self._collect(batch, requests)
             except LibraError as error:
-                if batch.keys & asked.keys():
+                if batch.keys & requests.keys():
                     raise
                 self._say(
                     f"batch {batch.server_id}, of which nothing is asked for any more, "
                     f"is left at the server: {error}"
                 )
 
-    async def _collect(self, batch: Open, asked: Mapping[str, Asked]) -> None:
-        """Wait for a batch and take its completions of `asked`; the others are kept for later.
+    async def _collect(self, batch: Open, requests: Mapping[str, BatchRequest]) -> None:
+        """Wait for a batch and take its completions of `requests`; the others are kept for later.
 
-        One that holds nothing of `asked` isn't waited for.
+        One that holds nothing of `requests` isn't waited for.
         """
-        unanswered = {key: asked[key] for key in batch.keys if key in asked}
+        unanswered = {key: requests[key] for key in batch.keys if key in requests}
         server_batch = await self._wait(batch, wait=bool(unanswered))
         if server_batch is None:
             if unanswered:
@@ -275,7 +277,7 @@ class Batches:
             pause = min(pause * 1.5, POLL_LONGEST)
 
     async def _completions(
-        self, server_batch: dict[str, Any], keys: set[str], unanswered: dict[str, Asked]
+        self, server_batch: dict[str, Any], keys: set[str], unanswered: dict[str, BatchRequest]
     ) -> tuple[dict[str, dict[str, Any]], str | None]:
         """The completions that a finished batch brought, and an error that sending again meets too.
 
@@ -301,7 +303,7 @@ class Batches:
                     final_error = final_error or wire.status_message(result.status, result.error)
         return completions, final_error
 
-    def _count_try(self, unanswered: Mapping[str, Asked], reason: str) -> None:
+    def _count_try(self, unanswered: Mapping[str, BatchRequest], reason: str) -> None:
         """Count a try of each; raises LibraError when one has had all of its tries."""
         for request in unanswered.values():
             request.tries += 1
@@ -312,14 +314,14 @@ class Batches:
             )
 
 
-def _room(budget: Budget, asked: Mapping[str, Asked], under_way: int) -> int | None:
-    """How many of `asked` fit the budget beside those `under_way`; None for all of them.
+def _room(budget: Budget, requests: Mapping[str, BatchRequest], under_way: int) -> int | None:
+    """How many of `requests` fit the budget beside those `under_way`; None for all of them.
 
     Raises OverBudget if none fits and none is under way.
     """
-    count = len(asked)
-    tokens = sum(request.tokens for request in asked.values()) / count
-    usd = sum(request.usd for request in asked.values()) / count
+    count = len(requests)
+    tokens = sum(request.tokens for request in requests.values()) / count
+    usd = sum(request.usd for request in requests.values()) / count
     try:
         room = budget.room(tokens, usd)
     except OverBudget:

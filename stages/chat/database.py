@@ -7,21 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from stages.chat import schema
+from stages.chat.migrations import WAIT, advice, open_database
 from stages.core.errors import LibraError
 
 LOOKUP_CHUNK = 500  # keys in one query; SQLite takes at most 32,766
 
 
 class Database:
-    """An open file of schema.py; a context manager. Raises LibraError if it can't be used."""
+    """An open file of migrations.py; a context manager. Raises LibraError if it can't be used."""
 
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = schema.open_database(path)
+        self._connection = open_database(path)
         # A connection of its own: reads don't wait while a transaction is synced.
-        self._reader = sqlite3.connect(path, timeout=schema.WAIT, isolation_level=None)
+        self._reader = sqlite3.connect(path, timeout=WAIT, isolation_level=None)
         self._claims = open(path.with_name("replies.lock"), "wb")  # noqa: SIM115 (see __exit__)
 
     def __enter__(self) -> Self:
@@ -60,7 +60,7 @@ class Database:
             return self._reader.execute(query, tuple(values)).fetchall()
         except sqlite3.Error as error:
             raise LibraError(
-                f"stored replies can't be read from {self.path} ({error}); {schema.advice(error)}"
+                f"stored replies can't be read from {self.path} ({error}); {advice(error)}"
             ) from None
 
     @contextmanager
@@ -77,6 +77,6 @@ class Database:
             if not isinstance(error, sqlite3.Error):
                 raise
             raise LibraError(
-                f"{subject} can't be stored in {self.path} ({error}); {schema.advice(error)}. "
+                f"{subject} can't be stored in {self.path} ({error}); {advice(error)}. "
                 "What was stored before isn't requested again"
             ) from None

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from stages.chat.batches import Asked, Batches
+from stages.chat.batches import Batches, BatchRequest
 from stages.chat.budget import Budget, BudgetParams, OverBudget, Pricing, price_of
 from stages.chat.calls import Call, Row
 from stages.chat.kept import KeptReplies
@@ -131,8 +131,8 @@ class Sender:
             row.key: row for row in rows if row.reply is None and row.key not in searched
         }:
             searched |= left.keys()
-            asked = dict(zip(left, self._asked(left.values()), strict=True))
-            await self._batches(left, asked).fetch(asked)
+            requests = dict(zip(left, self._batch_requests(left.values()), strict=True))
+            await self._batches(left, requests).fetch(requests)
 
     async def _work(self, waiting: deque[Row]) -> None:
         """Ask for one row after another; the first error stops all but what is in flight."""
@@ -212,23 +212,23 @@ class Sender:
         return False
 
     async def _batched(self, rows: list[Row]) -> None:
-        asked: dict[str, Asked] = {}
+        requests: dict[str, BatchRequest] = {}
         self._in_batch = True
         while left := {row.key: row for row in rows if row.reply is None}:
-            tries = {key: request.tries for key, request in asked.items()}
-            asked = dict(zip(left, self._asked(left.values()), strict=True))
-            for key, request in asked.items():
+            tries = {key: request.tries for key, request in requests.items()}
+            requests = dict(zip(left, self._batch_requests(left.values()), strict=True))
+            for key, request in requests.items():
                 request.tries = tries.get(key, 0)
-            await self._batches(left, asked).send(asked, self._budget)
+            await self._batches(left, requests).send(requests, self._budget)
 
-    def _batches(self, rows: dict[str, Row], asked: dict[str, Asked]) -> Batches:
+    def _batches(self, rows: dict[str, Row], requests: dict[str, BatchRequest]) -> Batches:
         async def take(key: str, answer: dict[str, Any]) -> None:
-            if await self._keep_paid(rows[key], asked[key].body, answer):
+            if await self._keep_paid(rows[key], requests[key].body, answer):
                 self._bar.update()
 
         return Batches(self._wire, self._store, take, self._say)
 
-    def _asked(self, rows: Iterable[Row]) -> Iterator[Asked]:
+    def _batch_requests(self, rows: Iterable[Row]) -> Iterator[BatchRequest]:
         """The rows' bodies with their likely cost.
 
         That is the average of the kept replies, or, of too few, a reply of max_tokens.
@@ -243,7 +243,7 @@ class Sender:
             guess = len(canonical(body)) / characters if known else guess_asked(body)
             prompt = math.ceil(guess)
             usd = self._price.usd(prompt, completion, {}) if self._price else 0.0
-            yield Asked(body, prompt + completion, usd)
+            yield BatchRequest(body, prompt + completion, usd)
 
     def _say(self, text: str) -> None:
         self._bar.set_postfix_str(text)

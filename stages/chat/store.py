@@ -4,7 +4,7 @@
         store.find([key])                # {key: StoredReply}
         await store.keep(key, received)  # returns once the reply is on disk
 
-`python -m stages.tools store` shows what is in it; schema.py has the tables.
+`python -m stages.tools store` shows what is in it; migrations.py has the tables.
 
 SQLite runs in WAL mode, so that two runs can share the file. Replies are written in groups, and
 each group is synced before its replies count as received. An unusable reply (cut off, not of its
@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.chat import schema
+from stages.chat import migrations
 from stages.chat.batch_records import BatchRecords
 from stages.chat.protocol import is_completion
 from stages.chat.records import COLUMNS, ReceivedReply, Spent, StoredReply
@@ -126,7 +126,7 @@ class Store(BatchRecords):
         except sqlite3.Error:
             return False
         finally:
-            self._connection.execute(f"pragma busy_timeout = {1000 * schema.WAIT:.0f}")
+            self._connection.execute(f"pragma busy_timeout = {1000 * migrations.WAIT:.0f}")
         return True
 
     def add(self, rows: list[tuple], used: Sequence[tuple[str, str]] = ()) -> int:

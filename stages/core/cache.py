@@ -89,5 +89,5 @@ class TableCache:
             for old in by_age[: -self._keep] if self._keep else []:
                 old.unlink(missing_ok=True)
         except (OSError, pl.exceptions.PolarsError) as error:
-            what = f"warning: {path} can't be written ({error}); the next run computes it again"
-            print(what, file=sys.stderr)
+            message = f"warning: {path} can't be written ({error}); the next run computes it again"
+            print(message, file=sys.stderr)

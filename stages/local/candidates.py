@@ -111,6 +111,6 @@ def responses_table(prompts, answers: Mapping[str, list[tuple]]):
     parts = []
     for name, rows in answers.items():
         table = pl.DataFrame(rows, schema=dict.fromkeys(ANSWER, pl.String), orient="row")
-        asked = prompts.select(pl.lit(name).alias("candidate"), pl.all())
-        parts.append(pl.concat([asked, table], how="horizontal"))
+        columns = prompts.select(pl.lit(name).alias("candidate"), pl.all())
+        parts.append(pl.concat([columns, table], how="horizontal"))
     return pl.concat(parts).select(COLUMNS)

@@ -171,10 +171,10 @@ class Checkpoints(TrainerCallback):
         for other in self._folder.glob("checkpoint-*"):
             if str(other) != self._last:
                 shutil.rmtree(other, ignore_errors=True)
-        kept = "without one" if self._last is None else f"{Path(self._last).name} stays"
+        previous = "without one" if self._last is None else f"{Path(self._last).name} stays"
         self._log(
             f"warning: {checkpoint} can't be written ({faults[0]}; is the disk full?); "
-            f"training continues, {kept}"
+            f"training continues, {previous}"
         )
 
     def _log(self, message: str) -> None:
