@@ -97,20 +97,15 @@ def policy_answers(name: str, prompts: list[str], section: RespondParams, model_
     from stages.training.policies import load_policy
 
     folder, load_kwargs = f"models/{name}", model_params.load_kwargs(trained=False)
-    kwargs = {
-        **load_kwargs,
-        "max_new_tokens": section.max_new_tokens,
-        "batch_size": section.batch_size,
-    }
-    return as_rows(
-        cached_answers(
-            identity(folder),
-            lambda: load_policy(folder, **load_kwargs),
-            prompts,
-            kwargs,
-            f"respond: {name}",
-        )
+    kwargs = load_kwargs | section.model_dump(include={"max_new_tokens", "batch_size"})
+    answers = cached_answers(
+        identity(folder),
+        lambda: load_policy(folder, **load_kwargs),
+        prompts,
+        kwargs,
+        f"respond: {name}",
     )
+    return as_rows(answers)
 
 
 def as_rows(answers: list[tuple[str, str]]) -> list[tuple]:

@@ -23,7 +23,15 @@ settings.register_profile("libra", deadline=None, derandomize="CI" in os.environ
 settings.load_profile("libra")
 
 # Longest first, so that no worker ends with a long file while the other is idle.
-LONGEST = ("test_pipeline", "test_servers", "test_processes", "test_checkpoints", "test_adapters")
+LONGEST = (
+    "test_pipeline",
+    "test_processes",
+    "test_servers",
+    "test_experiments",
+    "test_training",
+    "test_checkpoints",
+    "test_same_bytes",
+)
 
 
 @pytest.fixture(autouse=True)

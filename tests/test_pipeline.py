@@ -20,7 +20,7 @@ from stages.chat import store
 from stages.tools import store as command
 row = ("k", "craft", "http://h/v1", "m", 0, "{}", "{}", None, 1, 1, None, 0)
 with store.Store(store.store_path()) as replies:
-    replies.take([row])
+    replies.add_unpaid([row])
 command.main(["export", "data/replies/v1.parquet"])
 """
 CANDIDATES = {"sft", "dpo", "always_refuse", "always_comply", "ngram_guard", "teacher"}
