@@ -21,11 +21,11 @@ repro: $(VENV)/installed  ## run the whole pipeline: data, models, results
 	$(ACTIVE) python -m stages.tools check
 	$(ACTIVE) dvc repro
 
-estimate: $(VENV)/installed  ## what a run would ask of chat models, and its cost, before anything is sent
+estimate: $(VENV)/installed  ## what a run would ask of chat models, and its cost
 	$(ACTIVE) python -m stages.tools check
 	$(ACTIVE) dvc repro --quiet seed && python -m stages.tools estimate
 
-benchmark: model-named $(VENV)/installed  ## measure MODEL (folder, hub id, or name at BASE_URL); LIMIT=prompts
+benchmark: model-named $(VENV)/installed  ## measure MODEL (folder, hub id, name at BASE_URL)
 	$(ACTIVE) python -m stages.tools benchmark "$(MODEL)" \
 	  $(if $(BASE_URL),--base-url "$(BASE_URL)") $(if $(LIMIT),--limit "$(LIMIT)") \
 	  $(if $(OUT),--out "$(OUT)") $(ARGS)
@@ -33,7 +33,7 @@ benchmark: model-named $(VENV)/installed  ## measure MODEL (folder, hub id, or n
 ablations: $(VENV)/installed  ## run the paper's ablations as experiments (an hour); ARGS=--quick
 	$(ACTIVE) python -m stages.tools ablations $(ARGS)
 
-report: $(VENV)/installed  ## rebuild data/eval/report.html and the README's figures from the results
+report: $(VENV)/installed  ## rebuild the report page and the README's figures
 	@test -f data/eval/responses.parquet || \
 	  { echo "error: there are no results yet; run \`make repro\` first" >&2; exit 1; }
 	$(ACTIVE) dvc repro --single-item report
@@ -60,7 +60,7 @@ version-named:
 	@test -n "$(VERSION)" || { echo "error: which version? \`make release VERSION=v1.0.0\`;" \
 	  "CHANGELOG.md has those that exist" >&2; exit 1; }
 
-lock: ## resolve pyproject.toml from scratch into requirements.lock (newest versions that fit together)
+lock: ## resolve pyproject.toml into requirements.lock, newest versions
 	rm -rf .cache/lock-venv && $(PYTHON) -m venv .cache/lock-venv
 	.cache/lock-venv/bin/pip install --quiet --upgrade --upgrade-strategy eager '.[test]'
 	.cache/lock-venv/bin/pip check
