@@ -1,5 +1,7 @@
 """Phase 3: cross every seed's prompts, chosen and rejected answers into preference triplets.
 
+    python -m stages.combine
+
 Reads   data/rephrasings.parquet, data/seeds.parquet
 Writes  data/triplets.parquet, one row per triplet
 Params  combine

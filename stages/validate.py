@@ -42,7 +42,7 @@ FIX = (
 
 
 class ValidateParams(Section):
-    probe_limit: float = Field(ge=0.5, le=1.0)
+    probe_limit: float = Field(ge=0.5, le=1.0)  # highest accuracy of a label probe
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def file_digest(path: Path) -> str:
 
 
 def files_in(path: Path) -> list[Path]:
-    """All files below a folder, sorted, without what Python compiled; a file is itself."""
+    """All files below a folder, sorted, without `__pycache__`; a file gives itself."""
     if not path.is_dir():
         return [path]
     files = (file for file in path.rglob("*") if "__pycache__" not in file.parts)

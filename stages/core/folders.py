@@ -1,4 +1,4 @@
-"""Folders for what is no output of a stage: records, caches, the reply store.
+"""Folders for files that are not stage outputs: records, caches, the reply store.
 
 `dvc exp run --queue` works in a temporary copy; DVC_ROOT is the project it belongs to.
 """
