@@ -48,10 +48,11 @@ class ValidateParams(Section):
 def main() -> None:
     import polars as pl
 
+    from stages.core.cache import file_digest
     from stages.core.progress import counter
     from stages.core.tables import write_json, write_text
     from stages.dataset.card import card
-    from stages.dataset.checksums import NAME, file_digest, sums
+    from stages.dataset.checksums import NAME, sums
     from stages.dataset.contract import COLUMNS
     from stages.dataset.croissant import croissant
     from stages.dataset.publish import publish, write_split
@@ -76,12 +77,10 @@ def main() -> None:
 
         publish(write, RELEASE)
         bar.update()
-    counts = {
-        split: pl.scan_parquet(RELEASE / f"{split}.parquet").select(pl.len()).collect().item()
-        for split in SPLITS
-    }
-    by_split = ", ".join(f"{split} {count:,}" for split, count in counts.items())
-    print(f"validate: {sum(counts.values()):,} valid triplets ({by_split}) written to {RELEASE}")
+    files = [RELEASE / f"{split}.parquet" for split in SPLITS]
+    sizes = [pl.scan_parquet(file).select(pl.len()).collect().item() for file in files]
+    listing = ", ".join(f"{split} {rows:,}" for split, rows in zip(SPLITS, sizes, strict=True))
+    print(f"validate: {sum(sizes):,} valid triplets ({listing}) written to {RELEASE}")
     for scope in ("dual", "overall"):
         accuracies = ", ".join(f"{name} {accuracy}" for name, accuracy in probes[scope].items())
         print(f"validate: balanced accuracy of the label probes ({scope}): {accuracies}")

@@ -60,7 +60,7 @@ def test_an_empty_cell_is_named_unless_it_may_be_empty(path, rows, data):
     write(path, damaged)
     with pytest.raises(LibraError) as error:
         read_rows(path, COLUMNS)
-    place = f"line {line_of(damaged, index)} ("
+    place = f"line {line_of(damaged, index)}" + (" (" if column else ",")
     assert place in str(error.value)
     assert str(error.value).endswith(f"column {COLUMNS[column]}: the cell is empty")
     assert read_rows(path, COLUMNS, may_be_empty=COLUMNS)[index][COLUMNS[column]] == ""

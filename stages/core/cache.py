@@ -9,6 +9,7 @@ Files are in `.cache/` of the project's real folder. Nothing in them was paid fo
 deleted at any time.
 """
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -30,10 +31,10 @@ def content_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes. Raises OSError."""
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """SHA-256 (or another hash, by hashlib's name) of a file's bytes, in hex. Raises OSError."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def files_in(path: Path) -> list[Path]:
@@ -85,9 +86,14 @@ class TableCache:
         path = self.path(key)
         try:
             write_atomically(path, table.write_parquet)
-            by_age = sorted(path.parent.glob("*.parquet"), key=lambda file: file.stat().st_mtime)
-            for old in by_age[: -self._keep] if self._keep else []:
-                old.unlink(missing_ok=True)
         except (OSError, pl.exceptions.PolarsError) as error:
             message = f"warning: {path} can't be written ({error}); the next run computes it again"
             print(message, file=sys.stderr)
+            return
+        if self._keep is None:
+            return
+
+        with contextlib.suppress(FileNotFoundError):  # another process drops tables as well
+            by_age = sorted(path.parent.glob("*.parquet"), key=lambda file: file.stat().st_mtime)
+            for old in by_age[: -self._keep]:
+                old.unlink(missing_ok=True)

@@ -31,8 +31,8 @@ def read_rows(
     `hint` completes the error for a missing file; by default it is how to restore one from Git.
 
     Raises LibraError for a file that is missing, isn't UTF-8 or isn't CSV, a missing or repeated
-    column, a row with too few or too many cells, a cell with surrounding blanks, and an empty cell
-    outside of `may_be_empty`.
+    column, a row with too few or too many cells, and of `columns` a cell with surrounding blanks,
+    and an empty one outside of `may_be_empty`.
     """
     reader = csv.reader(io.StringIO(_read_text(path, hint), newline=""), strict=True)
     rows = []
@@ -58,7 +58,8 @@ def read_rows(
 def row_error(path: Path, row: Row, column: str, problem: str) -> LibraError:
     """The error to raise for a cell: where it is (the first cell names the row), and `problem`."""
     name = _one_line(next(iter(row.values())))
-    return LibraError(f"{path}, line {row.line} ({name}), column {column}: {problem}")
+    place = f"{path}, line {row.line}" + (f" ({name})" if name else "")
+    return LibraError(f"{place}, column {column}: {problem}")
 
 
 def _read_text(path: Path, hint: str) -> str:

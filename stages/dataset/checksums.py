@@ -1,17 +1,11 @@
 """SHA256SUMS of a released folder, in the format of `sha256sum -c SHA256SUMS`."""
 
-import hashlib
 from pathlib import Path
 
+from stages.core.cache import file_digest
 from stages.core.errors import LibraError
 
 NAME = "SHA256SUMS"
-
-
-def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """The SHA-256 (or `md5`) of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def sums(folder: Path) -> str:

@@ -12,7 +12,7 @@ Source: https://docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html
 
 from pathlib import Path
 
-from stages.dataset.checksums import file_digest
+from stages.core.cache import file_digest
 from stages.domain.description import CHEMISTRY, PRECURSOR, Domain
 from stages.domain.splits import SPLITS
 
