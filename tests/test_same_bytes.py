@@ -70,6 +70,6 @@ def test_instructions_are_set_whatever_the_environment_says(monkeypatch):
     same_instructions()
     assert {name: os.environ[name] for name in PINNED} == {
         "ATEN_CPU_CAPABILITY": "avx2",
-        "MKL_CBWR": "AVX2",
+        "MKL_CBWR": "AVX2,STRICT",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
     }

@@ -58,7 +58,7 @@ def same_instructions() -> None:
     ):
         os.environ |= {
             "ATEN_CPU_CAPABILITY": "avx2",
-            "MKL_CBWR": "AVX2",
+            "MKL_CBWR": "AVX2,STRICT",
             "ONEDNN_MAX_CPU_ISA": "AVX2",
         }
 
